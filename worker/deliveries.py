@@ -1,0 +1,91 @@
+"""The nouns that travel through the worker: a delivery in, an outcome out.
+
+Frozen values without behaviour of their own. Settling, counting and reporting all read the same
+`Outcome`, so they cannot disagree. Knows neither AMQP nor SQLite.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One hand-over of a message by the broker."""
+
+    body: bytes
+    tag: int = 0
+    """The delivery tag: means something only on the channel that delivered it."""
+    routing_key: str = ""
+    content_type: str | None = None
+    redelivered: bool = False
+    """The broker's hint that somebody may have had it before; never a proof."""
+    headers: Mapping[str, object] = field(default_factory=dict)
+    properties: Mapping[str, object] = field(default_factory=dict)
+    """AMQP properties that a dead letter keeps, by name (`message_id`, `timestamp` ...)."""
+
+
+class Reason(StrEnum):
+    """Why a message was rejected for good, in the words of logs, headers and metrics."""
+
+    NOT_JSON = "not_json"
+    BAD_ENVELOPE = "bad_envelope"
+    UNKNOWN_KIND = "unknown_kind"
+    BAD_PAYLOAD = "bad_payload"
+    ID_CONFLICT = "id_conflict"
+    TOO_LARGE = "too_large"
+    HANDLER_FAILED = "handler_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A message will never be applied: the machine's word and a person's sentence for why."""
+
+    reason: Reason
+    detail: str
+
+
+class Verdict(StrEnum):
+    """What became of a message."""
+
+    APPLIED = "applied"
+    LATE = "late"
+    """Applied, in its place before messages that had been applied already."""
+    DUPLICATE = "duplicate"
+    ORPHAN = "orphan"
+    """In the log, but its event was never planned, so there is no row."""
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was decided about one delivery; committed already, except for a rejection."""
+
+    delivery: Delivery
+    verdict: Verdict
+    rejected: Rejected | None = None
+    """Set exactly when the verdict is `REJECTED`."""
+    kind: str | None = None
+    event_id: str | None = None
+    message_id: str | None = None
+    """The last three are None where the delivery could not be decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one committed batch did, for the log and the metrics."""
+
+    verdicts: Mapping[Verdict, int]
+    rejections: tuple[Outcome, ...]
+    commit_seconds: float
+    """From the first decoded message to the end of COMMIT."""
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], commit_seconds: float) -> "BatchReport":
+        """Count the outcomes of one batch."""
+        return cls(
+            verdicts=Counter(outcome.verdict for outcome in outcomes),
+            rejections=tuple(o for o in outcomes if o.verdict is Verdict.REJECTED),
+            commit_seconds=commit_seconds,
+        )

@@ -1,0 +1,43 @@
+"""Errors that an operator sees: what happened, to which file or entity, and what to do about it.
+
+A fault of one message is never an exception here; it is a `Rejected` value (`deliveries.py`).
+Whatever is neither is a bug and shows its traceback.
+"""
+
+
+class WorkerError(Exception):
+    """The house is not as it must be; `hint` says what to do about it."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        """Keep the two sentences apart, so that tables and log lines can show them apart."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Give both sentences, as the log, `check` and the CLI print them."""
+        return f"{self.message} Hint: {self.hint}"
+
+
+class RegistrationError(WorkerError):
+    """A handler or projection cannot be registered; raised while its module is imported."""
+
+
+class StoreUnavailable(WorkerError):
+    """The database cannot commit now: locked, full or failing. No message is at fault."""
+
+
+class StoreUnusable(WorkerError):
+    """The database cannot be used by this worker at all, and waiting will not change that."""
+
+
+class WriterLocked(WorkerError):
+    """Another process writes this database."""
+
+
+class BrokerRefused(WorkerError):
+    """The broker answers and says no: credentials, permissions, or an entity that differs."""
+
+
+class SessionLost(WorkerError):
+    """The session with the broker has ended; its deliveries are the broker's again."""

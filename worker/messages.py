@@ -1,0 +1,205 @@
+"""The wire: what a message is, and what is wrong with a delivery that is none.
+
+Turns bytes into a typed `Message` or a `Rejected` value; raises nothing. Knows no AMQP, no SQL and
+no kind: which kinds there are comes from the registry, as one pydantic union.
+"""
+
+import json
+import re
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from worker.deliveries import Delivery, Reason, Rejected
+
+INT64_MAX = 2**63 - 1
+INT64_MIN = -(2**63)
+DETAIL_MAX_ERRORS = 3
+
+# ISO 8601 as publishers write it. datetime.fromisoformat alone would also take week dates, bare
+# dates and, from Python 3.13 on, hour 24: the same message must mean the same on every version.
+_DATE_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]([01]\d|2[0-3]):\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?", re.ASCII
+)
+# An escaped U+0000 is a backslash before "u0000" that is not itself escaped. SQLite's own text
+# functions stop at U+0000 (sqlite.org/nulinstr.html), so no text may hold one.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_JSON_TYPE = re.compile(r"(application|text)/([\w.+-]+\+)?json", re.IGNORECASE)
+
+
+def _utc(text: str) -> str:
+    if not _DATE_TIME.fullmatch(text):
+        raise ValueError("must be an ISO 8601 date-time, such as 2026-04-27T10:39:03.120Z")
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is not None:
+        try:
+            moment = moment.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("must lie in the years 1 to 9999 in UTC") from None
+    return _text(moment)
+
+
+def _text(moment: datetime) -> str:
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def now() -> str:
+    """Give the worker's own clock as a `Timestamp`; no projection may ever read it."""
+    return _text(datetime.now(UTC))
+
+
+Timestamp = Annotated[str, AfterValidator(_utc)]
+"""A moment as UTC text of fixed width, `2026-04-27T10:39:03.120000Z`: text order is time order.
+
+Taken from any ISO 8601 date-time; one without an offset is UTC; digits beyond microseconds are cut.
+"""
+
+Identifier = Annotated[str, Field(min_length=1)]
+
+
+class Payload(BaseModel):
+    """What a kind of message says; every kind derives its own model from this one."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    event_id: Identifier
+
+
+P = TypeVar("P", bound=Payload)
+
+
+class Message(BaseModel, Generic[P]):
+    """One fact about one event, as its publisher stated it."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=255)]
+    kind: str
+    occurred_at: Timestamp
+    sequence: Annotated[int, Field(ge=0, le=INT64_MAX)] = 0
+    payload: P
+
+    @property
+    def event_id(self) -> str:
+        """The stream to which this message belongs."""
+        return self.payload.event_id
+
+
+AnyMessage = Message[Payload]
+Wire = TypeAdapter[AnyMessage]
+"""The union of all registered kinds; `Registry.wire` builds it."""
+
+
+def canonical_json(value: object) -> str:
+    """One text for one JSON value: sorted keys, no spaces."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def same_content(one: str, other: str) -> bool:
+    """Tell whether two bodies say the same, whatever their spaces and the order of their keys."""
+    return one == other or canonical_json(json.loads(one)) == canonical_json(json.loads(other))
+
+
+def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejected:
+    """Give the message in a delivery, or why there is none.
+
+    `max_bytes` bounds the body before anything reads it. What is accepted can be stored: no lone
+    surrogate, U+0000, NaN or number beyond 64 bits is left anywhere in it.
+    """
+    body = delivery.body
+    if len(body) > max_bytes:
+        detail = f"The body has {len(body):,} bytes; at most {max_bytes:,} are taken."
+        return Rejected(Reason.TOO_LARGE, detail)
+    if not _is_json_type(delivery.content_type):
+        detail = f"The content type is {delivery.content_type!r}; send application/json or none."
+        return Rejected(Reason.NOT_JSON, detail)
+    if not body:
+        return Rejected(Reason.NOT_JSON, "The body is empty.")
+    try:
+        message = wire.validate_json(body)
+        _STRICT.decode(body.decode())
+    except ValidationError as error:
+        return _rejection(error)
+    except ValueError as error:
+        return Rejected(Reason.NOT_JSON, str(error))
+    if _NUL.search(body):
+        return Rejected(Reason.NOT_JSON, "A string holds U+0000, which the database cannot keep.")
+    return message
+
+
+def _is_json_type(content_type: str | None) -> bool:
+    if not content_type:
+        return True
+    return _JSON_TYPE.fullmatch(content_type.partition(";")[0].strip()) is not None
+
+
+def _rejection(error: ValidationError) -> Rejected:
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    match first["type"]:
+        case "json_invalid":
+            return Rejected(Reason.NOT_JSON, f"{first['msg']}.")
+        case "union_tag_invalid" if isinstance(kind := first["input"].get("kind"), str):
+            known = first["ctx"]["expected_tags"].replace("'", "")
+            return Rejected(
+                Reason.UNKNOWN_KIND, f"No handler for kind {kind[:255]!r}. Known kinds: {known}."
+            )
+        case "union_tag_invalid":
+            return Rejected(Reason.BAD_ENVELOPE, "kind: Input should be a valid string.")
+        case "union_tag_not_found":
+            return Rejected(Reason.BAD_ENVELOPE, "kind: Field required.")
+    # The location is (kind, field of the envelope, field of the payload ...).
+    is_in_payload = all(e["loc"][1:2] == ("payload",) and len(e["loc"]) > 2 for e in errors)
+    detail = "; ".join(map(_sentence, errors[:DETAIL_MAX_ERRORS]))
+    return Rejected(Reason.BAD_PAYLOAD if is_in_payload else Reason.BAD_ENVELOPE, f"{detail}.")
+
+
+def _sentence(error: ErrorDetails) -> str:
+    field = ".".join(str(part) for part in error["loc"][1:])
+    return f"{field or 'body'}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"The key {twice[:255]!r} stands twice in one object.")
+    return members
+
+
+def _int64(digits: str) -> int:
+    # 19 digits and a sign hold every 64-bit number; int() of much longer text costs quadratic time.
+    if len(digits) > 20 or not INT64_MIN <= int(digits) <= INT64_MAX:
+        raise ValueError(f"The number {digits[:20]}... does not fit into 64 bits.")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        raise ValueError(f"The number {digits[:40]} is beyond a double.")
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON (RFC 8259, section 6).")
+
+
+# pydantic's parser keeps the last of two equal keys and takes NaN and integers of any size within
+# untyped values. Its own limits (depth, surrogates, UTF-8) have been enforced before this one runs.
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_int64,
+    parse_float=_finite,
+    parse_constant=_refuse_constant,
+)

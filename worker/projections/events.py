@@ -1,0 +1,177 @@
+"""The events of chats: which are planned, which are going on, how the others ended.
+
+The whole domain: payloads, handlers, the table and its reads. Knows nothing of delivery, order or
+crashes; a handler says what one message means.
+"""
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from worker.messages import Identifier, Message, Payload, Timestamp, canonical_json
+from worker.registry import on, projection
+from worker.store.connection import Reader
+from worker.store.transaction import Row, Transaction
+
+Status = Literal["planned", "active", "completed", "cancelled", "expired"]
+
+# kind                    the row's status becomes    from
+# event_planned           planned                     no row
+# event_started           active                      planned, active
+# event_completed         completed                   planned, active
+# event_cancelled         cancelled                   planned, active
+# event_expired           expired                     planned, active
+# event_status_reverted   its prior_status            any
+ONGOING: tuple[Status, ...] = ("planned", "active")
+
+projection(
+    table="events",
+    version=1,
+    schema=(
+        """
+        CREATE TABLE events (
+            event_id     TEXT NOT NULL PRIMARY KEY,
+            chat_id      TEXT NOT NULL,
+            kind         TEXT NOT NULL,  -- the event's own kind, not a message's
+            status       TEXT NOT NULL,
+            props_json   TEXT NOT NULL,
+            planned_for  TEXT,
+            started_at   TEXT,
+            completed_at TEXT,           -- when it ended, however it ended
+            created_at   TEXT NOT NULL,  -- occurred_at of the message that inserted the row
+            updated_at   TEXT NOT NULL   -- and of the last that changed it
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX events_of_chat ON events (chat_id, status, created_at, event_id)",
+    ),
+)
+
+
+class Planned(Payload):
+    """An event is planned in a chat."""
+
+    chat_id: Identifier
+    kind: Identifier
+    props: dict[str, Any] = Field(default_factory=dict)
+    planned_for: Timestamp | None = None
+
+
+class Started(Payload):
+    """An event begins."""
+
+    started_at: Timestamp | None = None
+
+
+class Ended(Payload):
+    """An event ends: completed, cancelled or expired, which the message's kind says."""
+
+    completed_at: Timestamp | None = None
+
+
+class StatusReverted(Payload):
+    """The turn that changed the status was regenerated; the status is what it was before."""
+
+    prior_status: Status
+
+
+@on("event_planned")
+async def planned(tx: Transaction, message: Message[Planned]) -> None:
+    event = message.payload
+    await tx.execute(
+        """
+        INSERT INTO events (event_id, chat_id, kind, status, props_json, planned_for,
+                            created_at, updated_at)
+        VALUES (?, ?, ?, 'planned', ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING
+        """,
+        (
+            event.event_id,
+            event.chat_id,
+            event.kind,
+            canonical_json(event.props),
+            event.planned_for,
+            message.occurred_at,
+            message.occurred_at,
+        ),
+    )
+
+
+@on("event_started")
+async def started(tx: Transaction, message: Message[Started]) -> None:
+    await tx.execute(
+        """
+        UPDATE events SET status = 'active', started_at = ?, updated_at = ?
+        WHERE event_id = ? AND status IN ('planned', 'active')
+        """,
+        (message.payload.started_at, message.occurred_at, message.event_id),
+    )
+
+
+@on("event_completed")
+async def completed(tx: Transaction, message: Message[Ended]) -> None:
+    await end(tx, message, "completed")
+
+
+@on("event_cancelled")
+async def cancelled(tx: Transaction, message: Message[Ended]) -> None:
+    await end(tx, message, "cancelled")
+
+
+@on("event_expired")
+async def expired(tx: Transaction, message: Message[Ended]) -> None:
+    await end(tx, message, "expired")
+
+
+@on("event_status_reverted")
+async def status_reverted(tx: Transaction, message: Message[StatusReverted]) -> None:
+    await tx.execute(
+        "UPDATE events SET status = ?, updated_at = ? WHERE event_id = ?",
+        (message.payload.prior_status, message.occurred_at, message.event_id),
+    )
+
+
+async def end(tx: Transaction, message: Message[Ended], status: Status) -> None:
+    """End an event that has not ended yet."""
+    await tx.execute(
+        """
+        UPDATE events SET status = ?, completed_at = ?, updated_at = ?
+        WHERE event_id = ? AND status IN ('planned', 'active')
+        """,
+        (status, message.payload.completed_at, message.occurred_at, message.event_id),
+    )
+
+
+async def get_event(reader: Reader, event_id: str) -> dict[str, Any] | None:
+    """Give the row of an event with `props` parsed, or None."""
+    rows = await reader.fetch_all("SELECT * FROM events WHERE event_id = ?", (event_id,))
+    return _event(rows[0]) if rows else None
+
+
+async def list_active_events(reader: Reader, chat_id: str) -> list[dict[str, Any]]:
+    """Give the events of a chat that are planned or going on, in the order of planning."""
+    return await _list(reader, chat_id, ONGOING)
+
+
+async def list_events_in_status(
+    reader: Reader, chat_id: str, status: Status
+) -> list[dict[str, Any]]:
+    """Give the events of a chat in one status, in the order of planning."""
+    return await _list(reader, chat_id, (status,))
+
+
+async def _list(reader: Reader, chat_id: str, statuses: tuple[Status, ...]) -> list[dict[str, Any]]:
+    rows = await reader.fetch_all(
+        """
+        SELECT * FROM events
+        WHERE chat_id = ? AND status IN (SELECT value FROM json_each(?))
+        ORDER BY created_at, event_id
+        """,
+        (chat_id, json.dumps(statuses)),
+    )
+    return [_event(row) for row in rows]
+
+
+def _event(row: Row) -> dict[str, Any]:
+    event = dict(row)
+    event["props"] = json.loads(event.pop("props_json"))
+    return event

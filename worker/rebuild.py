@@ -1,0 +1,137 @@
+"""Rebuild and audit: fold the whole log into fresh tables, compare, and put them in place.
+
+Uses the one fold that the projector uses (fold.py). Promise: readers see the old rows until the
+new ones are complete, and a rebuild that is interrupted has changed nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.errors import StoreUnavailable, StoreUnusable
+from worker.fold import fold
+from worker.registry import Registry
+from worker.store import tables
+from worker.store.connection import Writer
+from worker.store.tables import Difference, FreshTables
+
+Progress = Callable[[int, int], None]
+"""Called with the messages folded so far, and all there are."""
+
+# Statements wait in memory for their flush; this bounds how many streams' do.
+STREAMS_A_FLUSH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """How the live rows compare with the fold of the log."""
+
+    messages: int
+    rows: int
+    differing: int
+    """Events whose rows are not the same."""
+    differences: tuple[Difference, ...]
+    """The first of them."""
+
+
+def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | None:
+    """Say why the rows of a file that notes these versions must be folded anew; None if not."""
+    versions = registry.versions
+    changed = sorted(
+        table for table in {*noted, *versions} if noted.get(table) != versions.get(table)
+    )
+    if not changed:
+        return None
+    return "; ".join(
+        f"{table} was folded by version {noted.get(table, 'none')}, this worker has "
+        f"{versions.get(table, 'none')}"
+        for table in changed
+    )
+
+
+async def create_tables(writer: Writer, registry: Registry) -> None:
+    """Give a file that has no projections yet their empty tables."""
+    await tables.replace_tables(writer, _schema(registry), registry.versions)
+
+
+async def rebuild(
+    writer: Writer, database: Path, registry: Registry, progress: Progress, examples: int = 0
+) -> Audit:
+    """Put the fold of the log in place of the live rows; say how many of them differed.
+
+    The caller holds the writer's lock. Raises `StoreUnusable` for a message in the log that
+    cannot be folded, naming it.
+    """
+    file = database.with_name(database.name + ".rebuild")
+    try:
+        async with FreshTables(database, _schema(registry), file) as fresh:
+            audit = await _fold_log(fresh, registry, progress, examples)
+        await tables.replace_tables(writer, _schema(registry), registry.versions, file)
+    finally:
+        file.unlink(missing_ok=True)
+    return audit
+
+
+async def audit(database: Path, registry: Registry, progress: Progress, examples: int) -> Audit:
+    """Compare the live rows with the fold of the log, on one snapshot, and change nothing.
+
+    `examples` bounds the differences that are given in full.
+    """
+    async with FreshTables(database, _schema(registry)) as fresh:
+        return await _fold_log(fresh, registry, progress, examples)
+
+
+async def _fold_log(
+    fresh: FreshTables, registry: Registry, progress: Progress, examples: int
+) -> Audit:
+    messages = await fresh.count_messages()
+    streams = 0
+    async for event_id, bodies in fresh.streams(lambda done: progress(done, messages)):
+        await _fold_stream(fresh, registry, event_id, bodies)
+        streams += 1
+        if streams % STREAMS_A_FLUSH == 0:
+            await fresh.tx.flush()
+    await fresh.tx.flush()
+    return await _compare(fresh, registry, messages, examples)
+
+
+async def _fold_stream(
+    fresh: FreshTables, registry: Registry, event_id: str, bodies: list[str]
+) -> None:
+    try:
+        messages = [registry.wire.validate_json(body) for body in bodies]
+        await fold(registry, fresh.tx, event_id, messages)
+    except StoreUnavailable:
+        raise
+    except Exception as error:
+        cause = (
+            error.errors(include_url=False, include_input=False)
+            if isinstance(error, ValidationError)
+            else error
+        )
+        raise StoreUnusable(
+            f"The log cannot be folded: the stream of event {event_id!r} fails "
+            f"({type(error).__name__}: {cause}).",
+            "see 'projection-worker show' for the stream; run the version that wrote it, or mend "
+            "its handlers.",
+        ) from error
+
+
+async def _compare(fresh: FreshTables, registry: Registry, messages: int, examples: int) -> Audit:
+    rows = differing = 0
+    shown: list[Difference] = []
+    for projection in registry.projections:
+        event_ids = await fresh.differing(projection.table)
+        differing += len(event_ids)
+        rows += await fresh.count_rows(projection.table)
+        shown += [
+            await fresh.difference(projection.table, event_id)
+            for event_id in event_ids[: examples - len(shown)]
+        ]
+    return Audit(messages, rows, differing, tuple(shown))
+
+
+def _schema(registry: Registry) -> tables.Schema:
+    return {projection.table: projection.schema for projection in registry.projections}

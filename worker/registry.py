@@ -1,0 +1,157 @@
+"""Which kinds there are: their handlers, their payload models, and the tables they keep.
+
+A projection's module fills the registry while it is imported; whatever is wrong with a handler is
+refused there and then. Knows no order (fold.py) and no SQL beyond the tables' own definitions.
+"""
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from pydantic import Field, TypeAdapter, create_model
+
+from worker.errors import RegistrationError
+from worker.messages import AnyMessage, Message, P, Payload, Wire
+from worker.store.transaction import Transaction
+
+Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One table that handlers keep, with a row for each event that has one.
+
+    The table has a column `event_id`: when a late message arrives, the stream's rows are removed
+    by it and the stream is folded anew.
+    """
+
+    table: str
+    version: int
+    """Raise it when the table or the meaning of a message changes: files are then rebuilt."""
+    schema: tuple[str, ...]
+    """The table's CREATE statements, one each."""
+
+    @property
+    def removal(self) -> str:
+        """The statement that removes the rows of one stream."""
+        return f"DELETE FROM {self.table} WHERE event_id = ?"  # noqa: S608 - a name from our code
+
+
+@dataclass(frozen=True, slots=True)
+class _Registration:
+    handler: Callable[[Transaction, Any], Awaitable[None]]
+    payload: type[Payload]
+    place: str
+
+
+class Registry:
+    """Kind -> handler and payload model; table -> projection."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._kinds: dict[str, _Registration] = {}
+        self._projections: dict[str, Projection] = {}
+
+    def on(self, kind: str) -> Callable[[H], H]:
+        """Register the decorated `async def handler(tx, message: Message[Model])` for a kind.
+
+        Raises `RegistrationError` for a second handler of a kind, a function that is not async,
+        and a payload type that is not a model derived from `Payload`.
+        """
+
+        def register(handler: H) -> H:
+            place = _place(handler)
+            if known := self._kinds.get(kind):
+                raise RegistrationError(
+                    f"Kind {kind!r} is registered twice ({known.place} and {place}).",
+                    "give one of the two another kind.",
+                )
+            self._kinds[kind] = _Registration(handler, _payload_model(handler, place), place)
+            self.__dict__.pop("wire", None)
+            return handler
+
+        return register
+
+    def projection(self, *, table: str, version: int, schema: tuple[str, ...]) -> Projection:
+        """Register a table that handlers keep.
+
+        Raises `RegistrationError` for a second one of a name.
+        """
+        if table in self._projections:
+            raise RegistrationError(
+                f"Table {table!r} is registered twice.", "give one of the two another name."
+            )
+        self._projections[table] = Projection(table, version, schema)
+        return self._projections[table]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All kinds, sorted."""
+        return tuple(sorted(self._kinds))
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All projections, by table name."""
+        return tuple(self._projections[table] for table in sorted(self._projections))
+
+    @property
+    def versions(self) -> Mapping[str, int]:
+        """Table -> version, as the worker notes it in the file."""
+        return {projection.table: projection.version for projection in self.projections}
+
+    @cached_property
+    def wire(self) -> Wire:
+        """One discriminated union of all kinds, which validates a body in one pass."""
+        models = [
+            self._model(kind, registration) for kind, registration in sorted(self._kinds.items())
+        ]
+        union: Any = Annotated[Union[*models], Field(discriminator="kind")]
+        return TypeAdapter(union)
+
+    @staticmethod
+    def _model(kind: str, registration: _Registration) -> Any:  # noqa: ANN401 - made at run time
+        payload: Any = registration.payload
+        only: Any = Literal[kind]
+        return create_model(kind, __base__=Message[payload], kind=(only, ...))
+
+    async def apply(self, tx: Transaction, message: AnyMessage) -> None:
+        """Run the handler of the message's kind."""
+        await self._kinds[message.kind].handler(tx, message)
+
+
+def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
+    name = getattr(handler, "__name__", repr(handler))
+    shape = RegistrationError(
+        f"Handler {name!r} must be 'async def {name}(tx, message: Message[Model])' with a Model "
+        f"derived from Payload ({place}).",
+        "mend its signature; worker/projections/events.py has examples.",
+    )
+    if not inspect.iscoroutinefunction(handler):
+        raise shape
+    parameters = list(inspect.signature(handler).parameters)
+    try:
+        annotation = typing.get_type_hints(handler).get(parameters[1])
+    except (NameError, IndexError) as error:
+        raise shape from error
+    if not (isinstance(annotation, type) and issubclass(annotation, Message)):
+        raise shape
+    model = annotation.model_fields["payload"].annotation
+    if len(parameters) != 2 or not (isinstance(model, type) and issubclass(model, Payload)):
+        raise shape
+    return model
+
+
+def _place(handler: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(handler), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(handler)
+
+
+registry = Registry()
+"""The registry that the modules in `worker/projections` fill."""
+
+on = registry.on
+projection = registry.projection

@@ -1,0 +1,137 @@
+"""Every setting: its default, unit and meaning. Read by `cli/` and `service.py` only.
+
+From the environment (prefix WORKER_), a file `.env`, or a directory of secret files, in this order.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import WorkerError
+
+PREFIX = "WORKER_"
+SECRETS_DIR_VARIABLE = f"{PREFIX}SECRETS_DIR"
+SECRETS_DIR = "/run/secrets"
+
+
+class SettingsError(WorkerError):
+    """A setting cannot be used."""
+
+
+def _amqp_url(secret: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(secret.get_secret_value())
+        is_url = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError("must look like amqp://user:password@host:5672/vhost, or amqps://")
+    return secret
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Settings(BaseSettings):
+    """The worker's settings; each field is an environment variable with the prefix WORKER_."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+    )
+
+    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
+        SecretStr("amqp://guest:guest@localhost:5672/"),
+        description="The broker: amqp://user:password@host:5672/vhost, or amqps:// for TLS.",
+    )
+    database: Path = Field(
+        Path("data/projection.db"), description="The SQLite file; made if it is missing."
+    )
+    exchange: Name = Field(
+        "chat.events", description="The topic exchange to which chat servers publish."
+    )
+    queue: Name = Field(
+        "chat.events.projection",
+        description="The worker's queue; its dead letters go to this name and '.dead-letters'.",
+    )
+    prefetch: int = Field(
+        1000, ge=1, le=2000, description="Unacked deliveries that the broker grants, 1 to 2000."
+    )
+    batch_size: int = Field(
+        500, ge=1, le=2000, description="Most messages in one transaction; at most the prefetch."
+    )
+    delivery_limit: int = Field(
+        20,
+        ge=1,
+        le=1_000_000,
+        description="Lost deliveries of one message before the broker itself dead-letters it.",
+    )
+    max_message_bytes: int = Field(
+        1024 * 1024, ge=1, description="Larger message bodies are dead-lettered unread."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, json elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug adds one line for each batch."
+    )
+    summary_seconds: float = Field(
+        10.0, gt=0, le=3600, description="Least time between two summaries of what was projected."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size > self.prefetch:
+            raise ValueError(
+                f"{PREFIX}BATCH_SIZE ({self.batch_size}) must not exceed {PREFIX}PREFETCH "
+                f"({self.prefetch})"
+            )
+        return self
+
+    @property
+    def broker(self) -> str:
+        """The broker's address without the password, for people."""
+        parts = urlsplit(self.amqp_url.get_secret_value())
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def load_settings() -> Settings:
+    """Read the settings; raises `SettingsError` that names each wrong one and what is allowed."""
+    directory = os.environ.get(SECRETS_DIR_VARIABLE, SECRETS_DIR)
+    is_directory = Path(directory).is_dir()
+    if SECRETS_DIR_VARIABLE in os.environ and not is_directory:
+        raise SettingsError(
+            f"{SECRETS_DIR_VARIABLE} is no directory ({directory}).",
+            "name the directory that holds the secret files, such as worker_amqp_url.",
+        )
+    try:
+        return Settings(_secrets_dir=directory if is_directory else None)
+    except ValidationError as error:
+        problems = [
+            f"{PREFIX}{str(each['loc'][0]).upper()}: {_allowed(each['msg'])}"
+            if each["loc"]
+            else _allowed(each["msg"])
+            for each in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError(
+            f"Settings cannot be used: {'; '.join(problems)}.",
+            "mend them in the environment, in .env, or in the secret files.",
+        ) from None
+
+
+def unknown_variables() -> list[str]:
+    """Give the names in the environment that have our prefix and are no setting."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {SECRETS_DIR_VARIABLE}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _allowed(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,89 @@
+"""One writer a database, by a lock that ends with its process, however that ends.
+
+The lock is on a file of its own beside the database: closing any descriptor of the database itself
+would drop SQLite's own locks on it (sqlite.org/howtocorrupt.html, section 2.2).
+"""
+
+import fcntl
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from worker.errors import StoreUnusable, WriterLocked
+from worker.messages import now
+
+
+class WriterLock:
+    """The right to be the one process that writes a database."""
+
+    def __init__(self, database: Path) -> None:
+        """Name the database; nothing is locked yet."""
+        self.database = database
+        self.path = database.with_name(database.name + ".lock")
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, or raise `WriterLocked`, which names the process that has it.
+
+        Raises `StoreUnusable` if the lock's file cannot be made.
+        """
+        descriptor = self._open()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(os.read(descriptor, 4096))
+            os.close(descriptor)
+            raise WriterLocked(
+                f"The database is being written by another process (path {self.database}, "
+                f"{holder}).",
+                "stop it, or set WORKER_DATABASE to another file.",
+            ) from None
+        self._descriptor = descriptor
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        # The lock counts, not the note: a full disk must not keep the worker from holding on.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+    def _open(self) -> int:
+        # Never unlinked: a lock on a file that is no longer in the directory locks nothing.
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreUnusable(
+                f"The lock file cannot be made (path {self.path}: {error.strerror}).",
+                "see that the directory exists and that this user may write in it.",
+            ) from error
+
+    def release(self) -> None:
+        """Let another process have the database; twice is once."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        """Acquire."""
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release."""
+        self.release()
+
+
+def _holder(note: bytes) -> str:
+    # The note is written after the lock is taken, so it may be missing or the one of before.
+    with suppress(ValueError, KeyError, TypeError):
+        owner = json.loads(note)
+        return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
+    return "which has not said yet who it is"

@@ -1,0 +1,201 @@
+"""The projections' tables: made, replaced, compared, and noted by version.
+
+Knows their names and CREATE statements, not what their columns mean, but for `event_id`.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiosqlite
+
+from worker.store.connection import Reader, Writer
+from worker.store.transaction import Row, Transaction
+
+Schema = Mapping[str, tuple[str, ...]]
+"""Table -> its CREATE statements."""
+
+SCAN_ROWS = 2_000
+
+# Every name in these statements comes from a registered projection, never from input.
+WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?))"
+DIFFERING = """
+    SELECT event_id FROM (SELECT * FROM live.{0} EXCEPT SELECT * FROM main.{0})
+    UNION
+    SELECT event_id FROM (SELECT * FROM main.{0} EXCEPT SELECT * FROM live.{0})
+    ORDER BY event_id
+"""
+COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
+SCAN = "SELECT event_id, body FROM live.log ORDER BY event_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An event whose live row is not the fold of its stream; None stands for no row."""
+
+    table: str
+    event_id: str
+    live: Mapping[str, object] | None
+    folded: Mapping[str, object] | None
+
+
+async def noted_versions(source: Writer | Reader) -> dict[str, int]:
+    """Give table -> version of the projections that folded this file's rows."""
+    rows = await source.fetch_all("SELECT table_name, version FROM projections")
+    return {row["table_name"]: row["version"] for row in rows}
+
+
+async def with_rows(tx: Transaction, names: Iterable[str], event_ids: Collection[str]) -> set[str]:
+    """Give those of the events that have a row in any of the tables."""
+    if not event_ids:
+        return set()
+    parameter = (json.dumps(list(event_ids), ensure_ascii=False),)
+    rows = [row for name in names for row in await tx.fetch_all(WITH_ROWS.format(name), parameter)]
+    return {row["event_id"] for row in rows}
+
+
+async def replace_tables(
+    writer: Writer, schema: Schema, versions: Mapping[str, int], fresh: Path | None = None
+) -> None:
+    """Put tables in place of those that the file has, in one transaction; note the versions.
+
+    Their rows come from the tables of the same names in the file `fresh`; without one they are
+    empty. Readers see the old rows until the transaction commits.
+    """
+    old = await noted_versions(writer)
+    async with AsyncExitStack() as stack:
+        if fresh is not None:
+            await stack.enter_async_context(writer.attached(fresh, "fresh"))
+        async with writer.transaction() as tx:
+            for name in sorted({*old, *schema}):
+                await tx.run(f"DROP TABLE IF EXISTS main.{name}")
+            for name, statements in schema.items():
+                for statement in statements:
+                    await tx.run(statement)
+                if fresh is not None:
+                    await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
+            await tx.run("DELETE FROM projections")
+            await tx.execute_many(
+                "INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items()
+            )
+
+
+class FreshTables:
+    """Empty tables in a file of their own, beside the live database, which can only be read.
+
+    Within the `async with`, one snapshot of the live database is seen, whatever its worker does.
+    """
+
+    def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
+        """Make the tables in `file`, or, without one, in a temporary place that leaves nothing."""
+        self._live = live
+        self._schema = schema
+        self._file = file
+        self._connection: aiosqlite.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        """Make the file, which a killed process may have left behind, and the tables."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        connection = await aiosqlite.connect(
+            f"{self._file.absolute().as_uri()}" if self._file else "",
+            uri=True,
+            isolation_level=None,
+        )
+        self._connection = connection
+        try:
+            connection.row_factory = Row
+            # The file is thrown away with its process, so nothing in it must survive a crash.
+            await connection.execute("PRAGMA journal_mode = OFF")
+            await connection.execute("PRAGMA synchronous = OFF")
+            live = f"{self._live.absolute().as_uri()}?mode=ro"
+            await connection.execute("ATTACH DATABASE ? AS live", (live,))
+            await connection.execute("BEGIN")
+            for statements in self._schema.values():
+                for statement in statements:
+                    await connection.execute(statement)
+        except BaseException:
+            await self.close()
+            raise
+        self.tx = Transaction(connection)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; keep the file only if the block did not raise."""
+        await self.close()
+        if exc is not None and self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Commit what there is and close; twice is once."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if connection.in_transaction:
+                await connection.execute("COMMIT")
+            await connection.close()
+
+    async def count_messages(self) -> int:
+        """Give the number of messages in the live log."""
+        (row,) = await self.tx.fetch_all("SELECT count(*) FROM live.log")
+        return int(row[0])
+
+    async def count_rows(self, table: str) -> int:
+        """Give the number of rows folded into a table here."""
+        (row,) = await self.tx.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
+        return int(row[0])
+
+    async def streams(
+        self, progress: Callable[[int], None]
+    ) -> AsyncIterator[tuple[str, list[str]]]:
+        """Give every stream of the live log with its bodies, one after the other.
+
+        Reports to `progress` how many messages have been given so far.
+        """
+        assert self._connection is not None  # noqa: S101 - only within the async with
+        given = 0
+        async with self._connection.execute(SCAN) as cursor:
+            rest: list[Row] = []
+            while rows := await cursor.fetchmany(SCAN_ROWS):
+                rows = [*rest, *rows]
+                # The last stream of a chunk may go on in the next one.
+                rest = [row for row in rows if row["event_id"] == rows[-1]["event_id"]]
+                for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
+                    yield event_id, [row["body"] for row in stream]
+                given += len(rows) - len(rest)
+                progress(given)
+            if rest:
+                yield rest[0]["event_id"], [row["body"] for row in rest]
+                progress(given + len(rest))
+
+    async def differing(self, table: str) -> list[str]:
+        """Give the events whose rows here and in the live table are not the same."""
+        live, here = await self._columns("live", table), await self._columns("main", table)
+        if live == here:
+            rows = await self.tx.fetch_all(DIFFERING.format(table))
+        else:
+            rows = await self.tx.fetch_all(f"SELECT event_id FROM main.{table}")  # noqa: S608 - ours
+        return [row["event_id"] for row in rows]
+
+    async def difference(self, table: str, event_id: str) -> Difference:
+        """Give both rows of one event."""
+        pair = []
+        for schema in ("live", "main"):
+            sql = f"SELECT * FROM {schema}.{table} WHERE event_id = ?"  # noqa: S608 - ours
+            exists = await self._columns(schema, table)
+            row = await self.tx.fetch_one(sql, (event_id,)) if exists else None
+            pair.append(dict(row) if row else None)
+        return Difference(table, event_id, *pair)
+
+    async def _columns(self, schema: str, table: str) -> list[str]:
+        return [row["name"] for row in await self.tx.fetch_all(COLUMNS, (table, schema))]

@@ -1,0 +1,124 @@
+"""One SQLite transaction: savepoints, and the statements of handlers, regrouped.
+
+A handler's `execute` costs no thread hop: statements wait until they are needed, and are then run
+by their SQL text with one `executemany` each. Promise: every stream's statements run in the order
+in which its handlers gave them; those of different streams may overtake each other, which the
+contract of handlers makes invisible.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import aiosqlite
+
+from worker.errors import StoreUnavailable
+
+Value = str | int | float | bytes | None
+Parameters = Sequence[Value] | Mapping[str, Value]
+Row = sqlite3.Row
+
+# Primary result codes (sqlite.org/rescode.html) that say something about the file, the disk or
+# another process, and nothing about the statement.
+_HOUSE_CODES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+
+
+def unavailable(error: sqlite3.Error) -> StoreUnavailable | None:
+    """Give the error to raise if SQLite blames the house, None if it blames the statement."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None or code & 0xFF not in _HOUSE_CODES:
+        return None
+    return StoreUnavailable(
+        f"The database cannot be used now ({error.sqlite_errorname}: {error}).",
+        "see who locks it, and whether the disk is full, read-only or failing; "
+        "'projection-worker check' looks for both.",
+    )
+
+
+class Transaction:
+    """What handlers write and read through. Belongs to one task; ends with the batch."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        """Work on a connection on which a transaction has begun."""
+        self._connection = connection
+        self._stream = ""
+        # The n-th statement of every stream stands in the n-th round, grouped by its SQL.
+        self._rounds: list[dict[str, list[Parameters]]] = []
+        self._next_round: dict[str, int] = {}
+
+    def enter_stream(self, event_id: str) -> None:
+        """Say to which stream the following statements belong."""
+        self._stream = event_id
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        """Write: run the statement before the transaction commits or anything is fetched."""
+        place = self._next_round.get(self._stream, 0)
+        if place == len(self._rounds):
+            self._rounds.append({})
+        self._rounds[place].setdefault(sql, []).append(parameters)
+        self._next_round[self._stream] = place + 1
+
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Read: give all rows, with every earlier write of this transaction in them."""
+        await self.flush()
+        try:
+            return list(await self._connection.execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise unavailable(error) or error from error
+
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """Read: give the first row, or None; sees what `fetch_all` sees."""
+        rows = await self.fetch_all(sql, parameters)
+        return rows[0] if rows else None
+
+    async def flush(self) -> None:
+        """Run all statements that wait. Raises what SQLite raises for a statement of a handler."""
+        rounds, self._rounds, self._next_round = self._rounds, [], {}
+        for statements in rounds:
+            for sql, rows in statements.items():
+                await self.execute_many(sql, rows)
+
+    async def execute_many(self, sql: str, rows: Iterable[Parameters]) -> None:
+        """Run one statement at once, for each row of parameters."""
+        # Never pipelined: after an error that made SQLite roll back by itself, each statement
+        # behind it would commit alone (sqlite.org/lang_transaction.html, section 3).
+        try:
+            await self._connection.executemany(sql, rows)
+        except sqlite3.Error as error:
+            raise unavailable(error) or error from error
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo all that the block wrote, and nothing else, if the block raises."""
+        await self.run("SAVEPOINT one_message")
+        try:
+            yield
+            await self.flush()
+        except Exception:
+            self._rounds, self._next_round = [], {}
+            if self._connection.in_transaction:
+                await self.run("ROLLBACK TO one_message")
+                await self.run("RELEASE one_message")
+            raise
+        await self.run("RELEASE one_message")
+
+    async def run(self, sql: str) -> None:
+        """Run one statement of the store itself at once; handlers use `execute`."""
+        try:
+            await self._connection.execute(sql)
+        except sqlite3.Error as error:
+            raise unavailable(error) or error from error
