@@ -65,6 +65,7 @@ async def rebuild(
     cannot be folded, naming it.
     """
     file = database.with_name(database.name + ".rebuild")
+    file.unlink(missing_ok=True)  # A rebuild that was killed may have left it behind.
     try:
         async with FreshTables(database, _schema(registry), file) as fresh:
             audit = await _fold_log(fresh, registry, progress, examples)

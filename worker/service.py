@@ -112,6 +112,8 @@ class Service:
                     stands_by = True
                 await self._pause(STANDBY_SECONDS)
             else:
+                if stands_by:
+                    self._log.info("taking_over")
                 return True
         return False
 
@@ -170,12 +172,15 @@ class Service:
             self._topology,
             prefetch=self._settings.prefetch,
             batch_size=self._settings.batch_size,
-            on_blocked=lambda: self._log.warning(
-                "blocked",
-                reason="the broker does not confirm a dead letter; it may be in an alarm",
-                hint="see 'rabbitmqctl list_alarms' and the dead-letter queue",
-            ),
+            on_blocked=self._on_blocked,
         )
+
+    def _on_blocked(self, reason: str | None) -> None:
+        if reason is None:
+            self._log.info("unblocked")
+        else:
+            hint = "see 'rabbitmqctl list_alarms' and the dead-letter queue."
+            self._log.warning("blocked", reason=reason, hint=hint)
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
         draining = asyncio.ensure_future(self._stop.wait())

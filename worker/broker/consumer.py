@@ -16,10 +16,11 @@ from pamqp.commands import Basic
 from worker.broker import dead_letters
 from worker.broker.publisher import Publisher
 from worker.deliveries import Delivery, Outcome, Verdict
-from worker.errors import SessionLost
+from worker.errors import BrokerRefused, SessionLost
 
 # Confirms take milliseconds; one that takes this long is held up by an alarm of the broker.
 BLOCKED_SECONDS = 5
+RETRY_SECONDS = 1
 # What a dead letter keeps: the name that aio-pika's Message takes -> the one pamqp gives.
 KEPT_PROPERTIES = {
     "app_id": "app_id",
@@ -44,14 +45,18 @@ class Consumer:
         queue: str,
         *,
         batch_size: int,
-        on_blocked: Callable[[], None],
+        on_blocked: Callable[[str | None], None],
     ) -> None:
-        """Settle on the channel that delivers. `on_blocked` hears of a stalled dead letter."""
+        """Settle on the channel that delivers.
+
+        `on_blocked` hears why dead letters cannot be published, and None once they can be again.
+        """
         self._channel = channel
         self._publisher = dead_letter_publisher
         self._queue = queue
         self._batch_size = batch_size
         self._on_blocked = on_blocked
+        self._is_blocked = False
         self._waiting: deque[DeliveredMessage] = deque()
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
@@ -123,26 +128,40 @@ class Consumer:
             self._lost.result()
 
     async def _dead_letter(self, rejected: Sequence[Outcome]) -> bool:
-        """Tell whether all are confirmed; they are not if the worker drains in an alarm."""
-        publishing = asyncio.gather(
-            *(dead_letters.publish(self._publisher, self._queue, each) for each in rejected)
-        )
+        """Tell whether all are confirmed; they are not if the worker drains while it is blocked."""
+        publishing = asyncio.gather(*map(self._publish_until_confirmed, rejected))
         draining = asyncio.ensure_future(self._drained.wait())
+        ends: set[asyncio.Future[Any]] = {publishing, draining, self._lost}
         try:
             done, _ = await asyncio.wait({publishing}, timeout=BLOCKED_SECONDS)
             if not done:
-                self._on_blocked()
-                ends: set[asyncio.Future[Any]] = {publishing, draining, self._lost}
+                self._block("the broker does not confirm a dead letter; it may be in an alarm")
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if publishing.done():
-                await publishing
-                return True
-            if self._lost.done():
-                self._lost.result()
-            return False
+            if not publishing.done():
+                if self._lost.done():
+                    self._lost.result()
+                return False
+            await publishing
+            self._block(None)
+            return True
         finally:
             draining.cancel()
             publishing.cancel()
+
+    async def _publish_until_confirmed(self, outcome: Outcome) -> None:
+        while True:
+            try:
+                return await dead_letters.publish(self._publisher, self._queue, outcome)
+            except BrokerRefused as error:
+                # A full dead-letter queue, or one that is gone: the delivery stays unacked. To end
+                # the session would count as a lost delivery of its neighbours.
+                self._block(error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _block(self, reason: str | None) -> None:
+        if (reason is not None) != self._is_blocked:
+            self._is_blocked = reason is not None
+            self._on_blocked(reason)
 
 
 def _delivery(message: DeliveredMessage) -> Delivery:

@@ -26,7 +26,7 @@ async def session(
     *,
     prefetch: int,
     batch_size: int,
-    on_blocked: Callable[[], None],
+    on_blocked: Callable[[str | None], None],
 ) -> AsyncIterator[Consumer]:
     """Open a session and give its consumer; close it with the block.
 

@@ -42,33 +42,13 @@ PRAGMAS = (
 )
 
 
-class Writer:
-    """The one connection that writes. Use it as `async with Writer(path) as writer`."""
+class Database:
+    """What a writer and a reader have in common: a file that is open within `async with`."""
 
     def __init__(self, path: Path | str) -> None:
-        """Name the file, or ":memory:"; nothing is opened yet."""
+        """Name the file; nothing is opened yet."""
         self.path = path
         self._connection: aiosqlite.Connection | None = None
-
-    async def __aenter__(self) -> Self:
-        """Open and check the file, creating it if need be.
-
-        Raises `StoreUnusable` for a file that is not ours or of a newer schema, and
-        `StoreUnavailable` where trying again may help.
-        """
-        if isinstance(self.path, Path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        require_sqlite()
-        try:
-            self._connection = await aiosqlite.connect(self.path, isolation_level=None)
-            try:
-                await self._prepare()
-            except BaseException:
-                await self.close()
-                raise
-        except sqlite3.Error as error:
-            raise self._opening_failed(error) from error
-        return self
 
     async def __aexit__(
         self,
@@ -84,6 +64,37 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Give all rows of a query, outside any transaction of ours."""
+        return list(await self._opened().execute_fetchall(sql, parameters))
+
+    def _opened(self) -> aiosqlite.Connection:
+        if self._connection is None:
+            raise StoreUnusable(f"The database is not open (path {self.path}).", "open it first.")
+        return self._connection
+
+
+class Writer(Database):
+    """The one connection that writes; `:memory:` is a database that nobody else sees."""
+
+    async def __aenter__(self) -> Self:
+        """Open and check the file, creating it if need be.
+
+        Raises `StoreUnusable` for a file that is not ours or of a newer schema, and
+        `StoreUnavailable` where trying again may help.
+        """
+        require_sqlite()
+        try:
+            self._connection = await aiosqlite.connect(self.path, isolation_level=None)
+            try:
+                await self._prepare()
+            except BaseException:
+                await self.close()
+                raise
+        except sqlite3.Error as error:
+            raise self._opening_failed(error) from error
+        return self
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -107,10 +118,6 @@ class Writer:
                 raise translated from error
             raise
 
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """Read outside any transaction."""
-        return list(await self._opened().execute_fetchall(sql, parameters))
-
     @asynccontextmanager
     async def attached(self, path: Path, name: str) -> AsyncIterator[None]:
         """Have another database file under a schema name, for transactions in the block."""
@@ -130,19 +137,15 @@ class Writer:
     async def _prepare(self) -> None:
         connection = self._opened()
         connection.row_factory = Row
+        application_id, version, tables = await _identity(connection)
+        is_new = version == 0 and tables == 0
+        if not is_new:
+            require_ours(self.path, application_id, version)
         for pragma in PRAGMAS:
             await connection.execute(pragma)
-        application_id, version, tables = await _identity(connection)
-        if version == 0 and tables == 0:
+        if is_new:
             schema = resources.files("worker.store").joinpath("schema.sql").read_text()
             await connection.executescript(schema)
-            return
-        require_ours(self.path, application_id, version)
-
-    def _opened(self) -> aiosqlite.Connection:
-        if self._connection is None:
-            raise StoreUnusable(f"The database is not open (path {self.path}).", "open it first.")
-        return self._connection
 
     def _opening_failed(self, error: sqlite3.Error) -> StoreUnavailable | StoreUnusable:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
@@ -153,60 +156,37 @@ class Writer:
         )
 
 
-class Reader:
+class Reader(Database):
     """A connection that can only read; works while the worker writes, and when it is stopped."""
-
-    def __init__(self, path: Path) -> None:
-        """Name the file; nothing is opened yet."""
-        self.path = path
-        self._connection: aiosqlite.Connection | None = None
 
     async def __aenter__(self) -> Self:
         """Open the file; raises `StoreUnusable` if it is missing or not ours."""
-        if not self.path.is_file():
-            raise StoreUnusable(
-                f"There is no database (path {self.path}).",
-                "start the worker once, or set WORKER_DATABASE.",
-            )
+        uri = read_only_uri(Path(self.path))
         try:
-            self._connection = await aiosqlite.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-            )
+            self._connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
             self._connection.row_factory = Row
             await self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
             application_id, version, _ = await _identity(self._connection)
             require_ours(self.path, application_id, version)
-        except sqlite3.Error as error:
+        except BaseException as error:
             await self.close()
-            raise StoreUnusable(
-                f"The database cannot be read (path {self.path}: {error}).",
-                "see that it is a database of the worker and that this user may read it.",
-            ) from error
-        except BaseException:
-            await self.close()
+            if isinstance(error, sqlite3.Error):
+                raise StoreUnusable(
+                    f"The database cannot be read (path {self.path}: {error}).",
+                    "see that it is a database of the worker and that this user may read it.",
+                ) from error
             raise
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        await self.close()
 
-    async def close(self) -> None:
-        """Close the file; twice is once."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """Give all rows of a query."""
-        if self._connection is None:
-            raise StoreUnusable(f"The database is not open (path {self.path}).", "open it first.")
-        return list(await self._connection.execute_fetchall(sql, parameters))
+def read_only_uri(path: Path) -> str:
+    """Name an existing file so that SQLite opens it for reading only."""
+    if not path.is_file():
+        raise StoreUnusable(
+            f"There is no database (path {path}).",
+            "start the worker once, or set WORKER_DATABASE.",
+        )
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def require_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.store.connection import Reader, Writer
+from worker.store.connection import Database
 from worker.store.transaction import Row, Transaction
 
 Position = tuple[int, str, str]
@@ -97,6 +97,6 @@ async def bodies(tx: Transaction, event_ids: Collection[str]) -> dict[str, list[
     return streams
 
 
-async def history(source: Reader | Writer, event_id: str) -> list[Row]:
+async def history(source: Database, event_id: str) -> list[Row]:
     """Give one stream in the order of position, as people read it."""
     return await source.fetch_all(HISTORY, (event_id,))

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import aiosqlite
 
-from worker.store.connection import Reader, Writer
+from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.transaction import Row, Transaction
 
 Schema = Mapping[str, tuple[str, ...]]
@@ -45,7 +44,7 @@ class Difference:
     folded: Mapping[str, object] | None
 
 
-async def noted_versions(source: Writer | Reader) -> dict[str, int]:
+async def noted_versions(source: Database) -> dict[str, int]:
     """Give table -> version of the projections that folded this file's rows."""
     rows = await source.fetch_all("SELECT table_name, version FROM projections")
     return {row["table_name"]: row["version"] for row in rows}
@@ -86,35 +85,28 @@ async def replace_tables(
             )
 
 
-class FreshTables:
-    """Empty tables in a file of their own, beside the live database, which can only be read.
+class FreshTables(Database):
+    """Empty tables in a file of their own, with the live database attached for reading.
 
     Within the `async with`, one snapshot of the live database is seen, whatever its worker does.
     """
 
     def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
         """Make the tables in `file`, or, without one, in a temporary place that leaves nothing."""
+        super().__init__(file or "")
         self._live = live
         self._schema = schema
-        self._file = file
-        self._connection: aiosqlite.Connection | None = None
 
     async def __aenter__(self) -> Self:
-        """Make the file, which a killed process may have left behind, and the tables."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-        connection = await aiosqlite.connect(
-            f"{self._file.absolute().as_uri()}" if self._file else "",
-            uri=True,
-            isolation_level=None,
-        )
+        """Make the file and the tables; raises `StoreUnusable` if there is no live database."""
+        live = read_only_uri(self._live)
+        connection = await aiosqlite.connect(self.path, uri=True, isolation_level=None)
         self._connection = connection
         try:
             connection.row_factory = Row
             # The file is thrown away with its process, so nothing in it must survive a crash.
             await connection.execute("PRAGMA journal_mode = OFF")
             await connection.execute("PRAGMA synchronous = OFF")
-            live = f"{self._live.absolute().as_uri()}?mode=ro"
             await connection.execute("ATTACH DATABASE ? AS live", (live,))
             await connection.execute("BEGIN")
             for statements in self._schema.values():
@@ -126,24 +118,11 @@ class FreshTables:
         self.tx = Transaction(connection)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close; keep the file only if the block did not raise."""
-        await self.close()
-        if exc is not None and self._file is not None:
-            self._file.unlink(missing_ok=True)
-
     async def close(self) -> None:
         """Commit what there is and close; twice is once."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if connection.in_transaction:
-                await connection.execute("COMMIT")
-            await connection.close()
+        if self._connection is not None and self._connection.in_transaction:
+            await self._connection.execute("COMMIT")
+        await super().close()
 
     async def count_messages(self) -> int:
         """Give the number of messages in the live log."""
@@ -162,9 +141,8 @@ class FreshTables:
 
         Reports to `progress` how many messages have been given so far.
         """
-        assert self._connection is not None  # noqa: S101 - only within the async with
         given = 0
-        async with self._connection.execute(SCAN) as cursor:
+        async with self._opened().execute(SCAN) as cursor:
             rest: list[Row] = []
             while rows := await cursor.fetchmany(SCAN_ROWS):
                 rows = [*rest, *rows]

@@ -48,7 +48,8 @@ def configure(log_format: str, level: str) -> None:
 
 def _lead(logger: object, method: str, fields: EventDict) -> EventDict:
     """Put first what a person looks for first."""
-    return {name: fields.pop(name) for name in ("at", "level", "event")} | fields
+    leading = {name: fields.pop(name) for name in ("at", "level", "event")}
+    return {**leading, **fields}
 
 
 def get_logger() -> FilteringBoundLogger:
