@@ -1,0 +1,196 @@
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+COMPOSE = ROOT / "docker-compose.yml"
+RUNTIME = ROOT / "deploy" / "requirements.txt"
+DEVELOPMENT = ROOT / "deploy" / "requirements-dev.txt"
+
+# In parts, so that this file is not what it looks for.
+REGISTRIES = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"))]
+REGISTRIES += [".".join(parts) for parts in (("deb", "debian", "org"), ("registry", "npmjs"))]
+PERSONAL_FOLDER = re.compile(
+    r"(?<![\w.~}*])/(?:" + "|".join(("root", "home", "Users", "work")) + ")/"
+)
+
+
+def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a checker of the environment that runs the tests."""
+    return subprocess.run(
+        (Path(sys.executable).with_name(name), *arguments),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Give the Dockerfile's instructions in order, each as its word and the rest."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    words = [line.partition(" ") for line in text.splitlines() if line.strip()]
+    return [(word, rest.strip()) for word, _, rest in words]
+
+
+def last(word: str) -> str:
+    """Give what the final image takes from this instruction."""
+    return [rest for found, rest in instructions() if found == word][-1]
+
+
+def service(name: str) -> dict[str, Any]:
+    """Give one service of docker-compose.yml."""
+    found: dict[str, Any] = YAML(typ="safe").load(COMPOSE.read_text())["services"][name]
+    return found
+
+
+def pins(requirements: Path) -> dict[str, str]:
+    """Map each pinned package to its version."""
+    found = re.findall(r"^([\w.-]+)==(\S+)", requirements.read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+class TestDockerfile:
+    def test_passes_hadolint(self) -> None:
+        """Hadolint finds nothing to say about it, nor shellcheck about its shell lines."""
+        result = run_tool("hadolint", DOCKERFILE)
+
+        assert result.returncode == 0, result.stdout
+
+    def test_builds_with_the_script_that_make_runs(self) -> None:
+        """Whoever runs the tests has tried the image's steps."""
+        [build] = [rest for word, rest in instructions() if word == "RUN" and "VENV=" in rest]
+
+        assert build.endswith("deploy/setup.sh")
+        assert "deploy/setup.sh" in (ROOT / "Makefile").read_text()
+
+    def test_has_one_base_image(self) -> None:
+        """The environment is used with the interpreter that built it."""
+        bases = {rest.split()[0] for word, rest in instructions() if word == "FROM"}
+
+        assert bases == {"${PYTHON_IMAGE}"}
+
+    def test_runs_as_a_number_that_is_not_root(self) -> None:
+        """Kubernetes can tell that it is not root, and a volume keeps its owner."""
+        assert last("USER") == "10001:10001"
+
+    @pytest.mark.parametrize("word", ["ENTRYPOINT", "CMD"])
+    def test_starts_without_a_shell(self, word: str) -> None:
+        """The worker gets the signals itself."""
+        assert isinstance(json.loads(last(word)), list)
+
+    def test_copies_only_what_the_build_context_has(self) -> None:
+        """What .dockerignore leaves out cannot be copied."""
+        context = re.findall(r"^!(.+?)/?$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+        copies = [rest.split() for word, rest in instructions() if word == "COPY"]
+
+        sources = [s.rstrip("/") for copy in copies if "--from" not in copy[0] for s in copy[:-1]]
+
+        assert sorted(sources) == sorted(context)
+        assert all((ROOT / source).exists() for source in sources)
+
+
+class TestCompose:
+    def test_matches_the_schema(self) -> None:
+        """It is what the Compose specification calls valid."""
+        result = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+        assert result.returncode == 0, result.stdout
+
+    def test_writes_no_password_down(self) -> None:
+        """Without a password from outside nothing starts, rather than with a known one."""
+        password = service("rabbitmq")["environment"]["RABBITMQ_DEFAULT_PASS"]
+
+        assert password.startswith("${RABBITMQ_PASSWORD:?")
+
+    def test_worker_has_no_more_rights_than_it_needs(self) -> None:
+        """A hole in the worker opens its data and nothing else."""
+        worker = service("worker")
+
+        assert worker["read_only"] is True
+        assert worker["cap_drop"] == ["ALL"]
+        assert worker["security_opt"] == ["no-new-privileges:true"]
+        assert "user" not in worker  # the image's own is not root
+
+    def test_worker_may_finish_its_batch(self) -> None:
+        """Compose's default of ten seconds is short for a slow disk."""
+        assert service("worker")["stop_grace_period"] == "30s"
+
+    def test_worker_waits_for_a_broker_that_answers(self) -> None:
+        """The health check asks for the port, not for the process."""
+        condition = service("worker")["depends_on"]["rabbitmq"]["condition"]
+
+        assert condition == "service_healthy"
+        assert "check_port_connectivity" in service("rabbitmq")["healthcheck"]["test"]
+
+    def test_data_outlives_the_containers(self) -> None:
+        """Both the queue and the read model are in named volumes, under fixed names."""
+        assert service("worker")["volumes"] == ["worker-data:/data"]
+        assert service("worker")["environment"]["WORKER_DATABASE"].startswith("/data/")
+        assert service("rabbitmq")["volumes"] == ["rabbitmq-data:/var/lib/rabbitmq"]
+        assert service("rabbitmq")["hostname"]
+
+
+class TestRequirements:
+    @pytest.mark.parametrize("requirements", [RUNTIME, DEVELOPMENT], ids=["runtime", "development"])
+    def test_every_package_has_a_hash(self, requirements: Path) -> None:
+        """Pip refuses a file that is not the one that was pinned."""
+        entries = re.split(r"^(?=[\w.-]+==)", requirements.read_text(), flags=re.MULTILINE)[1:]
+
+        assert entries
+        assert all("--hash=sha256:" in entry for entry in entries)
+
+    def test_the_image_has_what_the_tests_ran_with(self) -> None:
+        """Development adds packages, and changes none of the runtime's."""
+        assert pins(RUNTIME).items() <= pins(DEVELOPMENT).items()
+
+    def test_are_what_pyproject_asks_for(self) -> None:
+        """After a change of dependencies, `make lock` has been run."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        runtime = project["project"]["dependencies"] + project["dependency-groups"]["build"]
+        development = [d for d in project["dependency-groups"]["dev"] if isinstance(d, str)]
+
+        missing = [
+            line
+            for pinned, lines in ((pins(RUNTIME), runtime), (pins(DEVELOPMENT), development))
+            for line in lines
+            if pinned.get(canonicalize_name((asked := Requirement(line)).name), "0")
+            not in asked.specifier
+        ]
+
+        assert missing == []
+
+
+class TestRepository:
+    def test_names_no_registry_and_no_personal_folder(self) -> None:
+        """Whoever clones it uses his own registry and his own folders."""
+        listing = subprocess.run(
+            ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        files = [ROOT / name for name in listing.stdout.split("\0") if name]
+
+        findings = [
+            f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+            for file in files
+            if file.is_file()
+            for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1)
+            if any(host in line for host in REGISTRIES) or PERSONAL_FOLDER.search(line)
+        ]
+
+        assert files
+        assert findings == []

@@ -1,0 +1,284 @@
+"""A RabbitMQ node of our own: started from the installed package, on free ports of 127.0.0.1.
+
+Everything it needs lies in one temporary folder, and it starts even Erlang's port mapper (epmd)
+itself, so that nothing is left behind. It takes nothing from the caller's environment or from the
+machine's configuration, and does not touch the machine's own node.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+# Debian's name for it on the path is a wrapper that demands root or the user rabbitmq.
+DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+CTL_SECONDS = 60.0
+POLL_SECONDS = 0.05
+
+# Below the range from which the kernel takes the ports of outgoing connections (32768 up), so that
+# nothing takes one of ours while the node is stopped.
+PORTS = range(20_000, 32_000)
+
+AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
+METHOD_FRAME = b"\x01"
+
+CONFIGURATION = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+# A test machine's disk may be nearly full; the default stops publishers at 50 MB.
+disk_free_limit.absolute = 1MB
+log.console = false
+"""
+
+
+class NodeFailed(Exception):
+    """The node did not start or a command of it failed; the text ends with what it said."""
+
+
+class RabbitMQNode:
+    """A private node; `async with` starts it, and leaving it removes every trace.
+
+    It belongs to no event loop: one may start it and another use it. Start it from a thread that
+    lives as long as the node, because the kernel kills its processes with that thread, which is how
+    they end with a test run that is killed.
+    """
+
+    def __init__(self, configuration: str = "") -> None:
+        """Take further lines of rabbitmq.conf; nothing is started or written yet."""
+        self.port = 0
+        """Where it speaks AMQP; the same after every start."""
+        self._configuration = configuration
+        self._folder = Path()
+        self._environment: dict[str, str] = {}
+        self._epmd_port = 0
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    async def __aenter__(self) -> Self:
+        """Start the node, or leave nothing behind."""
+        try:
+            await self.start()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End what was started and remove the folder."""
+        # Killed, not asked: what a clean stop would save is removed a moment later.
+        self._remove()
+
+    async def start(self) -> None:
+        """Start the node, on the ports and data of the time before, and wait until it answers."""
+        program = server_program()
+        if program is None:
+            raise NodeFailed("No RabbitMQ server is installed; `make setup` installs one.")
+        if not self._environment:
+            self._prepare()
+        if self._epmd is None:
+            self._epmd = self._spawn("epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port))
+            await self._until(lambda: _answer(self._epmd_port) is not None, self._epmd)
+        if self._server is None:
+            self._server = self._spawn(str(program))
+            await self._until(
+                lambda: _answer(self.port, AMQP_GREETING) == METHOD_FRAME, self._server
+            )
+
+    async def stop(self) -> None:
+        """Shut the node down as an operator would; its data stays for the next start."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        try:
+            server.terminate()
+            await _poll(lambda: server.poll() is not None, STOP_SECONDS)
+        finally:
+            _kill_family(server)
+
+    async def kill(self) -> None:
+        """Kill the node as a crash would; its data stays for the next start."""
+        server, self._server = self._server, None
+        if server is not None:
+            _kill_family(server)
+
+    async def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl against this node and give what it prints."""
+        result = await asyncio.to_thread(self._run_ctl, arguments)
+        if result.returncode != 0:
+            raise NodeFailed(f"rabbitmqctl {' '.join(arguments)}: {result.stderr}{result.stdout}")
+        return result.stdout
+
+    def _run_ctl(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        program = server_program()
+        assert program is not None
+        return subprocess.run(
+            (program.with_name("rabbitmqctl"), "--quiet", *arguments),
+            env=self._environment,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CTL_SECONDS,
+            check=False,
+        )
+
+    def _prepare(self) -> None:
+        """Choose ports and lay out the folder."""
+        self.port, self._epmd_port, distribution_port = _free_ports(3)
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-node-"))
+        files = {
+            "rabbitmq.conf": CONFIGURATION.format(port=self.port) + self._configuration,
+            # Empty, but there: without them the machine's own would be read.
+            "rabbitmq-env.conf": "",
+            "advanced.config": "[].\n",
+            "enabled_plugins": "[].\n",
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        self._environment = {
+            "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
+            "LANG": "C.UTF-8",
+            # Erlang keeps the cookie there, which tells this node's friends from its neighbours'.
+            "HOME": str(folder),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            # Whatever Erlang starts by itself: no epmd that we did not start, no port for others.
+            "ERL_FLAGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_NODENAME": f"test-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            # The start script becomes the node instead of waiting for it as for a child, so that
+            # the process we signal is the node.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a program that ends with us, even if we are killed."""
+        if shutil.which("setpriv"):
+            command = ("setpriv", "--pdeathsig", "KILL", *command)
+        with (self._folder / "console").open("ab") as console:
+            return subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                # The terminal's Ctrl-C is for the test run, which then ends the node.
+                start_new_session=True,
+            )
+
+    async def _until(self, answers: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+        """Wait until the process answers; one that ends before fails at once."""
+        in_time = await _poll(lambda: process.poll() is not None or answers(), START_SECONDS)
+        if process.returncode is not None or not in_time:
+            ending = "is silent" if process.returncode is None else f"ended: {process.returncode}"
+            raise NodeFailed(f"{process.args!r} {ending}\n{self._tail()}")
+
+    def _tail(self) -> str:
+        """Give the end of everything that the node wrote."""
+        files = [self._folder / "console", *sorted((self._folder / "log").glob("*.log"))]
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-8_000:]}" for file in files)
+
+    def _remove(self) -> None:
+        """End what is left and delete the folder; without an await, so nothing can interrupt it."""
+        with ExitStack() as stack:
+            if self._environment:
+                stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            for process in (self._epmd, self._server):
+                if process is not None:
+                    stack.callback(_kill_family, process)
+        self._epmd = self._server = None
+        self._environment = {}
+
+
+def server_program() -> Path | None:
+    """Find what a node is started from; None if RabbitMQ is not installed."""
+    found = DEBIAN_SERVER if DEBIAN_SERVER.exists() else shutil.which("rabbitmq-server")
+    return Path(found) if found else None
+
+
+def _free_ports(count: int) -> list[int]:
+    # Each is held until all are chosen, so that they differ.
+    with ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.choice(PORTS)
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+        return ports
+
+
+def _answer(port: int, greeting: bytes = b"") -> bytes | None:
+    """Connect, and give the first byte that comes back to a greeting; None if nobody listens."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
+        connection.sendall(greeting)
+        return connection.recv(1) if greeting else b""
+    return None
+
+
+async def _poll(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
+    return True
+
+
+def _kill_family(leader: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its offspring, and return when all are gone."""
+    if leader.poll() is not None:
+        # Its number may be another's by now. Erlang's port programs end when their pipe does.
+        return
+    # By parent, for the port programs leave the process group and the session; and listed first,
+    # for once the leader is gone, nothing tells whose children the others were.
+    parents = _parents()
+    family = [leader.pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    leader.wait()
+    deadline = time.monotonic() + STOP_SECONDS
+    while survivors := _parents().keys() & set(family):
+        if time.monotonic() > deadline:
+            raise NodeFailed(f"Processes survive SIGKILL: {survivors}")
+        time.sleep(POLL_SECONDS / 10)  # noqa: TID251 - another process gives no event
+
+
+def _parents() -> dict[int, int]:
+    """Map every living process to its parent; a zombie has ended and only waits to be asked."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # What precedes the parenthesis is the command's name, which may hold anything.
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(file.parent.name)] = int(parent)
+    return parents
