@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+DETAIL_MAX_CHARACTERS = 2_000
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -44,6 +46,10 @@ class Rejected:
 
     reason: Reason
     detail: str
+
+    def __post_init__(self) -> None:
+        """Cut a detail that quotes too much: it goes into a header and a log line."""
+        object.__setattr__(self, "detail", self.detail[:DETAIL_MAX_CHARACTERS])
 
 
 class Verdict(StrEnum):

@@ -6,6 +6,7 @@ no kind: which kinds there are comes from the registry, as one pydantic union.
 
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
@@ -172,8 +173,7 @@ def _sentence(error: ErrorDetails) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"The key {twice[:255]!r} stands twice in one object.")
     return members
 

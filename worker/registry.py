@@ -135,7 +135,7 @@ def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
     parameters = list(inspect.signature(handler).parameters)
     try:
         annotation = typing.get_type_hints(handler).get(parameters[1])
-    except (NameError, IndexError) as error:
+    except (AttributeError, IndexError, NameError, SyntaxError, TypeError) as error:
         raise shape from error
     if not (isinstance(annotation, type) and issubclass(annotation, Message)):
         raise shape

@@ -26,6 +26,8 @@ def _amqp_url(secret: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(secret.get_secret_value())
         is_url = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+        # A / ? or # in the password ends the host for a parser: the rest would be shown as a path.
+        is_url = is_url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
     except ValueError:
         is_url = False
     if not is_url:

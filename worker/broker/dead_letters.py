@@ -24,7 +24,6 @@ REJECTED_AT = "x-rejected-at"
 OWN_HEADERS = (REASON, DETAIL, QUEUE, REJECTED_AT)
 # The broker's account of the delivery that was rejected; on a new message it would be a lie.
 NOT_KEPT = ("x-delivery-count", "x-acquired-count")
-DETAIL_MAX_CHARACTERS = 2_000
 
 
 async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
@@ -43,7 +42,7 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
         headers={
             **(kept if can_be_sent(kept) else {}),
             REASON: outcome.rejected.reason.value,
-            DETAIL: outcome.rejected.detail[:DETAIL_MAX_CHARACTERS],
+            DETAIL: outcome.rejected.detail,
             QUEUE: queue,
             REJECTED_AT: now(),
         },

@@ -1,0 +1,21 @@
+"""The README's table of settings, made from the settings themselves.
+
+.venv/bin/python -m tests.docs.settings_table
+"""
+
+from pydantic import SecretStr
+
+from worker.settings import PREFIX, Settings
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
+        lines.append(f"| `{PREFIX}{name.upper()}` | `{shown}` | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(settings_table())
