@@ -4,7 +4,7 @@ Uses the one fold that the projector uses (fold.py). Promise: readers see the ol
 new ones are complete, and a rebuild that is interrupted has changed nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,22 +88,41 @@ async def _fold_log(
     fresh: FreshTables, registry: Registry, progress: Progress, examples: int
 ) -> Audit:
     messages = await fresh.count_messages()
-    streams = 0
-    async for event_id, bodies in fresh.streams(lambda done: progress(done, messages)):
-        await _fold_stream(fresh, registry, event_id, bodies)
-        streams += 1
-        if streams % STREAMS_A_FLUSH == 0:
-            await fresh.tx.flush()
-    await fresh.tx.flush()
+    chunk: list[tuple[str, list[str]]] = []
+    async for stream in fresh.streams(lambda done: progress(done, messages)):
+        chunk.append(stream)
+        if len(chunk) == STREAMS_A_FLUSH:
+            await _fold_streams(fresh, registry, chunk)
+            chunk = []
+    await _fold_streams(fresh, registry, chunk)
     return await _compare(fresh, registry, messages, examples)
 
 
-async def _fold_stream(
+async def _fold_streams(
+    fresh: FreshTables, registry: Registry, streams: Sequence[tuple[str, list[str]]]
+) -> None:
+    try:
+        for event_id, bodies in streams:
+            await fold(registry, fresh.tx, event_id, map(registry.wire.validate_json, bodies))
+        await fresh.tx.flush()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        # A statement runs long after its handler, with those of other streams: which stream it is
+        # that fails shows when each is folded alone.
+        fresh.tx.forget()
+        for event_id, bodies in streams:
+            await _fold_alone(fresh, registry, event_id, bodies)
+        raise
+
+
+async def _fold_alone(
     fresh: FreshTables, registry: Registry, event_id: str, bodies: list[str]
 ) -> None:
     try:
         messages = [registry.wire.validate_json(body) for body in bodies]
-        await fold(registry, fresh.tx, event_id, messages)
+        await fold(registry, fresh.tx, event_id, messages, anew=True)
+        await fresh.tx.flush()
     except StoreUnavailable:
         raise
     except Exception as error:

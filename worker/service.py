@@ -49,7 +49,7 @@ class Service:
         self._log = get_logger()
         self._stop = asyncio.Event()
         self._has_ended = False
-        self._topology = Topology(settings.exchange, settings.queue, settings.delivery_limit)
+        self._topology = topology_of(settings)
         self._summary = Summary(
             settings.summary_seconds, lambda fields: self._log.info("projected", **fields)
         )
@@ -257,6 +257,11 @@ class Service:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+def topology_of(settings: Settings) -> Topology:
+    """Give the topology that the settings name."""
+    return Topology(settings.exchange, settings.queue, settings.delivery_limit)
 
 
 def _backoff(attempt: int, bounds: tuple[float, float]) -> float:

@@ -5,7 +5,7 @@ publish, and acks on the same connection would wait with them (rabbitmq.com/docs
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from aio_pika.exceptions import (
 from pamqp import encode
 from pamqp.common import FieldTable
 
-from worker.errors import BrokerRefused, SessionLost
+from worker.errors import BrokerRefused, SessionLost, WorkerError
 
 # A dead peer is found after three missed heartbeats, 33 seconds at most; RabbitMQ advises 5 to 20
 # (rabbitmq.com/docs/heartbeats).
@@ -31,6 +31,8 @@ CLOSE_SECONDS = 1
 REFUSALS = (403, 530)
 # All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
 MAX_HEADER_BYTES = 64 * 1024
+# Confirms come in groups; enough must be on the way that the broker never waits for us.
+IN_FLIGHT = 1_000
 
 
 @asynccontextmanager
@@ -138,6 +140,38 @@ def can_be_sent(headers: Mapping[str, object]) -> bool:
         return len(encode.field_table(cast("FieldTable", dict(headers)))) <= MAX_HEADER_BYTES
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+async def publish_all(
+    target: Publisher,
+    messages: Iterable[tuple[bytes, str]],
+    on_confirmed: Callable[[], None],
+) -> None:
+    """Publish bodies with their routing keys, many at once, started in their order.
+
+    `on_confirmed` is called for each that the broker has confirmed. After a failure no further one
+    is started; it is raised when those on the way have ended.
+    """
+    window = asyncio.Semaphore(IN_FLIGHT)
+    failures: list[WorkerError] = []
+
+    async def publish_one(body: bytes, routing_key: str) -> None:
+        try:
+            await target.publish(body, routing_key=routing_key)
+            on_confirmed()
+        except WorkerError as error:
+            failures.append(error)
+        finally:
+            window.release()
+
+    async with asyncio.TaskGroup() as group:
+        for body, routing_key in messages:
+            await window.acquire()
+            if failures:
+                break
+            group.create_task(publish_one(body, routing_key))
+    if failures:
+        raise failures[0]
 
 
 @asynccontextmanager

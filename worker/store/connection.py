@@ -86,7 +86,9 @@ class Writer(Database):
         """
         require_sqlite()
         try:
-            self._connection = await aiosqlite.connect(self.path, isolation_level=None)
+            self._connection = await aiosqlite.connect(
+                self.path, isolation_level=None, timeout=BUSY_MILLISECONDS / 1_000
+            )
             try:
                 await self._prepare()
             except BaseException:

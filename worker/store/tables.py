@@ -59,6 +59,14 @@ async def with_rows(tx: Transaction, names: Iterable[str], event_ids: Collection
     return {row["event_id"] for row in rows}
 
 
+async def rows_of(tx: Transaction, names: Iterable[str], event_id: str) -> list[dict[str, object]]:
+    """Give the rows of one event, from all tables."""
+    sql = "SELECT * FROM {} WHERE event_id = ?"
+    return [
+        dict(row) for name in names for row in await tx.fetch_all(sql.format(name), (event_id,))
+    ]
+
+
 async def replace_tables(
     writer: Writer, schema: Schema, versions: Mapping[str, int], fresh: Path | None = None
 ) -> None:

@@ -92,6 +92,10 @@ class Transaction:
             for sql, rows in statements.items():
                 await self.execute_many(sql, rows)
 
+    def forget(self) -> None:
+        """Drop the statements that wait."""
+        self._rounds, self._next_round = [], {}
+
     async def execute_many(self, sql: str, rows: Iterable[Parameters]) -> None:
         """Run one statement at once, for each row of parameters."""
         # Never pipelined: after an error that made SQLite roll back by itself, each statement
@@ -109,7 +113,7 @@ class Transaction:
             yield
             await self.flush()
         except Exception:
-            self._rounds, self._next_round = [], {}
+            self.forget()
             if self._connection.in_transaction:
                 await self.run("ROLLBACK TO one_message")
                 await self.run("RELEASE one_message")

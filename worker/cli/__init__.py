@@ -1,0 +1,29 @@
+"""The command line: one file for each noun that the user types.
+
+Exit codes: 0 done, 1 failed, 2 called wrongly.
+"""
+
+import sys
+
+from worker.cli import check, dead_letters, events, publish, rebuild, run
+from worker.cli.app import app
+from worker.cli.output import complain
+from worker.errors import WorkerError
+from worker.settings import SettingsError
+
+__all__ = ["app", "check", "dead_letters", "events", "publish", "rebuild", "run"]
+
+
+def main() -> None:
+    """Run a command; turn what the operator can mend into a sentence and an exit code."""
+    try:
+        app()
+    except SettingsError as error:
+        complain(error.message, error.hint)
+        sys.exit(2)
+    except WorkerError as error:
+        complain(error.message, error.hint)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        complain("Interrupted.")
+        sys.exit(1)

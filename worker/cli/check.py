@@ -1,0 +1,144 @@
+"""`check`: is everything as the worker needs it, and if not, what to do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from worker.broker import probe as broker
+from worker.cli.app import AsJson, app
+from worker.cli.output import print_json, verdict
+from worker.errors import WorkerError, WriterLocked
+from worker.projections import load
+from worker.rebuild import reason_to_rebuild
+from worker.service import topology_of
+from worker.settings import Settings, load_settings, unknown_variables
+from worker.store import probe as store
+from worker.store.connection import Reader, require_sqlite
+from worker.store.lock import WriterLock
+from worker.store.tables import noted_versions
+
+WARN_FREE_BYTES = 1024**3
+FAIL_FREE_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was looked at."""
+
+    verdict: str
+    """ok, warn or FAIL."""
+    subject: str
+    found: str
+    fix: str | None = None
+
+
+@app.command()
+def check(*, as_json: AsJson = False) -> None:
+    """Look at settings, broker, topology, database, disk and SQLite; change nothing."""
+    settings = load_settings()
+    lines = asyncio.run(_look(settings))
+    if as_json:
+        print_json([asdict(line) for line in lines])
+    else:
+        for line in lines:
+            verdict(line.verdict, line.subject, line.found, line.fix)
+    if any(line.verdict == "FAIL" for line in lines):
+        raise typer.Exit(1)
+
+
+async def _look(settings: Settings) -> list[Line]:
+    looks: dict[str, Callable[[Settings], Awaitable[Line]]] = {
+        "settings": _settings,
+        "broker": _broker,
+        "topology": _topology,
+        "database": _database,
+        "disk": _disk,
+        "sqlite": _sqlite,
+    }
+    lines = []
+    for subject, look in looks.items():
+        try:
+            lines.append(await look(settings))
+        except WorkerError as error:
+            lines.append(Line("FAIL", subject, error.message, error.hint))
+    return lines
+
+
+async def _settings(settings: Settings) -> Line:
+    if unknown := unknown_variables():
+        return Line(
+            "warn",
+            "settings",
+            f"These variables are no settings: {', '.join(unknown)}.",
+            f"unset them, or mean one of: {', '.join(sorted(Settings.model_fields)).upper()}.",
+        )
+    return Line("ok", "settings", f"prefetch {settings.prefetch}, batch size {settings.batch_size}")
+
+
+async def _broker(settings: Settings) -> Line:
+    await broker.reach(settings.amqp_url.get_secret_value())
+    return Line("ok", "broker", f"{settings.broker} answers")
+
+
+async def _topology(settings: Settings) -> Line:
+    topology = topology_of(settings)
+    if await broker.is_declared(settings.amqp_url.get_secret_value(), topology):
+        found = f"queue {topology.queue} and its dead letters are as they must be"
+        return Line("ok", "topology", found)
+    return Line(
+        "warn",
+        "topology",
+        f"there is no queue {topology.queue} yet.",
+        "start the worker, which declares it.",
+    )
+
+
+async def _database(settings: Settings) -> Line:
+    path = settings.database
+    if not store.is_file(path):
+        return Line(
+            "warn", "database", f"{path} is not there yet.", "start the worker, which makes it."
+        )
+    async with Reader(path) as reader:
+        reason = reason_to_rebuild(await noted_versions(reader), load())
+    if reason:
+        fix = "start the worker, which rebuilds it first."
+        return Line("warn", "database", f"{path} must be rebuilt: {reason}.", fix)
+    return Line("ok", "database", f"{path}, {_held(path)}")
+
+
+def _held(path: Path) -> str:
+    try:
+        with WriterLock(path):
+            return "no worker writes it"
+    except WriterLocked as error:
+        return error.message
+
+
+async def _disk(settings: Settings) -> Line:
+    folder = store.existing_folder(settings.database)
+    free = store.free_bytes(folder)
+    found = f"{folder} has {free / 1024**3:,.1f} GiB free"
+    if not store.can_write(folder):
+        fix = "give this user the right, or set WORKER_DATABASE to another folder."
+        return Line("FAIL", "disk", f"{folder} cannot be written by this user.", fix)
+    if free < WARN_FREE_BYTES:
+        word = "FAIL" if free < FAIL_FREE_BYTES else "warn"
+        return Line(word, "disk", found, "make room; a full disk holds the worker up.")
+    return Line("ok", "disk", found)
+
+
+async def _sqlite(_: Settings) -> Line:
+    require_sqlite()
+    version = ".".join(map(str, store.SQLITE_VERSION))
+    if store.has_wal_reset_bug(store.SQLITE_VERSION):
+        return Line(
+            "warn",
+            "sqlite",
+            f"SQLite {version} can, rarely, lose commits when several connections share a file.",
+            "use a Python with SQLite 3.51.3 or newer (or 3.50.7, 3.44.6).",
+        )
+    return Line("ok", "sqlite", f"SQLite {version}")

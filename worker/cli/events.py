@@ -1,0 +1,92 @@
+"""`show` and `list`: the events, as people ask for them."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.app import AsJson, app
+from worker.cli.output import complain, print_json, say, table
+from worker.history import Step, history
+from worker.projections import load
+from worker.projections.events import (
+    Status,
+    get_event,
+    list_active_events,
+    list_events_in_status,
+)
+from worker.settings import Settings, load_settings
+from worker.store.connection import Reader
+
+COLUMNS = ("event_id", "kind", "status", "planned_for", "started_at", "completed_at", "updated_at")
+
+
+@app.command()
+def show(
+    event_id: Annotated[str, typer.Argument(help="The event.")], *, as_json: AsJson = False
+) -> None:
+    """Show an event's row, and what each message of its stream did."""
+    row, steps = asyncio.run(_read(load_settings(), event_id))
+    if not steps:
+        complain(
+            f"The log holds no message of event {event_id!r}.",
+            "see that it was published, and that the worker is not behind.",
+        )
+        raise typer.Exit(1)
+    if as_json:
+        print_json({"row": row, "history": [_marked(step) for step in steps]})
+        return
+    if row is None:
+        say(f"Event {event_id} has no row: no message has planned it.")
+    else:
+        table(("column", "value"), row.items())
+    say("")
+    columns = ("sequence", "occurred_at", "kind", "mark", "status after", "id", "appended_at")
+    table(
+        columns,
+        [
+            (s.sequence, s.occurred_at, s.kind, _mark(s), s.status, s.id, s.appended_at)
+            for s in steps
+        ],
+    )
+
+
+@app.command("list")
+def list_(
+    chat_id: Annotated[str, typer.Argument(help="The chat.")],
+    *,
+    status: Annotated[
+        Status | None, typer.Option(help="Only events in this status.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a chat's events that are planned or going on, or in one status, as they were planned."""
+    events = asyncio.run(_list(load_settings(), chat_id, status))
+    if as_json:
+        print_json(events)
+    elif events:
+        table(COLUMNS, [[event[column] for column in COLUMNS] for event in events])
+    else:
+        say(f"Chat {chat_id} has no event that is {status or 'planned or active'}.")
+
+
+async def _read(settings: Settings, event_id: str) -> tuple[dict[str, Any] | None, list[Step]]:
+    async with Reader(settings.database) as reader:
+        return await get_event(reader, event_id), await history(reader, load(), event_id)
+
+
+async def _list(settings: Settings, chat_id: str, status: Status | None) -> list[dict[str, Any]]:
+    async with Reader(settings.database) as reader:
+        if status is None:
+            return await list_active_events(reader, chat_id)
+        return await list_events_in_status(reader, chat_id, status)
+
+
+def _mark(step: Step) -> str:
+    effect = "applied" if step.has_effect else "without effect"
+    return f"{effect}, late" if step.is_late else effect
+
+
+def _marked(step: Step) -> dict[str, Any]:
+    return {**asdict(step), "mark": _mark(step)}

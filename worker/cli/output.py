@@ -1,0 +1,136 @@
+"""The only file that prints: tables, JSON, progress, and errors with their hints.
+
+Text from messages is a publisher's: it is printed escaped, and never read as markup.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Wide enough for a table that goes to a file or a pipe, where nobody sees a terminal's edge.
+PIPE_WIDTH: Final = 200
+
+
+def _console(stream: Any) -> Console:  # noqa: ANN401 - sys.stdout has no better type
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Print a sentence."""
+    _console(sys.stdout).print(escaped(text), soft_wrap=True)
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """Print to standard error what went wrong, and what to do about it."""
+    console = _console(sys.stderr)
+    console.print(escaped(message), style="red", soft_wrap=True)
+    if hint:
+        console.print(f"Hint: {escaped(hint)}", soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+def print_raw(text: str) -> None:
+    """Print text as it is, but for control characters other than line breaks and tabs."""
+    print("".join(c if c in "\n\t" else escaped(c) for c in text))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print rows under their columns; None is an empty cell."""
+    grid = Table(title=escaped(title) or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(escaped("" if cell is None else str(cell))) for cell in row))
+    _console(sys.stdout).print(grid)
+
+
+def verdict(word: str, subject: str, found: str, fix: str | None) -> None:
+    """Print one line of a check."""
+    style = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}[word]
+    line = Text.assemble((f"{word:4}", style), f"  {subject:9}  {escaped(found)}")
+    if fix:
+        line.append(f"  Fix: {escaped(fix)}")
+    _console(sys.stdout).print(line, soft_wrap=True)
+
+
+def escaped(text: str) -> str:
+    """Make control characters visible: a message must not steer anybody's terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(row: Mapping[str, object]) -> dict[str, object]:
+    """Give a row as JSON takes it: bytes as text, or as hexadecimal if they are none."""
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: object) -> object:
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return value.hex()
+        case dict():
+            return plain(value)
+        case list():
+            return [_plain(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        """Render the rate."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "-/s")
+
+
+class Bar:
+    """A progress bar whose total may become known later."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        """Start at nothing."""
+        self._progress = progress
+        self._task = progress.add_task(what, total=None)
+
+    def show(self, done: int, total: int | None) -> None:
+        """Move to what is done."""
+        self._progress.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Bar]:
+    """Show progress with its rate and the time that remains, on standard error."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=_console(sys.stderr),
+        transient=not sys.stderr.isatty(),
+    ) as progress:
+        yield Bar(progress, what)

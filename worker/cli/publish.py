@@ -1,0 +1,171 @@
+"""`publish`: wire messages from a file, or one by hand."""
+
+import asyncio
+import gzip
+import json
+import sys
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from worker.broker.publisher import publish_all, publisher
+from worker.cli.app import AsJson, app
+from worker.cli.output import print_json, progress_bar, say
+from worker.deliveries import Delivery, Rejected
+from worker.errors import WorkerError
+from worker.messages import decode, now
+from worker.projections import load
+from worker.settings import Settings, load_settings
+
+SHOW_EVERY = 100
+# AMQP has 255 bytes for it, and a character may take four (AMQP 0-9-1, "shortstr").
+ROUTING_KEY_MAX = 63
+NAME = "projection-worker publish"
+
+
+@app.command()
+def publish(  # noqa: PLR0913 - one parameter for each option of the command
+    file: Annotated[
+        str | None,
+        typer.Argument(help="NDJSON, also .gz, or - for standard input; published unread."),
+    ] = None,
+    *,
+    kind: Annotated[str | None, typer.Option(help="Publish one message of this kind.")] = None,
+    event_id: Annotated[str | None, typer.Option(help="Its event.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of its payload, NAME=VALUE; VALUE is JSON or else text."),
+    ] = None,
+    message_id: Annotated[str | None, typer.Option("--id", help="Default: a new one.")] = None,
+    occurred_at: Annotated[str | None, typer.Option(help="Default: now.")] = None,
+    sequence: Annotated[int, typer.Option(help="Its position in the publisher's log.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the messages of a file, or one by hand, and count what the broker confirmed.
+
+    A file's lines are sent as they stand, broken ones too. One by hand is checked first:
+    publish --kind event_planned --event-id e-1 --field chat_id=c-1 --field kind=poll
+    """
+    if (file is None) == (kind is None):
+        raise typer.BadParameter("give either FILE or --kind.")
+    settings = load_settings()
+    if file is not None:
+        count = _publish_file(settings, file)
+    else:
+        envelope = {
+            "id": message_id or uuid.uuid4().hex,
+            "kind": kind,
+            "occurred_at": occurred_at or now(),
+            "sequence": sequence,
+            "payload": _payload(event_id, field or []),
+        }
+        count = _publish_one(settings, envelope)
+        if not as_json:
+            say(f"Message {envelope['id']}:")
+    if as_json:
+        print_json({"confirmed": count})
+    else:
+        say(f"{count:,} confirmed by the broker.")
+
+
+def _payload(event_id: str | None, fields: list[str]) -> dict[str, Any]:
+    payload: dict[str, Any] = {} if event_id is None else {"event_id": event_id}
+    for each in fields:
+        name, equals, text = each.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--field must be NAME=VALUE, not {each!r}.")
+        payload[name] = text
+        with suppress(ValueError):
+            payload[name] = json.loads(text)
+    return payload
+
+
+def _publish_one(settings: Settings, envelope: dict[str, Any]) -> int:
+    body = json.dumps(envelope, ensure_ascii=False).encode()
+    checked = decode(load().wire, Delivery(body), settings.max_message_bytes)
+    if isinstance(checked, Rejected):
+        raise WorkerError(
+            f"The worker would reject this message ({checked.reason}: {checked.detail})",
+            "mend it; 'publish FILE' sends any bytes.",
+        )
+    routing_key = str(envelope["payload"].get("chat_id", ""))
+    return _publish(settings, [(body, routing_key)], lambda count: None)
+
+
+def _publish_file(settings: Settings, file: str) -> int:
+    with ExitStack() as stack:
+        raw = sys.stdin.buffer if file == "-" else stack.enter_context(_open(Path(file)))
+        size = None if file == "-" else Path(file).stat().st_size
+        lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw
+        bar = stack.enter_context(progress_bar("Publishing messages"))
+
+        def show(count: int) -> None:
+            # How many there are is not known; how far the file has been read is.
+            bar.show(count, size and round(count * size / max(raw.tell(), 1)))
+
+        return _publish(settings, _routed(lines), show)
+
+
+def _publish(
+    settings: Settings, messages: Iterable[tuple[bytes, str]], show: Callable[[int], None]
+) -> int:
+    """Give the number of confirms; raises `WorkerError` that says how many came before."""
+    confirmed = 0
+
+    def on_confirmed() -> None:
+        nonlocal confirmed
+        confirmed += 1
+        if confirmed % SHOW_EVERY == 0:
+            show(confirmed)
+
+    async def send() -> None:
+        url = settings.amqp_url.get_secret_value()
+        async with publisher(url, settings.exchange, NAME) as target:
+            await publish_all(target, messages, on_confirmed)
+
+    try:
+        asyncio.run(send())
+    except WorkerError as error:
+        raise WorkerError(
+            f"{error.message} Confirmed before: {confirmed:,} messages.", error.hint
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise WorkerError(
+            f"The file cannot be read to its end ({error}). Confirmed before: {confirmed:,} "
+            "messages.",
+            "mend the file and publish it again: what has arrived is a duplicate then.",
+        ) from error
+    show(confirmed)
+    return confirmed
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _routed(lines: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
+    """Give each line with its chat as the routing key, as far as a line so far has told it."""
+    chats: dict[str, str] = {}
+    for line in lines:
+        body = line.strip()
+        if body:
+            yield body, _chat(body, chats)
+
+
+def _chat(body: bytes, chats: dict[str, str]) -> str:
+    try:
+        payload = json.loads(body)["payload"]
+        event_id, chat_id = payload["event_id"], payload.get("chat_id")
+        if isinstance(chat_id, str):
+            chats[event_id] = chat_id
+        return chats.get(event_id, "")[:ROUTING_KEY_MAX]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""  # A broken line is published, too.

@@ -1,0 +1,93 @@
+"""`rebuild`: fold the log anew, or only compare."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli.app import AsJson, app
+from worker.cli.output import plain, print_json, progress_bar, say, table
+from worker.projections import load
+from worker.rebuild import Audit, Progress, audit
+from worker.rebuild import rebuild as rebuild_tables
+from worker.registry import Registry
+from worker.settings import load_settings
+from worker.store.connection import Writer, read_only_uri
+from worker.store.lock import WriterLock
+from worker.store.tables import Difference
+
+
+@app.command()
+def rebuild(
+    *,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare, change nothing; exit 1 if rows differ.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Most differences to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Fold the whole log into fresh tables and put them in place of the live ones.
+
+    Readers see the old rows until the new ones are complete; an interrupted rebuild changes
+    nothing. --verify works while a worker runs; without it, the worker must be stopped.
+    """
+    database = load_settings().database
+    registry = load()
+    with progress_bar("Folding messages") as bar:
+        if verify:
+            found = asyncio.run(audit(database, registry, bar.show, limit))
+        else:
+            found = asyncio.run(_rebuild(database, registry, bar.show, limit))
+    if as_json:
+        print_json(_document(found))
+    else:
+        _show(found, verify=verify)
+    if verify and found.differing:
+        raise typer.Exit(1)
+
+
+async def _rebuild(database: Path, registry: Registry, progress: Progress, limit: int) -> Audit:
+    read_only_uri(database)  # Refuses a file that is missing: there is nothing to rebuild.
+    with WriterLock(database):
+        async with Writer(database) as writer:
+            return await rebuild_tables(writer, database, registry, progress, limit)
+
+
+def _show(found: Audit, *, verify: bool) -> None:
+    if found.differences:
+        columns = ("table", "event_id", "column", "live", "folded")
+        table(columns, [cells for each in found.differences for cells in _cells(each)])
+    folded = f"{found.messages:,} messages fold into {found.rows:,} rows"
+    if not found.differing:
+        say(f"{folded}; the live rows {'are' if verify else 'were'} the same.")
+    elif verify:
+        say(f"{folded}; {found.differing:,} events differ. 'projection-worker rebuild' mends them.")
+    else:
+        say(f"{folded}; {found.differing:,} events differed and are mended.")
+
+
+def _cells(difference: Difference) -> list[tuple[object, ...]]:
+    live, folded = difference.live or {}, difference.folded or {}
+    return [
+        (difference.table, difference.event_id, name, live.get(name), folded.get(name))
+        for name in {**folded, **live}
+        if name != "event_id" and live.get(name) != folded.get(name)
+    ]
+
+
+def _document(found: Audit) -> dict[str, object]:
+    return {
+        "messages": found.messages,
+        "rows": found.rows,
+        "differing": found.differing,
+        "differences": [
+            {
+                "table": each.table,
+                "event_id": each.event_id,
+                "live": plain(each.live) if each.live else None,
+                "folded": plain(each.folded) if each.folded else None,
+            }
+            for each in found.differences
+        ],
+    }
