@@ -1,0 +1,36 @@
+"""Real processes that run a few lines of code and say a line when they have come to a point."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def process(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Run code in a process of its own; kill it at the end of the block, whatever it does."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def line(running: subprocess.Popen[str]) -> str:
+    """Wait for the next line that it says, or fail with what it died of."""
+    assert running.stdout is not None
+    assert running.stderr is not None
+    said = running.stdout.readline().rstrip("\n")
+    assert said, running.stderr.read()
+    return said

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+
+from tests.builders import planned, reverted, started
+from tests.unit.projecting import project, rows
+from worker.store import log
+from worker.store.connection import Reader, Writer
+from worker.store.log import Entry
+
+AT = "2026-04-27T10:00:00.000000Z"
+# What a list of ids must carry through JSON and back.
+STRANGE = ("'", '"', "%", "\U0001f600", "a\nb", "[1]", "1", "null", "\\", "\x01", "\u2028", "é")
+
+
+def entry(event_id: str, message_id: str, sequence: int = 1, body: str = "{}") -> Entry:
+    return Entry(event_id, message_id, sequence, AT, "event_planned", False, AT, body)  # noqa: FBT003 - a row of a table
+
+
+class TestKnown:
+    async def test_gives_the_bodies_of_those_in_the_log(self, tmp_path: Path) -> None:
+        """An id is known within its stream, and nowhere else."""
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            await log.append(tx, [entry("e", "m", body="1"), entry("f", "n", body="2")])
+
+            known = await log.known(
+                tx, [("e", "m"), ("e", "n"), ("f", "m"), ("g", "m"), ("f", "n")]
+            )
+
+        assert known == {("e", "m"): "1", ("f", "n"): "2"}
+
+    async def test_takes_ids_of_any_characters(self, tmp_path: Path) -> None:
+        """Ids are compared as text, byte by byte."""
+        keys = {(one, other) for one in STRANGE for other in STRANGE}
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            await log.append(tx, [entry(*key, body="".join(key)) for key in keys])
+
+            known = await log.known(tx, [*keys, ("1.0", "1"), ("E\u0301", "É"), ("e", "1")])
+
+        assert known == {key: "".join(key) for key in keys}
+
+    async def test_takes_any_number_of_them(self, tmp_path: Path) -> None:
+        """A batch of any size is one query, and an empty one gives nothing."""
+        entries = [entry(f"e-{number}", "m") for number in range(5_000)]
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            await log.append(tx, entries)
+
+            known = await log.known(tx, [(e.event_id, e.id) for e in entries])
+
+            assert len(known) == 5_000
+            assert await log.known(tx, []) == {}
+
+    async def test_is_found_by_the_key(self, tmp_path: Path) -> None:
+        """Nothing that is done for a message grows with the log."""
+        async with Writer(tmp_path / "p.db") as writer:
+            for sql in (log.KNOWN, log.HEADS, log.BODIES):
+                plan = await writer.fetch_all(f"EXPLAIN QUERY PLAN {sql}", ("[]",))
+
+                steps = [row["detail"] for row in plan]
+                assert any("USING PRIMARY KEY" in step for step in steps)
+                assert not any("SCAN log" in step or "SCAN streams" in step for step in steps)
+
+
+class TestHeads:
+    async def test_are_the_last_that_was_noted(self, tmp_path: Path) -> None:
+        """A stream without a message has none; a new head replaces the old one."""
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            await log.advance(tx, {"e": (1, AT, "m"), "f": (2**63 - 1, AT, "n"), "g": None})
+            await log.advance(tx, {"e": (2, AT, "o")})
+
+            heads = await log.heads(tx, ["e", "f", "g", "h"])
+
+        assert heads == {"e": (2, AT, "o"), "f": (2**63 - 1, AT, "n")}
+
+    async def test_are_those_of_the_streams_in_the_log(self, tmp_path: Path) -> None:
+        """After any arrival the head is the greatest position in the stream."""
+        history = [planned("e", sequence=5), started("e", sequence=2), planned("f", sequence=0),
+                   started("f", sequence=0), reverted("e", "active", sequence=4)]  # fmt: skip
+
+        await project(tmp_path / "p.db", history[:2], history[2:])
+
+        heads = "SELECT event_id, sequence, occurred_at, id FROM streams ORDER BY event_id"
+        greatest = """
+            SELECT event_id, sequence, occurred_at, id FROM (SELECT *, row_number() OVER (
+                PARTITION BY event_id ORDER BY sequence DESC, occurred_at DESC, id DESC) AS place
+            FROM log) WHERE place = 1 ORDER BY event_id
+        """
+        assert rows(tmp_path / "p.db", heads) == rows(tmp_path / "p.db", greatest)
+
+
+class TestBodies:
+    async def test_are_those_of_the_streams(self, tmp_path: Path) -> None:
+        """Whole streams, and no others."""
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            await log.append(tx, [entry("e", "m", body="1"), entry("e", "n", body="2")])
+            await log.append(tx, [entry("f", "m", body="3")])
+
+            found = await log.bodies(tx, ["e", "g"])
+
+            assert {event_id: sorted(bodies) for event_id, bodies in found.items()} == {
+                "e": ["1", "2"]
+            }
+            assert await log.bodies(tx, []) == {}
+
+
+class TestHistory:
+    async def test_is_in_the_order_of_position(self, tmp_path: Path) -> None:
+        """What a person reads is what the handlers saw."""
+        last = started("e", id="b", sequence=7, occurred_at="2026-04-27T10:00:00Z")
+        history = [
+            last,
+            last | {"id": "a"},
+            last | {"id": "z", "occurred_at": "2026-04-27T11:00:00+02:00"},
+            planned("e", id="zz", sequence=0),
+            planned("f"),
+        ]
+        await project(tmp_path / "p.db", history)
+
+        async with Reader(tmp_path / "p.db") as reader:
+            found = await log.history(reader, "e")
+
+        assert [row["id"] for row in found] == ["zz", "z", "a", "b"]
+        assert [row["is_late"] for row in found] == [1, 1, 1, 0]
+
+    @pytest.mark.parametrize("event_id", ["", "e-2", "%"])
+    async def test_of_an_unknown_event_is_empty(self, tmp_path: Path, event_id: str) -> None:
+        """Nothing has been said about it."""
+        await project(tmp_path / "p.db", [planned("e")])
+
+        async with Reader(tmp_path / "p.db") as reader:
+            assert await log.history(reader, event_id) == []

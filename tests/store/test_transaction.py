@@ -1,0 +1,179 @@
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.unit.projecting import rows
+from worker.errors import StoreUnavailable
+from worker.store.connection import Writer
+from worker.store.transaction import Transaction, unavailable
+
+INSERT = "INSERT INTO t VALUES (?)"
+VALUES = "SELECT v FROM t ORDER BY v"
+
+
+@pytest.fixture
+async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
+    async with Writer(tmp_path / "p.db") as opened:
+        async with opened.transaction() as tx:
+            await tx.run("CREATE TABLE t (v TEXT UNIQUE)")
+        yield opened
+
+
+class Boom(Exception):
+    """Something went wrong in the block."""
+
+
+async def insert(tx: Transaction, *values: str, fails: bool = False) -> None:
+    """Give statements that wait, but for the first, and fail if told to."""
+    for number, value in enumerate(values):
+        await tx.execute(INSERT, (value,))
+        if not number:
+            await tx.flush()
+    if fails:
+        raise Boom
+
+
+async def in_transaction(writer: Writer, *values: str, fails: bool = False) -> None:
+    async with writer.transaction() as tx:
+        await insert(tx, *values, fails=fails)
+
+
+async def in_savepoint(tx: Transaction, *values: str, fails: bool = False) -> None:
+    async with tx.savepoint():
+        await insert(tx, *values, fails=fails)
+
+
+class TestCommit:
+    async def test_is_on_the_disk_after_the_block(self, writer: Writer) -> None:
+        """What was executed and not flushed is written, too."""
+        async with writer.transaction() as tx:
+            await tx.execute(INSERT, ("a",))
+            await tx.execute_many(INSERT, [("b",), ("c",)])
+
+        assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
+
+    async def test_is_undone_if_the_block_raises(self, writer: Writer) -> None:
+        """Nothing is left, and the next transaction begins as ever."""
+        with pytest.raises(Boom):
+            await in_transaction(writer, "a", "c", fails=True)
+        await in_transaction(writer, "b")
+
+        assert rows(Path(writer.path), VALUES) == [("b",)]
+
+    async def test_is_undone_if_a_statement_fails_at_the_end(self, writer: Writer) -> None:
+        """A statement that waited for the commit fails with it."""
+        with pytest.raises(sqlite3.IntegrityError):
+            await in_transaction(writer, "a", "a")
+
+        assert rows(Path(writer.path), VALUES) == []
+
+    async def test_needs_the_lock_at_the_beginning(self, writer: Writer) -> None:
+        """Nobody else writes from the first statement on."""
+        with closing(sqlite3.connect(writer.path, timeout=0)) as other:
+            async with writer.transaction():
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute("BEGIN IMMEDIATE")
+
+    async def test_names_the_house_if_it_cannot_begin(self, writer: Writer) -> None:
+        """Another writer is no message's fault, and a later try succeeds."""
+        with closing(sqlite3.connect(writer.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="SQLITE_BUSY"):
+                async with writer.transaction():
+                    pass
+        async with writer.transaction() as tx:
+            await tx.execute(INSERT, ("a",))
+
+        assert rows(Path(writer.path), VALUES) == [("a",)]
+
+
+class TestFetch:
+    async def test_sees_every_earlier_write(self, writer: Writer) -> None:
+        """Statements that wait are run before anything is read."""
+        async with writer.transaction() as tx:
+            tx.enter_stream("e")
+            await tx.execute(INSERT, ("a",))
+            first = await tx.fetch_one(VALUES)
+            await tx.execute("UPDATE t SET v = 'b'")
+            second = await tx.fetch_all(VALUES)
+            nothing = await tx.fetch_one("SELECT 1 FROM t WHERE v = ?", ("a",))
+
+        assert first is not None
+        assert (first["v"], [tuple(row) for row in second], nothing) == ("a", [("b",)], None)
+
+
+class TestSavepoint:
+    async def test_undoes_its_block_and_nothing_else(self, writer: Writer) -> None:
+        """Before, after and within: only what failed is gone."""
+        async with writer.transaction() as tx:
+            await tx.execute(INSERT, ("before",))
+            await tx.flush()
+            with pytest.raises(Boom):
+                await in_savepoint(tx, "flushed", "waiting", fails=True)
+            await in_savepoint(tx, "good")
+            await tx.execute(INSERT, ("after",))
+
+        assert rows(Path(writer.path), VALUES) == [("after",), ("before",), ("good",)]
+
+    async def test_fails_with_a_statement_that_waited(self, writer: Writer) -> None:
+        """A statement belongs to the block that gave it."""
+        async with writer.transaction() as tx:
+            with pytest.raises(sqlite3.IntegrityError):
+                await in_savepoint(tx, "a", "a")
+            await tx.execute(INSERT, ("b",))
+
+        assert rows(Path(writer.path), VALUES) == [("b",)]
+
+
+class TestOrder:
+    async def test_of_each_stream_is_kept(self, writer: Writer) -> None:
+        """Streams may overtake each other; within one, the order is that of the calls."""
+        append = "UPDATE t SET v = v || {} WHERE v GLOB ?".format
+        async with writer.transaction() as tx:
+            for stream in "xyz":
+                tx.enter_stream(stream)
+                await tx.execute(INSERT, (stream,))
+            for stream, letters in [("x", "abba"), ("y", "baab"), ("x", "ab"), ("z", "bbb")]:
+                tx.enter_stream(stream)
+                for letter in letters:
+                    await tx.execute(append(f"'{letter}'"), (f"{stream}*",))
+
+        assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
+
+
+class TestWhoIsToBlame:
+    @pytest.mark.parametrize(
+        "name",
+        ["SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR",
+         "SQLITE_IOERR_FSYNC", "SQLITE_READONLY", "SQLITE_CORRUPT", "SQLITE_CANTOPEN",
+         "SQLITE_NOMEM", "SQLITE_NOTADB", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"],
+    )  # fmt: skip
+    def test_is_the_house(self, name: str) -> None:
+        """Primary and extended codes that say nothing about the statement."""
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = getattr(sqlite3, name)
+        error.sqlite_errorname = name
+
+        blamed = unavailable(error)
+
+        assert blamed is not None
+        assert blamed.message == f"The database cannot be used now ({name}: no)."
+
+    @pytest.mark.parametrize(
+        "name",
+        ["SQLITE_CONSTRAINT", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_ERROR", "SQLITE_TOOBIG",
+         "SQLITE_MISMATCH", "SQLITE_RANGE", "SQLITE_MISUSE"],
+    )  # fmt: skip
+    def test_is_the_statement(self, name: str) -> None:
+        """Codes for which waiting does not help."""
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = getattr(sqlite3, name)
+
+        assert unavailable(error) is None
+
+    def test_is_the_statement_without_a_code(self) -> None:
+        """Python's own refusals, such as a wrong number of parameters."""
+        assert unavailable(sqlite3.ProgrammingError("no")) is None

@@ -1,0 +1,71 @@
+"""A projector on a real file, and what that file holds, read without the worker's code."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+from tests.builders import Message, body
+from worker.deliveries import Delivery, Outcome
+from worker.messages import now
+from worker.projections import load
+from worker.projector import Projector
+from worker.rebuild import Audit, audit, create_tables
+from worker.registry import Registry
+from worker.store.connection import Writer
+from worker.store.tables import noted_versions
+
+CAP = 64 * 1024
+EVENTS = "SELECT * FROM events ORDER BY event_id"
+LOG = "SELECT event_id, id FROM log ORDER BY event_id, id"
+
+
+@asynccontextmanager
+async def projecting(
+    path: Path, registry: Registry | None = None, clock: Callable[[], str] = now
+) -> AsyncIterator[Projector]:
+    """Open the file, with its tables, as the service does."""
+    registry = registry or load()
+    async with Writer(path) as writer:
+        if not await noted_versions(writer):
+            await create_tables(writer, registry)
+        yield Projector(registry, writer, max_message_bytes=CAP, clock=clock)
+
+
+def deliveries(bodies: Sequence[bytes | Message]) -> list[Delivery]:
+    """Hand over messages, or bytes as they are."""
+    return [
+        Delivery(each if isinstance(each, bytes) else body(each), tag=tag)
+        for tag, each in enumerate(bodies, 1)
+    ]
+
+
+async def project(
+    path: Path, *batches: Sequence[bytes | Message], registry: Registry | None = None
+) -> list[Outcome]:
+    """Project some batches, and give the outcomes of all their deliveries."""
+    async with projecting(path, registry) as projector:
+        return [o for batch in batches for o in await projector.project(deliveries(batch))]
+
+
+def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
+    """Give the outcomes in the words of the log."""
+    return [o.rejected.reason.value if o.rejected else o.verdict.value for o in outcomes]
+
+
+def rows(path: Path, sql: str = EVENTS) -> list[tuple[Any, ...]]:
+    """Ask the file."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def change(path: Path, sql: str) -> None:
+    """Change the file behind the worker's back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(sql)
+
+
+async def audited(path: Path, registry: Registry | None = None) -> Audit:
+    """Compare the rows with the log."""
+    return await audit(path, registry or load(), lambda done, total: None, examples=10)

@@ -1,0 +1,204 @@
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import Message as Wire
+from tests.builders import message, planned, started
+from tests.oracle import expected_rows
+from tests.unit.projecting import audited, change, project, rows, verdicts
+from worker import Identifier, Message, Payload, Transaction
+from worker.errors import RegistrationError
+from worker.projections import events, load
+from worker.rebuild import rebuild
+from worker.registry import Registry
+from worker.store.connection import Writer
+
+
+class Noted(Payload):
+    """Somebody wrote something down."""
+
+    text: Identifier
+
+
+async def noted(tx: Transaction, message: Message[Noted]) -> None:
+    """Take part as a handler that is as it should be."""
+
+
+def not_async(tx: Transaction, message: Message[Noted]) -> None: ...
+async def no_parameter() -> None: ...
+async def one_parameter(message: Message[Noted]) -> None: ...
+async def three_parameters(tx: Transaction, message: Message[Noted], more: int) -> None: ...
+async def any_number(tx: Transaction, message: Message[Noted], *more: int) -> None: ...
+async def no_annotation(tx, message) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - the fault in question
+async def unknown_annotation(tx: Transaction, message: "Message[Nowhere]") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the fault in question
+async def no_expression(tx: Transaction, message: "Message[") -> None: ...  # type: ignore[valid-type]  # noqa: F722 - the fault in question
+async def bare_message(tx: Transaction, message: Message) -> None: ...  # type: ignore[type-arg]
+async def no_message(tx: Transaction, message: dict[str, Any]) -> None: ...
+async def payload_alone(tx: Transaction, message: Noted) -> None: ...
+async def no_payload(tx: Transaction, message: Message[int]) -> None: ...  # type: ignore[type-var]
+async def or_none(tx: Transaction, message: Message[Noted] | None) -> None: ...
+
+
+BAD_HANDLERS = (
+    not_async, no_parameter, one_parameter, three_parameters, any_number, no_annotation,
+    unknown_annotation, no_expression, bare_message, no_message, payload_alone, no_payload,
+    or_none, functools.partial(three_parameters, more=1),
+)  # fmt: skip
+
+
+class TestBadHandlers:
+    @pytest.mark.parametrize("handler", BAD_HANDLERS)
+    def test_are_refused_at_once(self, handler: Any) -> None:
+        """The sentence shows the right form and the place of the wrong one."""
+        registry = Registry()
+
+        with pytest.raises(RegistrationError, match="must be 'async def") as refused:
+            registry.on("noted")(handler)
+
+        name = getattr(handler, "__name__", "")
+        assert f"async def {name}" in str(refused.value)
+        assert "(tx, message: Message[Model])" in str(refused.value)
+        assert registry.kinds == ()
+        if name:
+            assert re.search(r"test_registry\.py:\d+\)", str(refused.value))
+
+    def test_second_one_of_a_kind_is_refused(self) -> None:
+        """The sentence names both places, and the first stays."""
+        registry = Registry()
+        registry.on("noted")(noted)
+
+        with pytest.raises(RegistrationError) as refused:
+
+            @registry.on("noted")
+            async def another(tx: Transaction, message: Message[Noted]) -> None: ...
+
+        places = re.findall(r"test_registry\.py:(\d+)", refused.value.message)
+        assert refused.value.message.startswith("Kind 'noted' is registered twice (")
+        assert len(set(places)) == 2
+        assert places[0] == str(noted.__code__.co_firstlineno)
+
+    def test_second_table_of_a_name_is_refused(self) -> None:
+        """Two projections would write over each other's rows."""
+        registry = Registry()
+        registry.projection(table="notes", version=1, schema=())
+
+        with pytest.raises(RegistrationError, match="Table 'notes' is registered twice"):
+            registry.projection(table="notes", version=2, schema=())
+
+
+class TestRegistry:
+    def test_knows_the_six_kinds(self) -> None:
+        """Loading the projections registers the kinds of DESIGN.md."""
+        assert load().kinds == (
+            "event_cancelled", "event_completed", "event_expired", "event_planned",
+            "event_started", "event_status_reverted",
+        )  # fmt: skip
+        assert load().versions == {"events": 1}
+
+    async def test_works_with_one_kind(self, tmp_path: Path) -> None:
+        """One kind needs no second to be told from."""
+        registry = notebook()
+        del registry._kinds["note_erased"]
+
+        outcomes = await project(
+            tmp_path / "p.db", [note("e", "a"), planned("e")], registry=registry
+        )
+
+        assert verdicts(outcomes) == ["applied", "unknown_kind"]
+
+    async def test_takes_a_kind_after_the_first_message(self, tmp_path: Path) -> None:
+        """The union of kinds is built anew for each registration."""
+        registry = notebook()
+        await project(tmp_path / "p.db", [note("e", "a")], registry=registry)
+
+        registry.on("noted_otherwise")(noted)
+        outcomes = await project(
+            tmp_path / "p.db",
+            [message("noted_otherwise", {"event_id": "e", "text": "b"})],
+            registry=registry,
+        )
+
+        assert verdicts(outcomes) == ["applied"]
+
+
+def notebook() -> Registry:
+    """Give a projection as its author would write it in a file of its own."""
+    registry = Registry()
+    registry.projection(
+        table="notes",
+        version=1,
+        schema=("CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT, count INTEGER)",),
+    )
+
+    @registry.on("note_written")
+    async def written(tx: Transaction, message: Message[Noted]) -> None:
+        key = (message.event_id,)
+        await tx.execute("INSERT INTO notes VALUES (?, '', 0) ON CONFLICT DO NOTHING", key)
+        row = await tx.fetch_one("SELECT text, count FROM notes WHERE event_id = ?", key)
+        assert row is not None
+        await tx.execute(
+            "UPDATE notes SET text = ?, count = ? WHERE event_id = ?",
+            (f"{row['text']}{message.payload.text}", row["count"] + 1, message.event_id),
+        )
+
+    @registry.on("note_erased")
+    async def erased(tx: Transaction, message: Message[Payload]) -> None:
+        await tx.execute("UPDATE notes SET text = '' WHERE event_id = ?", (message.event_id,))
+
+    return registry
+
+
+NOTES = "SELECT * FROM notes ORDER BY event_id"
+
+
+def note(event_id: str, text: str, **envelope: Any) -> Wire:
+    return message("note_written", {"event_id": event_id, "text": text}, **envelope)
+
+
+class TestOwnProjection:
+    @pytest.mark.parametrize("batch_size", [1, 3, 99])
+    async def test_sees_its_own_writes_in_any_order(self, tmp_path: Path, batch_size: int) -> None:
+        """A handler that reads sees every earlier write of its stream, in late messages too."""
+        erased = message("note_erased", {"event_id": "e"}, sequence=3)
+        history = [
+            note("e", "c", sequence=4), note("e", "a", sequence=1), note("f", "x"), erased,
+            note("e", "b", sequence=2), note("e", "d", sequence=5), note("f", "y"),
+        ]  # fmt: skip
+        batches = [history[n : n + batch_size] for n in range(0, len(history), batch_size)]
+
+        outcomes = await project(tmp_path / "p.db", *batches, registry=notebook())
+
+        assert verdicts(outcomes) == [
+            "applied", "late", "applied", "late", "late", "applied", "applied",
+        ]  # fmt: skip
+        assert rows(tmp_path / "p.db", NOTES) == [("e", "cd", 4), ("f", "xy", 2)]
+
+    async def test_is_rebuilt_from_the_log(self, tmp_path: Path) -> None:
+        """The file of a projection of one's own is checked and mended like the worker's."""
+        await project(tmp_path / "p.db", [note("e", "a"), note("e", "b")], registry=notebook())
+        change(tmp_path / "p.db", "UPDATE notes SET text = 'no'")
+        assert (await audited(tmp_path / "p.db", notebook())).differing == 1
+
+        async with Writer(tmp_path / "p.db") as writer:
+            await rebuild(writer, tmp_path / "p.db", notebook(), lambda done, total: None)
+
+        assert rows(tmp_path / "p.db", NOTES) == [("e", "ab", 2)]
+
+    async def test_lives_beside_the_events(self, tmp_path: Path) -> None:
+        """Two projections in one file: a late message folds the stream's rows in both."""
+        registry = notebook()
+        (projection,) = load().projections
+        registry.projection(table="events", version=1, schema=projection.schema)
+        registry.on("event_planned")(events.planned)
+        registry.on("event_started")(events.started)
+        life = [started("e", sequence=3), note("e", "b", sequence=2), planned("e", sequence=1)]
+
+        outcomes = await project(tmp_path / "p.db", *([each] for each in life), registry=registry)
+
+        assert verdicts(outcomes) == ["orphan", "late", "late"]
+        assert rows(tmp_path / "p.db") == expected_rows([life[0], life[2]])
+        assert rows(tmp_path / "p.db", NOTES) == [("e", "b", 1)]
+        assert (await audited(tmp_path / "p.db", registry)).rows == 2
