@@ -8,6 +8,7 @@ from tests.builders import Message as Wire
 from tests.builders import message
 from tests.unit.projecting import audited, project, rows, verdicts
 from worker import Message, Payload, Transaction
+from worker.errors import StoreUnusable
 from worker.registry import Registry
 
 NOTES = "SELECT event_id, text FROM notes ORDER BY event_id"
@@ -94,6 +95,12 @@ FAILING = {
     "no sql": (said("ran_sql", "x", "nonsense"), "syntax error"),
     "query to execute": (said("ran_sql", "x", "SELECT 1"), "ProgrammingError"),
     "no table to ask": (said("asked_sql", "x", "SELECT * FROM nowhere"), "no such table: nowhere"),
+    "commit": (said("ran_sql", "x", "commit"), "must not begin or end transactions"),
+    "commit to ask": (said("asked_sql", "x", " COMMIT"), "must not begin or end transactions"),
+    "rollback": (
+        said("ran_sql", "x", "INSERT OR ROLLBACK INTO notes VALUES ('x', 'bad')"),
+        "must not begin or end transactions",
+    ),
     "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
 }
 
@@ -151,6 +158,28 @@ class TestHandlerThatFails:
             "handler_failed", "applied", "late", "duplicate", "id_conflict", "orphan",
         ]  # fmt: skip
         assert rows(tmp_path / "p.db", NOTES) == [("a", "12")]
+
+
+class TestATableThatEndsTheTransaction:
+    async def test_stops_the_worker_before_anything_is_acked(self, tmp_path: Path) -> None:
+        """Nothing of the batch commits by itself, and no outcome says that it did."""
+        registry = Registry()
+        registry.projection(
+            table="notes",
+            version=1,
+            schema=("CREATE TABLE notes (event_id TEXT UNIQUE ON CONFLICT ROLLBACK, text TEXT)",),
+        )
+
+        @registry.on("noted")
+        async def noted(tx: Transaction, message: Message[Text]) -> None:
+            await tx.execute("INSERT INTO notes VALUES (?, ?)", (message.event_id, "x"))
+
+        batch = [said("noted", each) for each in ("a", "b", "b", "c")]
+        with pytest.raises(StoreUnusable, match="ended from within"):
+            await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert rows(tmp_path / "p.db", NOTES) == []
+        assert rows(tmp_path / "p.db", LOGGED) == []
 
 
 class TestRetry:

@@ -6,13 +6,14 @@ in which its handlers gave them; those of different streams may overtake each ot
 contract of handlers makes invisible.
 """
 
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import aiosqlite
 
-from worker.errors import StoreUnavailable
+from worker.errors import StoreUnavailable, StoreUnusable
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
@@ -49,6 +50,19 @@ def unavailable(error: sqlite3.Error) -> StoreUnavailable | None:
     )
 
 
+# What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
+_ENDING = re.compile(
+    r"^\s*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
+)
+
+
+def _require_harmless(sql: str) -> None:
+    if _ENDING.search(sql):
+        raise ValueError(
+            f"A handler's statement must not begin or end transactions: {' '.join(sql.split())}"
+        )
+
+
 class Transaction:
     """What handlers write and read through. Belongs to one task; ends with the batch."""
 
@@ -69,11 +83,16 @@ class Transaction:
         place = self._next_round.get(self._stream, 0)
         if place == len(self._rounds):
             self._rounds.append({})
-        self._rounds[place].setdefault(sql, []).append(parameters)
+        statements = self._rounds[place]
+        if sql not in statements:
+            _require_harmless(sql)
+            statements[sql] = []
+        statements[sql].append(parameters)
         self._next_round[self._stream] = place + 1
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Read: give all rows, with every earlier write of this transaction in them."""
+        _require_harmless(sql)
         await self.flush()
         try:
             return list(await self._connection.execute_fetchall(sql, parameters))
@@ -112,11 +131,18 @@ class Transaction:
         try:
             yield
             await self.flush()
-        except Exception:
+        except Exception as error:
             self.forget()
-            if self._connection.in_transaction:
-                await self.run("ROLLBACK TO one_message")
-                await self.run("RELEASE one_message")
+            if isinstance(error, StoreUnavailable):
+                raise
+            if not self._connection.in_transaction:
+                # Whatever came after would commit by itself, and what came before is undone.
+                raise StoreUnusable(
+                    f"The transaction of the whole batch was ended from within ({error}).",
+                    "a table or trigger must not use ON CONFLICT ROLLBACK or RAISE(ROLLBACK).",
+                ) from error
+            await self.run("ROLLBACK TO one_message")
+            await self.run("RELEASE one_message")
             raise
         await self.run("RELEASE one_message")
 

@@ -1,0 +1,200 @@
+"""Which broker the demo uses, and everything it does there beside the worker.
+
+Promise: the exchanges and queues have names of this run alone, and are gone when the block ends.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+
+from tests.demo.story import Publication
+from tests.rabbitmq import RabbitMQNode, server_program
+from tests.waiting import PATIENCE_SECONDS, eventually
+from worker.broker.publisher import Publisher, publisher
+from worker.broker.topology import Topology
+
+INSTALL = Path(__file__).parents[2] / "deploy" / "install-rabbitmq.sh"
+LOCAL = "amqp://guest:guest@localhost:5672/"
+PROBE_SECONDS = 5
+DELIVERY_LIMIT = 20
+# So many publishes wait for their confirms together; more make nothing faster.
+UNCONFIRMED = 100
+# A look at the queue is repeated until it gives the same number so often in a row.
+STEADY_LOOKS = 8
+
+Say = Callable[[str], None]
+
+
+class DemoFailed(Exception):
+    """Something is not as it must be; the text says what, for a person."""
+
+
+async def until(look: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+    """Wait until something is so; fail in words that a person understands."""
+    try:
+        await eventually(look)
+    except AssertionError:
+        raise DemoFailed(f"Not within {PATIENCE_SECONDS:.0f} seconds: {what}.") from None
+
+
+@asynccontextmanager
+async def chosen(say: Say, *, is_private: bool) -> AsyncIterator[str]:
+    """Give the address of the broker to use, and say which it is and why.
+
+    WORKER_AMQP_URL, or the machine's own broker, or a private node, for which RabbitMQ is installed
+    if need be. `is_private` asks for the private node at once.
+    """
+    url = os.environ.get("WORKER_AMQP_URL")
+    if url and not is_private:
+        if problem := await _problem(url):
+            raise DemoFailed(f"The broker that WORKER_AMQP_URL names cannot be used: {problem}.")
+        say(f"Broker: the one on {urlsplit(url).hostname}, because WORKER_AMQP_URL names it.")
+        yield url
+        return
+    if not is_private and await _problem(LOCAL) is None:
+        say("Broker: the one on localhost:5672, because it answers and lets guest in.")
+        yield LOCAL
+        return
+    why = "--private asks for one" if is_private else "none on localhost:5672 lets guest in"
+    if server_program() is None:
+        say("Broker: RabbitMQ is not installed here; installing it ...")
+        await _install()
+    say(f"Broker: starting a private RabbitMQ, because {why} ...")
+    async with RabbitMQNode() as node:
+        yield node.url
+
+
+async def _problem(url: str) -> str | None:
+    """Connect, and give what is wrong; None if nothing is."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            connection = await aio_pika.connect(url)
+            await connection.close()
+    except (AMQPError, OSError, TimeoutError, ValueError) as error:
+        return str(error).rstrip(".") or type(error).__name__
+    return None
+
+
+async def _install() -> None:
+    process = await asyncio.create_subprocess_exec(INSTALL)
+    try:
+        exit_code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    if exit_code != 0:
+        raise DemoFailed("There is no broker to use, and none could be installed (see above).")
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What the broker says of a queue."""
+
+    ready: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What the demo finds in the dead-letter queue."""
+
+    reason: str
+    detail: str
+    body: bytes
+
+
+class Broker:
+    """The exchanges and queues of one run."""
+
+    def __init__(self, url: str, topology: Topology, channel: aio_pika.abc.AbstractChannel) -> None:
+        """Look and publish at the broker's address; the channel is for looking."""
+        self.url = url
+        self.topology = topology
+        self._channel = channel
+
+    async def publish(self, part: Sequence[Publication]) -> int:
+        """Publish as chat servers do; give how many publishes the broker has confirmed."""
+        confirmed = 0
+        async with publisher(self.url, self.topology.exchange, "demo publisher") as publishing:
+            for start in range(0, len(part), UNCONFIRMED):
+                chunk = part[start : start + UNCONFIRMED]
+                await self._publish_together(publishing, chunk)
+                confirmed += len(chunk)
+        return confirmed
+
+    async def _publish_together(self, to: Publisher, chunk: Sequence[Publication]) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as group:
+                for each in chunk:
+                    group.create_task(to.publish(each.body, routing_key=each.chat_id))
+        except TimeoutError:
+            raise DemoFailed("The broker confirms no publishes; it may be in an alarm.") from None
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def depth(self) -> Depth:
+        """Ask how many messages wait in the queue, and for how many consumers."""
+        queue = await self._channel.declare_queue(self.topology.queue, passive=True)
+        found = queue.declaration_result
+        return Depth(found.message_count or 0, found.consumer_count or 0)
+
+    async def ready(self, *, consumers: int) -> int:
+        """Give how many messages wait, once that is steady with so many consumers."""
+        looks: list[Depth] = []
+
+        async def is_steady() -> bool:
+            looks.append(await self.depth())
+            last = set(looks[-STEADY_LOOKS:])
+            return (
+                len(looks) >= STEADY_LOOKS and len(last) == 1 and looks[-1].consumers == consumers
+            )
+
+        await until(is_steady, f"the queue is steady and has {consumers} consumers")
+        return looks[-1].ready
+
+    async def take_dead_letters(self) -> list[DeadLetter]:
+        """Take everything out of the dead-letter queue."""
+        queue = await self._channel.get_queue(self.topology.dead_letters)
+        letters = []
+        while found := await queue.get(no_ack=True, fail=False):
+            reason, detail = (str(found.headers.get(name)) for name in ("x-reason", "x-detail"))
+            letters.append(DeadLetter(reason, detail, found.body))
+        return letters
+
+
+@asynccontextmanager
+async def topology_of_this_run(url: str) -> AsyncIterator[Broker]:
+    """Declare exchanges and queues as the worker does, under new names; delete them at the end."""
+    name = f"demo-{uuid4().hex[:12]}"
+    topology = Topology(name, f"{name}.projection", DELIVERY_LIMIT)
+    connection = await aio_pika.connect(url, client_properties={"connection_name": name})
+    async with connection:
+        try:
+            channel = await connection.channel()
+            await topology.declare(channel)
+            yield Broker(url, topology, channel)
+        finally:
+            # On a connection of its own: whatever went wrong may have ended the other one.
+            await _delete(url, topology)
+
+
+async def _delete(url: str, topology: Topology) -> None:
+    async with await aio_pika.connect(url) as connection:
+        # A quorum queue with at-least-once dead-lettering refuses `if_unused`.
+        for name in (topology.queue, topology.dead_letters):
+            async with connection.channel() as channel:
+                with suppress(ChannelNotFoundEntity):
+                    await channel.queue_delete(name)
+        for name in (topology.exchange, topology.dead_letters):
+            async with connection.channel() as channel:
+                with suppress(ChannelNotFoundEntity):
+                    await channel.exchange_delete(name)

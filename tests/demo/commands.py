@@ -1,0 +1,73 @@
+"""The commands of the worker, used as a user uses them."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.demo.broker import DemoFailed
+from tests.processes import environment
+from tests.waiting import PATIENCE_SECONDS
+from worker.broker.topology import Topology
+
+
+def settings_of(url: str, topology: Topology, database: Path) -> dict[str, str]:
+    """Give the environment of a worker; none of the caller's own settings reach it."""
+    return environment(
+        amqp_url=url,
+        exchange=topology.exchange,
+        queue=topology.queue,
+        delivery_limit=topology.delivery_limit,
+        database=database,
+        log_format="json",
+        # One line for each batch: how the demo knows what the worker has done.
+        log_level="debug",
+        # No secret files of this machine.
+        secrets_dir=database.parent,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command gave back."""
+
+    exit_code: int
+    printed: str
+    complaint: str
+    """What it wrote to standard error."""
+
+
+async def command(*arguments: str, settings: dict[str, str], folder: Path) -> Answer:
+    """Run a command of the worker to its end."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", *arguments),
+        env=settings,
+        # A folder without a .env.
+        cwd=folder,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        # The terminal's Ctrl-C is for the demo, which then ends the command.
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            printed, complaint = await process.communicate()
+    except TimeoutError:
+        raise DemoFailed(f"The command {arguments[0]} does not end.") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Answer(process.returncode or 0, printed.decode(), complaint.decode())
+
+
+async def read_json(*arguments: str, settings: dict[str, str], folder: Path) -> Any:
+    """Run a command that reads; give the document that it prints."""
+    answer = await command(*arguments, "--json", settings=settings, folder=folder)
+    if answer.exit_code != 0:
+        raise DemoFailed(f"The command {' '.join(arguments)} fails: {answer.complaint}")
+    return json.loads(answer.printed)

@@ -1,0 +1,37 @@
+"""What stands in the worker's database at the end, read as any SQLite client reads it.
+
+Not through the worker's own reads, so that the proof does not lean on what it proves.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.database import query, rows
+from tests.oracle import Row
+
+
+@dataclass(frozen=True, slots=True)
+class ReadModel:
+    """The whole database, as it is at the end."""
+
+    rows: list[Row]
+    """The table `events`, ordered by event_id."""
+    log: dict[tuple[str, str], bytes]
+    """(event_id, id) -> the body that was accepted."""
+    late: int
+    orphans: int
+
+
+def read(database: Path) -> ReadModel:
+    """Read everything."""
+    ((late,),) = query(database, "SELECT count(*) FROM log WHERE is_late")
+    ((orphans,),) = query(
+        database, "SELECT count(*) FROM log WHERE event_id NOT IN (SELECT event_id FROM events)"
+    )
+    log = query(database, "SELECT event_id, id, body FROM log")
+    return ReadModel(
+        rows=rows(database),
+        log={(event_id, id_): body.encode() for event_id, id_, body in log},
+        late=late,
+        orphans=orphans,
+    )
