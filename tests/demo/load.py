@@ -19,6 +19,7 @@ from tests.processes import WorkerProcess, worker_process
 from worker.deliveries import Verdict
 
 KILLS = 2
+MOMENT_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Load:
         """
 
         async def is_there() -> bool:
-            if not await worker.outlives(0):
+            if not await worker.outlives(MOMENT_SECONDS):
                 raise DemoFailed(f"The worker ended by itself. It wrote:\n{worker.output}")
             return count_log(self._database) >= messages
 

@@ -1,0 +1,168 @@
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.processes import Line, StartWorker, WorkerProcess
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+
+# In parts, so that no file of ours holds what looks like a credential.
+PASSWORD = "-".join(["S3CR3T", "canary"])
+
+
+async def listed(node: RabbitMQNode, what: str, *columns: str) -> list[dict[str, Any]]:
+    """Give what the broker's own tool says there is."""
+    found: list[dict[str, Any]] = json.loads(
+        await node.ctl(f"list_{what}", "--formatter", "json", *columns)
+    )
+    return found
+
+
+async def refusal(worker: WorkerProcess) -> Line:
+    """Wait for a worker that does not start, and give the line that says why."""
+    assert await worker.exit_code() == 1
+    (line,) = worker.said("failed", level="error")
+    assert worker.said("connected") == []
+    return line
+
+
+class TestTheTopology:
+    async def test_has_queues_that_lose_nothing(
+        self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """Quorum queues; one active consumer, a delivery limit, and a way out for the rejected."""
+        worker = await start_worker(delivery_limit=7)
+        await worker.wait_for_log("connected")
+
+        found = {
+            queue["name"]: (queue["type"], {k: v for k, _, v in queue["arguments"]})
+            for queue in await listed(node, "queues", "name", "type", "arguments")
+        }
+
+        assert found[queues.name] == ("quorum", {
+            "x-queue-type": "quorum",
+            "x-single-active-consumer": True,
+            "x-delivery-limit": 7,
+            "x-dead-letter-exchange": queues.dead_letters,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        })  # fmt: skip
+        assert found[queues.dead_letters][0] == "quorum"
+
+    async def test_has_durable_exchanges_bound_to_them(
+        self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """A topic exchange for publishers, whatever their routing key, and one for dead letters."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        exchanges = await listed(node, "exchanges", "name", "type", "durable")
+        columns = ("source_name", "destination_name", "routing_key")
+        bindings = [tuple(b[c] for c in columns) for b in await listed(node, "bindings", *columns)]
+
+        ours = {each["name"]: each for each in exchanges}
+        assert (ours[queues.exchange]["type"], ours[queues.exchange]["durable"]) == ("topic", True)
+        assert ours[queues.dead_letters]["durable"] is True
+        assert (queues.exchange, queues.name, "#") in bindings
+        assert queues.dead_letters in [to for by, to, _ in bindings if by == queues.dead_letters]
+
+    async def test_saves_what_kills_its_consumers(self, queues: Queues) -> None:
+        """The broker itself dead-letters a message whose consumer was lost once too often."""
+        await queues.declare(delivery_limit=1)
+        await queues.publish([b"deadly"])
+
+        for _ in range(2):
+            await queues.die_of_a_delivery()
+
+        letter = await queues.next_dead_letter()
+        assert letter.body == b"deadly"
+        assert letter.headers["x-first-death-reason"] == "delivery_limit"
+
+
+class TestAQueueThatIsOtherwise:
+    @pytest.mark.parametrize(
+        "arguments",
+        [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}],
+        ids=["classic", "without arguments"],
+    )
+    async def test_ends_the_start(
+        self, queues: Queues, start_worker: StartWorker, arguments: dict[str, str]
+    ) -> None:
+        """The error names the queue and how to get rid of it; the queue is left as it is."""
+        async with queues.channel() as channel:
+            existing: Any = arguments
+            await channel.declare_queue(queues.name, durable=True, arguments=existing)
+
+        line = await refusal(await start_worker())
+
+        assert f"'{queues.name}'" in line["reason"]
+        assert f"rabbitmqctl delete_queue {queues.name}" in line["hint"]
+        assert (await queues.depth()).ready == 0
+
+    async def test_ends_the_start_with_another_delivery_limit(
+        self, queues: Queues, start_worker: StartWorker
+    ) -> None:
+        """A setting that the queue contradicts is not silently ignored."""
+        await queues.declare(delivery_limit=5)
+
+        line = await refusal(await start_worker(delivery_limit=6))
+
+        assert "x-delivery-limit" in line["reason"]
+        assert "WORKER_QUEUE" in line["hint"]
+
+
+@pytest.fixture
+async def user(node: RabbitMQNode) -> AsyncIterator[str]:
+    """Give a user that may do nothing."""
+    name = f"user-{uuid4().hex[:6]}"
+    await node.ctl("add_user", name, PASSWORD)
+    yield name
+    await node.ctl("delete_user", name)
+
+
+class TestARefusal:
+    async def test_of_the_password_ends_the_start(
+        self, broker_url: str, start_worker: StartWorker
+    ) -> None:
+        """The error names the setting that is wrong, and nobody reads the password in it."""
+        url = broker_url.replace("guest:guest", f"guest:{PASSWORD}")
+
+        worker = await start_worker(amqp_url=url)
+
+        assert "WORKER_AMQP_URL" in (await refusal(worker))["hint"]
+        assert "S3CR3T" not in worker.output
+
+    async def test_of_the_virtual_host_ends_the_start(
+        self, broker_url: str, start_worker: StartWorker
+    ) -> None:
+        """A virtual host that is not there is named."""
+        line = await refusal(await start_worker(amqp_url=f"{broker_url}nowhere"))
+
+        assert "nowhere" in line["reason"]
+        assert "virtual host" in line["hint"]
+
+    async def test_of_a_user_without_access_ends_the_start(
+        self, broker_url: str, user: str, start_worker: StartWorker
+    ) -> None:
+        """A user that may not enter the virtual host is refused there and then."""
+        url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
+
+        worker = await start_worker(amqp_url=url)
+
+        assert user in (await refusal(worker))["reason"]
+        assert "S3CR3T" not in worker.output
+
+    async def test_of_a_user_without_permissions_ends_the_start(
+        self, broker_url: str, user: str, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """A user that may declare nothing is refused, and the hint says which rights it needs."""
+        await node.ctl("set_permissions", user, "^$", "^$", "^$")
+        url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
+
+        worker = await start_worker(amqp_url=url)
+
+        assert "rabbitmqctl set_permissions" in (await refusal(worker))["hint"]
+        assert "S3CR3T" not in worker.output

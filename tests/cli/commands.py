@@ -1,0 +1,27 @@
+"""A command of the worker, as a user calls it: to its end, with what it printed."""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+from tests.processes import environment
+from tests.waiting import PATIENCE_SECONDS
+
+
+async def run_command(
+    *arguments: str, folder: Path, stdin: bytes = b"", **settings: object
+) -> tuple[int, str, str]:
+    """Run `python -m worker` with arguments; give exit code, standard output and error."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "worker", *arguments,
+        cwd=folder, env=environment(**settings), stdin=PIPE, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            out, err = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, out.decode(), err.decode()

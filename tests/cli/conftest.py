@@ -1,0 +1,37 @@
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.processes import StartWorker, WorkerProcess
+from tests.queues import Queues
+
+
+@dataclass
+class Place:
+    """Where one test publishes, projects and looks: names and a file of its own."""
+
+    queues: Queues
+    database: Path
+    folder: Path
+    start_worker: StartWorker
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a command here is told."""
+        return {**self.queues.settings, "database": self.database}
+
+    async def consuming(self, **settings: object) -> WorkerProcess:
+        """Start a worker here and wait until it consumes; it is killed at the end of the test."""
+        worker = await self.start_worker(**settings)
+        await worker.wait_for_log("connected")
+        return worker
+
+
+@pytest.fixture
+async def place(
+    queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
+) -> AsyncIterator[Place]:
+    """Give names and a file that no other test uses."""
+    yield Place(queues, database, tmp_path, start_worker)

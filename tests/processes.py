@@ -1,0 +1,158 @@
+"""The worker as an operator runs it: a process of its own, known by its exit code and its log."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import PATIENCE_SECONDS
+
+ROOT = Path(__file__).parents[1]
+
+Line = dict[str, Any]
+
+
+class WorkerProcess:
+    """`python -m worker ...`, and what it says."""
+
+    def __init__(self, process: Process) -> None:
+        """Watch a process that has been started."""
+        self._process = process
+        self._changed = asyncio.Condition()
+        self._has_ended = False
+        self.output = ""
+        """Everything that it wrote, standard error included."""
+        self.lines: list[Line] = []
+        """Its log so far."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def said(self, event: str, **fields: Any) -> list[Line]:
+        """Give the lines of one event whose fields have these values."""
+        wanted = {"event": event, **fields}
+        return [line for line in self.lines if all(line.get(n) == v for n, v in wanted.items())]
+
+    async def wait_for_log(self, event: str, times: int = 1, **fields: Any) -> Line:
+        """Wait until it has said something, for the nth time, and give that line."""
+        await self._until(lambda: len(self.said(event, **fields)) >= times, f"{event} {fields}")
+        return self.said(event, **fields)[times - 1]
+
+    async def wait_until_settled(self, messages: int) -> None:
+        """Wait until it has committed and settled so many deliveries at least."""
+        await self._until(lambda: self.settled >= messages, f"{messages} settled messages")
+
+    @property
+    def settled(self) -> int:
+        """How many deliveries it says that it has settled."""
+        return sum(line["messages"] for line in self.said("batch_committed"))
+
+    def total(self, verdict: str) -> int:
+        """Count the deliveries that got a verdict, by its own account."""
+        return sum(line.get(verdict, 0) for line in self.said("batch_committed"))
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    async def kill(self) -> None:
+        """Kill it as a crash would, and return when it is gone."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self.exit_code()
+
+    async def exit_code(self) -> int:
+        """Wait for its end, and for all that it said before."""
+        await self._until(lambda: self._has_ended, "its end")
+        return await self._process.wait()
+
+    async def outlives(self, seconds: float) -> bool:
+        """Let it run for so long; tell whether it still does."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_ended), seconds)
+            except TimeoutError:
+                return True
+        return False
+
+    async def read(self) -> None:
+        """Read what it says, as it comes, until it ends."""
+        assert self._process.stdout is not None
+        async for raw in self._process.stdout:
+            async with self._changed:
+                self.output += raw.decode(errors="replace")
+                if raw.startswith(b"{") and raw.endswith(b"}\n"):
+                    self.lines.append(json.loads(raw))
+                self._changed.notify_all()
+        await self._process.wait()
+        async with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+    def require_calm(self) -> None:
+        """Fail if it said anything but log lines, or showed a traceback."""
+        foreign = [line for line in self.output.splitlines() if not line.startswith("{")]
+        assert not foreign, self.output
+        assert "Traceback" not in self.output, self.output
+
+    async def _until(self, condition: Callable[[], bool], what: str) -> None:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: condition() or self._has_ended),
+                    PATIENCE_SECONDS,
+                )
+            except TimeoutError:
+                raise AssertionError(f"no {what} in time:\n{self.output}") from None
+        assert condition(), f"ended without {what}:\n{self.output}"
+
+
+StartWorker = Callable[..., Awaitable[WorkerProcess]]
+"""Starts a worker or a command of it; takes settings as keywords, such as `batch_size=1`."""
+
+
+@asynccontextmanager
+async def worker_process(
+    *arguments: str, settings: dict[str, str], folder: Path
+) -> AsyncIterator[WorkerProcess]:
+    """Start `python -m worker` with arguments; kill it, by its pid, at the end of the block."""
+    program = [sys.executable, "-m", "worker", *arguments]
+    if shutil.which("setpriv"):
+        # The kernel ends it with the test run, even if that is killed.
+        program = ["setpriv", "--pdeathsig", "KILL", *program]
+    process = await asyncio.create_subprocess_exec(
+        *program,
+        env=settings,
+        # A folder without a .env.
+        cwd=folder,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+        # The terminal's Ctrl-C is for the test run, which then ends the worker.
+        start_new_session=True,
+    )
+    worker = WorkerProcess(process)
+    reading = asyncio.create_task(worker.read())
+    try:
+        yield worker
+    finally:
+        await worker.kill()
+        await reading
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Give the environment of a worker with these settings; none of the caller's own reach it."""
+    usual = {"log_format": "json", "log_level": "debug"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
+    worker = {f"WORKER_{name.upper()}": str(value) for name, value in (usual | settings).items()}
+    return kept | {"PYTHONPATH": str(ROOT)} | worker

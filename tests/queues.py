@@ -1,0 +1,146 @@
+"""The exchanges and queues of one test: names of their own, filled and looked at from outside."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from tests.builders import Message, body
+from tests.waiting import PATIENCE_SECONDS, eventually
+from worker.broker.topology import Topology
+
+DELIVERY_LIMIT = 20
+# Chat servers take the id of the chat.
+ROUTING_KEY = "chat-1"
+# So many publishes wait for their confirms together; more make nothing faster.
+UNCONFIRMED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What the broker says of a queue."""
+
+    ready: int
+    consumers: int
+
+
+class Queues:
+    """One worker's exchange, queue and dead letters.
+
+    Every look and every publish has a connection of its own: whatever a test does to the broker
+    ends none of them, and an alarm that stops publishers stops no looks.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Choose names; nothing is declared yet."""
+        self.url = url
+        self.exchange = f"test-{uuid4().hex[:12]}"
+        self.name = f"{self.exchange}.projection"
+        self.dead_letters = f"{self.name}.dead-letters"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a worker must be told to use them."""
+        return {"amqp_url": self.url, "exchange": self.exchange, "queue": self.name}
+
+    @asynccontextmanager
+    async def channel(self, url: str | None = None) -> AsyncIterator[AbstractChannel]:
+        """Hold a channel on a connection of its own."""
+        async with await aio_pika.connect(url or self.url) as connection:
+            yield await connection.channel(on_return_raises=True)
+
+    async def declare(self, delivery_limit: int = DELIVERY_LIMIT) -> None:
+        """Declare what the worker declares, for tests that publish before there is one."""
+        async with self.channel() as channel:
+            await Topology(self.exchange, self.name, delivery_limit).declare(channel)
+
+    async def publish(self, messages: Iterable[Message | bytes], **properties: Any) -> None:
+        """Publish as chat servers do; return once the broker has confirmed all, in their order."""
+        async with self.channel() as channel:
+            exchange = await channel.get_exchange(self.exchange)
+            waiting = list(messages)
+            for start in range(0, len(waiting), UNCONFIRMED):
+                chunk = [
+                    _message(each, properties) for each in waiting[start : start + UNCONFIRMED]
+                ]
+                await asyncio.gather(*(exchange.publish(each, ROUTING_KEY) for each in chunk))
+
+    async def depth(self) -> Depth:
+        """Ask how many messages wait in the queue, and for how many consumers."""
+        async with self.channel() as channel:
+            queue = await channel.declare_queue(self.name, passive=True)
+            found = queue.declaration_result
+            return Depth(found.message_count or 0, found.consumer_count or 0)
+
+    async def left(self) -> int:
+        """Wait until nobody consumes any more, and give how many messages were not acked.
+
+        The broker takes back what a consumer had not acked in the step that removes it.
+        """
+        return (await eventually(self._unconsumed))[0]
+
+    async def _unconsumed(self) -> tuple[int] | None:
+        depth = await self.depth()
+        return None if depth.consumers else (depth.ready,)
+
+    async def die_of_a_delivery(self) -> None:
+        """Consume until a message is delivered, and end without an ack."""
+        delivered = asyncio.Event()
+
+        async def consume(_: AbstractIncomingMessage) -> None:
+            delivered.set()
+
+        async with self.channel() as channel:
+            queue = await channel.get_queue(self.name)
+            await queue.consume(consume)
+            await asyncio.wait_for(delivered.wait(), PATIENCE_SECONDS)
+
+    async def take_dead_letters(self) -> list[AbstractIncomingMessage]:
+        """Take everything out of the dead-letter queue."""
+        letters = []
+        async with self.channel() as channel:
+            queue = await channel.get_queue(self.dead_letters)
+            while letter := await queue.get(no_ack=True, fail=False):
+                letters.append(letter)
+        return letters
+
+    async def next_dead_letter(self) -> AbstractIncomingMessage:
+        """Wait for a dead letter that the broker is still on its way with."""
+
+        async def look() -> AbstractIncomingMessage | None:
+            async with self.channel() as channel:
+                queue = await channel.get_queue(self.dead_letters)
+                return await queue.get(no_ack=True, fail=False)
+
+        letter = await eventually(look)
+        assert letter is not None
+        return letter
+
+    async def delete(self) -> None:
+        """Delete all of it; what is not there is no error for the broker."""
+        async with self.channel() as channel:
+            for name in (self.name, self.dead_letters):
+                await channel.queue_delete(name)
+            for name in (self.exchange, self.dead_letters):
+                await channel.exchange_delete(name)
+
+
+def _message(content: Message | bytes, properties: dict[str, Any]) -> aio_pika.Message:
+    usual = {"content_type": "application/json", "delivery_mode": 2}
+    raw = content if isinstance(content, bytes) else body(content)
+    return aio_pika.Message(raw, **(usual | properties))
+
+
+@asynccontextmanager
+async def queues_on(url: str) -> AsyncIterator[Queues]:
+    """Give queues that are gone when the block ends."""
+    queues = Queues(url)
+    try:
+        yield queues
+    finally:
+        await queues.delete()

@@ -1,0 +1,28 @@
+"""Waiting for what other processes do. The one place where a test polls."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+PATIENCE_SECONDS = 30.0
+POLL_SECONDS = 0.01
+
+T = TypeVar("T")
+
+
+async def eventually(look: Callable[[], T | Awaitable[T]], within: float = PATIENCE_SECONDS) -> T:
+    """Look until something true is seen, and give it; fail if that takes too long.
+
+    Looks at least once more after the deadline, so that a stalled machine fails no test.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        is_last = time.monotonic() > deadline
+        seen = look()
+        found: T = await seen if inspect.isawaitable(seen) else seen
+        if found:
+            return found
+        assert not is_last, f"not within {within} seconds; seen last: {found!r}"
+        await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
