@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 # A standby consumes within five seconds of its predecessor's end; opening takes about one.
 STANDBY_SECONDS = 0.5
+OPEN_SECONDS = 10
 RECONNECT_SECONDS = (0.5, 8.0)
 HOLD_SECONDS = (0.1, 2.0)
 # A drain ends before this, whatever the broker and the disk do; what is not acked is redelivered.
@@ -150,7 +151,7 @@ class Service:
             try:
                 async with AsyncExitStack() as stack:
                     consumer = await self._unless_stopped(
-                        stack.enter_async_context(self._session())
+                        _in_time(stack.enter_async_context(self._session()))
                     )
                     if consumer is None:
                         return
@@ -192,7 +193,8 @@ class Service:
                 if outcomes is None:
                     return
                 seconds = time.monotonic() - started
-                await consumer.settle(outcomes)
+                if not await consumer.settle(outcomes):
+                    return
                 self._report(BatchReport.of(outcomes, seconds))
         finally:
             draining.cancel()
@@ -257,6 +259,18 @@ class Service:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+async def _in_time(opening: Coroutine[Any, Any, T]) -> T:
+    """Open a session, or give up: a node that is just starting may never answer a declaration."""
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            return await opening
+    except TimeoutError as error:
+        raise SessionLost(
+            f"The broker did not answer within {OPEN_SECONDS} seconds.",
+            "see whether it is starting, overloaded or without a quorum.",
+        ) from error
 
 
 def topology_of(settings: Settings) -> Topology:

@@ -1,4 +1,3 @@
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -91,28 +90,24 @@ class TestALostSession:
 
 
 class TestARestartedBroker:
-    @pytest.mark.parametrize("end", [RabbitMQNode.stop, RabbitMQNode.kill])
     async def test_is_waited_for(
-        self,
-        queues: Queues,
-        database: Path,
-        node: RabbitMQNode,
-        worker: WorkerProcess,
-        end: Callable[[RabbitMQNode], Awaitable[None]],
+        self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
         """Shut down or killed: the worker consumes again, and nothing confirmed is lost."""
         messages = [planned("e-1"), started("e-1"), completed("e-1")]
-        await queues.publish(messages[:1])
-        await worker.wait_until_settled(1)
-
-        await end(node)
-        await worker.wait_for_log("connection_lost")
-        await node.start()
-        await worker.wait_for_log("connected", times=2)
-        await queues.publish(messages[1:])
+        # In this order: killed within seconds of a quorum queue's birth, RabbitMQ 3.10 may never
+        # elect a leader for it again (rabbitmq-server#10070).
+        for number, end in enumerate((node.stop, node.kill), 1):
+            await queues.publish([messages[number - 1]])
+            await worker.wait_until_settled(number)
+            await end()
+            await worker.wait_for_log("connection_lost", times=number)
+            await node.start()
+            await worker.wait_for_log("connected", times=number + 1)
+        await queues.publish(messages[2:])
         await eventually(lambda: count_log(database) == 3)
 
-        assert len(worker.said("connection_lost")) == 1
+        assert len(worker.said("connection_lost")) == 2
         assert rows(database) == expected_rows(messages)
 
 
@@ -167,4 +162,5 @@ class TestABlockedDeadLetter:
         worker.terminate()
 
         assert await worker.exit_code() == 0
+        assert worker.said("dead_lettered") == []
         assert await queues.left() == 1

@@ -109,16 +109,17 @@ class Consumer:
             await self._arrived.wait()
         raise StopAsyncIteration
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+    async def settle(self, outcomes: Sequence[Outcome]) -> bool:
         """Dead-letter the rejected and wait for the confirms, then ack all with one frame.
 
-        The outcomes are those of one batch. Raises `SessionLost` if the session ended before: all
-        that is not acked comes again, and the log knows it.
+        The outcomes are those of one batch. False if the worker drains while dead letters are
+        blocked: nothing is acked then. Raises `SessionLost` if the session ended before. All that
+        is not acked comes again, and the log knows it.
         """
         rejected = [o for o in outcomes if o.verdict is Verdict.REJECTED]
         # Dead letters first: an ack before the confirm could lose the message.
         if rejected and not await self._dead_letter(rejected):
-            return
+            return False
         # Tags rise with the order of delivery, and every earlier batch has been acked.
         last = max(outcome.delivery.tag for outcome in outcomes)
         try:
@@ -126,27 +127,36 @@ class Consumer:
         except (AMQPError, OSError) as error:
             self.lose(f"no ack could be sent: {type(error).__name__}")
             self._lost.result()
+        return True
 
     async def _dead_letter(self, rejected: Sequence[Outcome]) -> bool:
         """Tell whether all are confirmed; they are not if the worker drains while it is blocked."""
-        publishing = asyncio.gather(*map(self._publish_until_confirmed, rejected))
+        publishing = asyncio.ensure_future(self._publish_all(rejected))
         draining = asyncio.ensure_future(self._drained.wait())
         ends: set[asyncio.Future[Any]] = {publishing, draining, self._lost}
         try:
-            done, _ = await asyncio.wait({publishing}, timeout=BLOCKED_SECONDS)
+            done, _ = await asyncio.wait(
+                ends, timeout=BLOCKED_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
             if not done:
                 self._block("the broker does not confirm a dead letter; it may be in an alarm")
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if draining.done() and not self._is_blocked:
+                await asyncio.wait({publishing}, timeout=DRAIN_SECONDS)
             if not publishing.done():
                 if self._lost.done():
                     self._lost.result()
                 return False
-            await publishing
+            publishing.result()
             self._block(None)
             return True
         finally:
             draining.cancel()
             publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+
+    async def _publish_all(self, rejected: Sequence[Outcome]) -> None:
+        await asyncio.gather(*map(self._publish_until_confirmed, rejected))
 
     async def _publish_until_confirmed(self, outcome: Outcome) -> None:
         while True:

@@ -15,6 +15,7 @@ from aio_pika.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelNotFoundEntity,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from pamqp import encode
@@ -48,7 +49,8 @@ async def connection(url: str, name: str) -> AsyncIterator[AbstractConnection]:
             client_properties={"connection_name": name},
             heartbeat=HEARTBEAT_SECONDS,
         )
-    except (AuthenticationError, ProbableAuthenticationError) as error:
+    except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
+        # An unexpected frame here is the Close of a broker that refuses the virtual host.
         raise _refused(error) from error
     except (AMQPError, OSError, TimeoutError) as error:
         if error.args and error.args[0] in REFUSALS:
