@@ -164,6 +164,8 @@ class Service:
                 if not is_reported:
                     self._log.warning("connection_lost", reason=error.message, hint=error.hint)
                     is_reported = True
+                else:
+                    self._log.debug("connection_failed", attempt=attempt, reason=error.message)
             attempt += 1
             await self._pause(_backoff(attempt, RECONNECT_SECONDS))
 

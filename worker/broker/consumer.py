@@ -20,6 +20,8 @@ from worker.errors import BrokerRefused, SessionLost
 
 # Confirms take milliseconds; one that takes this long is held up by an alarm of the broker.
 BLOCKED_SECONDS = 5
+# How long a drain waits for confirms that are on their way, so that nothing is dead-lettered twice.
+DRAIN_SECONDS = 1
 RETRY_SECONDS = 1
 # What a dead letter keeps: the name that aio-pika's Message takes -> the one pamqp gives.
 KEPT_PROPERTIES = {

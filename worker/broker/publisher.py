@@ -28,8 +28,6 @@ from worker.errors import BrokerRefused, SessionLost, WorkerError
 HEARTBEAT_SECONDS = 10
 CONNECT_SECONDS = 10
 CLOSE_SECONDS = 1
-# AMQP 0-9-1, "reply code": 403 access-refused, 530 not-allowed (a virtual host that is not there).
-REFUSALS = (403, 530)
 # All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
 MAX_HEADER_BYTES = 64 * 1024
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
@@ -50,13 +48,12 @@ async def connection(url: str, name: str) -> AsyncIterator[AbstractConnection]:
             heartbeat=HEARTBEAT_SECONDS,
         )
     except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
-        # An unexpected frame here is the Close of a broker that refuses the virtual host.
-        raise _refused(error) from error
+        # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
+        # 7.2 does not say what the broker said with it.
+        raise _refused(url, error) from error
     except (AMQPError, OSError, TimeoutError) as error:
-        if error.args and error.args[0] in REFUSALS:
-            raise _refused(error) from error
         raise SessionLost(
-            f"The broker cannot be reached ({_sentence(error)}).",
+            f"The broker cannot be reached ({address(url)}: {_sentence(error)}).",
             "see that RabbitMQ runs, and that WORKER_AMQP_URL names its host and port.",
         ) from error
     try:
@@ -72,9 +69,14 @@ async def closing(part: AbstractConnection | AbstractChannel) -> None:
             await part.close()
 
 
-def _refused(error: Exception) -> BrokerRefused:
+def address(url: str) -> str:
+    """Give a broker's address as people may see it: with the user, without the password."""
+    return str(aio_pika.connection.make_url(url).with_password(None).with_query(None))
+
+
+def _refused(url: str, error: Exception) -> BrokerRefused:
     return BrokerRefused(
-        f"The broker refuses the connection ({_sentence(error)}).",
+        f"The broker refuses the connection ({address(url)}: {_sentence(error)}).",
         "see the user, password and virtual host in WORKER_AMQP_URL, and the user's permissions.",
     )
 
