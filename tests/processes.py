@@ -34,6 +34,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     def said(self, event: str, **fields: Any) -> list[Line]:
@@ -60,10 +61,13 @@ class WorkerProcess:
         return sum(line.get(verdict, 0) for line in self.said("batch_committed"))
 
     def terminate(self) -> None:
+        """Ask it to end, as an operator does."""
+        """Ask it to end, as an operator or a container's runtime does."""
         self._process.terminate()
 
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+    def send(self, number: signal.Signals) -> None:
+        """Send any signal."""
+        self._process.send_signal(number)
 
     async def kill(self) -> None:
         """Kill it as a crash would, and return when it is gone."""

@@ -42,9 +42,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
+        """Where the worker finds it."""
+        """Where a worker connects to."""
         return f"amqp://guest:guest@127.0.0.1:{self._socket.getsockname()[1]}/"
 
     async def listen(self) -> None:
+        """Be there."""
+        """Take connections from now on."""
         self._server = await asyncio.start_server(self._serve, sock=self._socket)
 
     def stall(self) -> None:

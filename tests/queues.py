@@ -117,9 +117,7 @@ class Queues:
                 queue = await channel.get_queue(self.dead_letters)
                 return await queue.get(no_ack=True, fail=False)
 
-        letter = await eventually(look)
-        assert letter is not None
-        return letter
+        return await eventually(look)
 
     async def delete(self) -> None:
         """Delete all of it; what is not there is no error for the broker."""
@@ -131,7 +129,7 @@ class Queues:
 
 
 def _message(content: Message | bytes, properties: dict[str, Any]) -> aio_pika.Message:
-    usual = {"content_type": "application/json", "delivery_mode": 2}
+    usual: dict[str, Any] = {"content_type": "application/json", "delivery_mode": 2}
     raw = content if isinstance(content, bytes) else body(content)
     return aio_pika.Message(raw, **(usual | properties))
 

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.01
@@ -12,7 +12,11 @@ POLL_SECONDS = 0.01
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], T | Awaitable[T]], within: float = PATIENCE_SECONDS) -> T:
+@overload
+async def eventually(look: Callable[[], Awaitable[T | None]], within: float = ...) -> T: ...
+@overload
+async def eventually(look: Callable[[], T | None], within: float = ...) -> T: ...
+async def eventually(look: Callable[[], Any], within: float = PATIENCE_SECONDS) -> Any:
     """Look until something true is seen, and give it; fail if that takes too long.
 
     Looks at least once more after the deadline, so that a stalled machine fails no test.
@@ -21,7 +25,7 @@ async def eventually(look: Callable[[], T | Awaitable[T]], within: float = PATIE
     while True:
         is_last = time.monotonic() > deadline
         seen = look()
-        found: T = await seen if inspect.isawaitable(seen) else seen
+        found = await seen if inspect.isawaitable(seen) else seen
         if found:
             return found
         assert not is_last, f"not within {within} seconds; seen last: {found!r}"

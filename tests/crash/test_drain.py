@@ -1,0 +1,163 @@
+import signal
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.builders import planned
+from tests.database import locked, log, rows
+from tests.histories import distinct, histories
+from tests.oracle import expected_rows
+from tests.processes import StartWorker, WorkerProcess
+from tests.proxy import Proxy
+from tests.queues import Queues
+from tests.waiting import eventually
+
+# The promise, and with that of the standby the only time that a test holds the worker to.
+PROMISED_SECONDS = 5.0
+
+
+async def drains(worker: WorkerProcess, number: signal.Signals = signal.SIGTERM) -> bool:
+    """Send a signal; tell whether the worker ends as it should, with 0 and in time."""
+    sent = time.monotonic()
+    worker.send(number)
+    code = await worker.exit_code()
+    return code == 0 and time.monotonic() - sent < PROMISED_SECONDS
+
+
+@pytest.fixture
+async def open_proxy(proxy: Proxy) -> Proxy:
+    await proxy.listen()
+    return proxy
+
+
+class TestADrain:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_under_load_loses_and_repeats_nothing(
+        self, queues: Queues, database: Path, start_worker: StartWorker, number: signal.Signals
+    ) -> None:
+        """What was committed is acked, and what was not is still in the queue."""
+        published = histories(Random(number), events=500)
+        await queues.declare()
+        await queues.publish(published)
+        first = await start_worker(batch_size=5, prefetch=50)
+        await first.wait_until_settled(100)
+
+        assert await drains(first, number)
+        left = await queues.left()
+
+        assert left > 0
+        assert first.settled + left == len(published)
+        second = await start_worker()
+        await second.wait_until_settled(left)
+        assert rows(database) == expected_rows(published)
+        assert log(database) == distinct(published)
+        both = first.total("duplicate") + second.total("duplicate")
+        assert both == len(published) - len(distinct(published))
+
+    async def test_while_idle_is_told_in_two_lines(self, start_worker: StartWorker) -> None:
+        """A worker without work ends at once, and nothing goes wrong."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        assert await drains(worker)
+
+        events = [line["event"] for line in worker.lines]
+        assert events == ["starting", "connected", "draining", "stopped"]
+
+    async def test_while_the_database_is_locked_leaves_the_batch(
+        self, queues: Queues, database: Path, start_worker: StartWorker
+    ) -> None:
+        """It does not wait for the lock; the broker keeps what could not be committed."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        with locked(database):
+            await queues.publish([planned("e-1")])
+            await worker.wait_for_log("holding")
+            assert await drains(worker)
+
+        assert await queues.left() == 1
+        assert log(database) == []
+
+    async def test_while_standing_by_changes_nothing(self, start_worker: StartWorker) -> None:
+        """A standby has nothing to finish; the first worker goes on."""
+        first = await start_worker()
+        await first.wait_for_log("connected")
+        second = await start_worker()
+        await second.wait_for_log("standing_by")
+
+        assert await drains(second)
+
+        assert second.said("connected") == []
+        assert first.said("draining") == []
+
+    async def test_while_the_broker_is_absent_ends(
+        self, proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """A worker that waits for its broker needs no broker to end."""
+        worker = await start_worker(amqp_url=proxy.url)
+        await worker.wait_for_log("connection_lost")
+
+        assert await drains(worker)
+
+
+class TestADrainIntoABlackHole:
+    async def test_while_it_consumes_ends(
+        self, queues: Queues, open_proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """A peer that takes everything and says nothing cannot keep the worker."""
+        worker = await start_worker(amqp_url=open_proxy.url)
+        await worker.wait_for_log("connected")
+        open_proxy.stall()
+
+        assert await drains(worker)
+
+    async def test_while_it_connects_ends(
+        self, open_proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """Nor can one that answers no greeting."""
+        open_proxy.stall()
+        worker = await start_worker(amqp_url=open_proxy.url)
+        await eventually(lambda: open_proxy.connections)
+
+        assert await drains(worker)
+
+    async def test_with_work_at_hand_commits_it(
+        self, queues: Queues, database: Path, open_proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """What could not be acked comes again, and is known."""
+        await queues.declare()
+        await queues.publish([only := planned("e-1")])
+        open_proxy.swallows_acks = True
+        first = await start_worker(amqp_url=open_proxy.url)
+        await first.wait_until_settled(1)
+        open_proxy.stall()
+        assert await drains(first)
+        open_proxy.cut()
+
+        second = await start_worker()
+        await second.wait_until_settled(1)
+
+        assert second.total("duplicate") == 1
+        assert rows(database) == expected_rows([only])
+
+
+class TestASecondSignal:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_ends_it_at_once(
+        self, open_proxy: Proxy, start_worker: StartWorker, number: signal.Signals
+    ) -> None:
+        """Whoever does not want to wait for the drain need not."""
+        worker = await start_worker(amqp_url=open_proxy.url)
+        await worker.wait_for_log("connected")
+        open_proxy.stall()
+        worker.send(signal.SIGTERM)
+        await worker.wait_for_log("draining")
+
+        worker.send(number)
+
+        assert await worker.exit_code() == 128 + number
+        assert worker.said("ended_at_once", signal=number.name)
+        assert worker.said("stopped") == []

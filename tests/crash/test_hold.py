@@ -1,0 +1,65 @@
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.builders import planned, started
+from tests.database import count_log, locked, query, rows
+from tests.oracle import expected_rows
+from tests.processes import StartWorker, WorkerProcess
+from tests.queues import Queues
+
+MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker) -> WorkerProcess:
+    """Give a worker that consumes."""
+    running = await start_worker()
+    await running.wait_for_log("connected")
+    return running
+
+
+async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -> None:
+    """Wait until the worker has resumed, and see that nothing was lost, rejected or repeated."""
+    await worker.wait_for_log("resumed")
+    await worker.wait_until_settled(len(MESSAGES))
+    assert len(worker.said("holding")) == len(worker.said("connected")) == 1
+    assert worker.total("applied") == worker.settled == len(MESSAGES)
+    assert rows(database) == expected_rows(MESSAGES)
+    assert (await queues.depth()).ready == 0
+    assert await queues.take_dead_letters() == []
+
+
+class TestALockedDatabase:
+    async def test_is_waited_for(
+        self, queues: Queues, database: Path, worker: WorkerProcess
+    ) -> None:
+        """Longer than SQLite itself waits: one line, and the batch stays unacked until it fits."""
+        with locked(database):
+            await queues.publish(MESSAGES)
+            line = await worker.wait_for_log("holding")
+            assert await worker.outlives(1.5)
+            assert worker.settled == 0
+
+        await require_whole(queues, database, worker)
+        assert "locked" in line["reason"]
+        assert worker.said("resumed")[0]["attempts"] >= 1
+
+
+class TestAFullDisk:
+    async def test_is_waited_for(
+        self, queues: Queues, database: Path, worker: WorkerProcess
+    ) -> None:
+        """No file of the worker may grow: the batch is held; then they may, and it is committed."""
+        unlimited = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1, unlimited[1]))
+        await queues.publish(MESSAGES)
+        line = await worker.wait_for_log("holding")
+        assert count_log(database) == 0
+
+        resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, unlimited)
+
+        await require_whole(queues, database, worker)
+        assert "disk" in line["reason"] + line["hint"]
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]

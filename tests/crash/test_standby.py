@@ -1,0 +1,97 @@
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.builders import planned
+from tests.database import count_log, rows
+from tests.oracle import expected_rows
+from tests.processes import StartWorker, WorkerProcess
+from tests.queues import Queues
+
+# The promise: from the end of the first worker until the second one has projected something.
+PROMISED_SECONDS = 5.0
+
+
+@pytest.fixture
+async def first(start_worker: StartWorker) -> WorkerProcess:
+    """Give a worker that consumes."""
+    worker = await start_worker()
+    await worker.wait_for_log("connected")
+    return worker
+
+
+class TestASecondWorkerOnTheFile:
+    async def test_says_once_for_whom_it_waits(
+        self, first: WorkerProcess, start_worker: StartWorker
+    ) -> None:
+        """One line names the process that writes the file; the second one touches nothing."""
+        second = await start_worker()
+
+        line = await second.wait_for_log("standing_by")
+
+        assert f"pid {first.pid} on" in line["reason"]
+        # Long enough for it to have looked again, which it does twice a second.
+        assert await second.outlives(1.5)
+        assert len(second.said("standing_by")) == 1
+        assert second.said("connected") == []
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    async def test_consumes_soon_after_the_end_of_the_first(
+        self,
+        queues: Queues,
+        database: Path,
+        first: WorkerProcess,
+        start_worker: StartWorker,
+        number: signal.Signals,
+    ) -> None:
+        """However the first one ends, the second has projected a message within the promise."""
+        second = await start_worker()
+        await second.wait_for_log("standing_by")
+
+        first.send(number)
+        await first.exit_code()
+        ended = time.monotonic()
+        await queues.publish([only := planned("e-1")])
+        await second.wait_until_settled(1)
+
+        assert time.monotonic() - ended < PROMISED_SECONDS
+        assert rows(database) == expected_rows([only])
+        assert second.said("taking_over")
+
+
+class TestASecondWorkerOnTheQueue:
+    async def test_consumes_nothing_until_the_first_one_ends(
+        self,
+        queues: Queues,
+        database: Path,
+        tmp_path: Path,
+        first: WorkerProcess,
+        start_worker: StartWorker,
+    ) -> None:
+        """With a file of its own it is connected, and still gets no message."""
+        other = tmp_path / "other.db"
+        second = await start_worker(database=other)
+        await second.wait_for_log("connected")
+
+        await queues.publish([planned(f"e-{number}") for number in range(100)])
+        await first.wait_until_settled(100)
+        assert count_log(other) == 0
+        await first.kill()
+        await queues.publish([planned("e-later")])
+        await second.wait_until_settled(1)
+
+        assert (count_log(database), count_log(other)) == (100, 1)
+
+
+class TestARebuildByHand:
+    async def test_of_a_file_that_is_held_is_refused(
+        self, first: WorkerProcess, start_command: StartWorker
+    ) -> None:
+        """It says who holds the file, and changes nothing."""
+        command = await start_command("rebuild")
+
+        assert await command.exit_code() == 1
+        assert f"pid {first.pid} on" in command.output
+        assert "Hint: " in command.output

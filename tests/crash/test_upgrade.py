@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from tests.builders import Message, completed, planned, started
+from tests.database import change, query, rows
+from tests.oracle import expected_rows
+from tests.processes import StartWorker
+from tests.queues import Queues
+
+
+@pytest.fixture
+async def projected(queues: Queues, database: Path, start_worker: StartWorker) -> list[Message]:
+    """Leave a file behind, as a worker does that has ended; give what it has projected."""
+    messages = [planned("e-1"), completed("e-1"), planned("e-2"), started("e-2")]
+    await queues.declare()
+    await queues.publish(messages)
+    worker = await start_worker()
+    await worker.wait_until_settled(len(messages))
+    worker.terminate()
+    assert await worker.exit_code() == 0
+    return messages
+
+
+class TestAFileOfAnotherVersion:
+    async def test_of_the_projection_is_rebuilt_before_it_is_used(
+        self,
+        queues: Queues,
+        database: Path,
+        projected: list[Message],
+        start_worker: StartWorker,
+    ) -> None:
+        """The rows that another version folded are folded anew, and a line says why."""
+        change(database, "UPDATE projections SET version = 77")
+        change(database, "UPDATE events SET status = 'planned'")
+
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        events = [line["event"] for line in worker.lines]
+        assert events == ["starting", "rebuilding", "rebuilt", "connected"]
+        assert "version 77" in worker.said("rebuilding")[0]["reason"]
+        assert worker.said("rebuilt", messages=4, rows=2, differing=2)
+        assert rows(database) == expected_rows(projected)
+
+    async def test_of_the_projection_is_rebuilt_once(
+        self, database: Path, projected: list[Message], start_worker: StartWorker
+    ) -> None:
+        """The next start finds it as it must be."""
+        change(database, "UPDATE projections SET version = 77")
+        first = await start_worker()
+        await first.wait_for_log("rebuilt")
+        await first.kill()
+
+        second = await start_worker()
+        await second.wait_for_log("connected")
+
+        assert second.said("rebuilding") == []
+        assert rows(database) == expected_rows(projected)
+
+    async def test_of_a_newer_schema_is_refused(
+        self, database: Path, projected: list[Message], start_worker: StartWorker
+    ) -> None:
+        """Only the newer worker knows what it means: the file is left alone."""
+        change(database, "PRAGMA user_version = 99")
+
+        worker = await start_worker()
+
+        assert await worker.exit_code() == 1
+        (line,) = worker.said("failed")
+        assert "schema 99" in line["reason"]
+        assert line["hint"]
+        assert query(database, "PRAGMA user_version") == [(99,)]
+        assert rows(database) == expected_rows(projected)
