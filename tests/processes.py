@@ -61,7 +61,6 @@ class WorkerProcess:
         return sum(line.get(verdict, 0) for line in self.said("batch_committed"))
 
     def terminate(self) -> None:
-        """Ask it to end, as an operator does."""
         """Ask it to end, as an operator or a container's runtime does."""
         self._process.terminate()
 

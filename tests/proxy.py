@@ -11,8 +11,9 @@ from tests.waiting import eventually
 PROTOCOL_HEADER_BYTES = 8
 FRAME_HEADER_BYTES = 7
 CHUNK_BYTES = 65_536
-# A frame of type 1 holds a method; class 60, method 80 is basic.ack (AMQP 0-9-1, section 1.8).
+# A frame of type 1 begins with the numbers of a class and a method (AMQP 0-9-1, section 1.8).
 METHOD_FRAME = 1
+BASIC_CONSUME = bytes((0, 60, 0, 20))
 BASIC_ACK = bytes((0, 60, 0, 80))
 
 
@@ -33,21 +34,19 @@ class Proxy:
         self._flowing.set()
         self.hangs_up = False
         """Whether it ends every new connection at once."""
-        self.swallows_acks = False
-        """Whether the broker sees none of the worker's acks."""
+        self.swallows: bytes | None = None
+        """The method that the broker never gets from the worker, if there is one."""
         self.connections = 0
         """How many there have been."""
         self.swallowed = 0
-        """How many acks have been."""
+        """How often it has been swallowed."""
 
     @property
     def url(self) -> str:
-        """Where the worker finds it."""
         """Where a worker connects to."""
         return f"amqp://guest:guest@127.0.0.1:{self._socket.getsockname()[1]}/"
 
     async def listen(self) -> None:
-        """Be there."""
         """Take connections from now on."""
         self._server = await asyncio.start_server(self._serve, sock=self._socket)
 
@@ -103,8 +102,8 @@ class Proxy:
         while True:
             header = await worker.readexactly(FRAME_HEADER_BYTES)
             payload_and_end = await worker.readexactly(int.from_bytes(header[3:]) + 1)
-            is_ack = header[0] == METHOD_FRAME and payload_and_end.startswith(BASIC_ACK)
-            if is_ack and self.swallows_acks:
+            method = payload_and_end[:4] if header[0] == METHOD_FRAME else b""
+            if method == self.swallows:
                 self.swallowed += 1
             else:
                 await self._pass(header + payload_and_end, broker)

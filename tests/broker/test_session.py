@@ -6,7 +6,7 @@ from tests.builders import completed, planned, started
 from tests.database import count_log, rows
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
-from tests.proxy import Proxy
+from tests.proxy import BASIC_CONSUME, Proxy
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
@@ -37,6 +37,26 @@ class TestAnAbsentBroker:
         await worker.wait_until_settled(1)
 
         assert len(worker.said("connection_lost")) == 1
+        assert rows(database) == expected_rows([only])
+
+
+class TestABrokerThatIsSilent:
+    async def test_is_given_up_and_tried_again(
+        self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """It answers a connection, but no consumer, as one whose queue has no leader yet."""
+        proxy.swallows = BASIC_CONSUME
+        await proxy.listen()
+        worker = await start_worker(amqp_url=proxy.url)
+        line = await worker.wait_for_log("connection_lost")
+        assert worker.said("connected") == []
+
+        proxy.swallows = None
+        await worker.wait_for_log("connected")
+        await queues.publish([only := planned("e-1")])
+        await worker.wait_until_settled(1)
+
+        assert "did not answer" in line["reason"]
         assert rows(database) == expected_rows([only])
 
 

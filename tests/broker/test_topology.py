@@ -138,9 +138,10 @@ class TestARefusal:
     async def test_of_the_virtual_host_ends_the_start(
         self, broker_url: str, start_worker: StartWorker
     ) -> None:
-        """A virtual host that is not there is not waited for; the hint says where to look."""
+        """A virtual host that is not there is named, and not waited for."""
         line = await refusal(await start_worker(amqp_url=f"{broker_url}nowhere"))
 
+        assert "nowhere" in line["reason"]
         assert "virtual host in WORKER_AMQP_URL" in line["hint"]
 
     async def test_of_a_user_without_access_ends_the_start(

@@ -4,13 +4,14 @@ import asyncio
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 from tests.processes import environment
 from tests.waiting import PATIENCE_SECONDS
 
 
 async def run_command(
-    *arguments: str, folder: Path, stdin: bytes = b"", **settings: object
+    *arguments: str, folder: Path, stdin: bytes = b"", **settings: Any
 ) -> tuple[int, str, str]:
     """Run `python -m worker` with arguments; give exit code, standard output and error."""
     process = await asyncio.create_subprocess_exec(

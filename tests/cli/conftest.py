@@ -1,6 +1,6 @@
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +18,7 @@ class Place:
     start_worker: StartWorker
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What a command here is told."""
         return {**self.queues.settings, "database": self.database}
 
@@ -30,8 +30,6 @@ class Place:
 
 
 @pytest.fixture
-async def place(
-    queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
-) -> AsyncIterator[Place]:
+def place(queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker) -> Place:
     """Give names and a file that no other test uses."""
-    yield Place(queues, database, tmp_path, start_worker)
+    return Place(queues, database, tmp_path, start_worker)

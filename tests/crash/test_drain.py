@@ -10,12 +10,13 @@ from tests.database import locked, log, rows
 from tests.histories import distinct, histories
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
-from tests.proxy import Proxy
+from tests.proxy import BASIC_ACK, Proxy
 from tests.queues import Queues
 from tests.waiting import eventually
 
 # The promise, and with that of the standby the only time that a test holds the worker to.
 PROMISED_SECONDS = 5.0
+NAMES = ("SIGTERM", "SIGINT")
 
 
 async def drains(worker: WorkerProcess, number: signal.Signals = signal.SIGTERM) -> bool:
@@ -33,7 +34,7 @@ async def open_proxy(proxy: Proxy) -> Proxy:
 
 
 class TestADrain:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=NAMES)
     async def test_under_load_loses_and_repeats_nothing(
         self, queues: Queues, database: Path, start_worker: StartWorker, number: signal.Signals
     ) -> None:
@@ -130,7 +131,7 @@ class TestADrainIntoABlackHole:
         """What could not be acked comes again, and is known."""
         await queues.declare()
         await queues.publish([only := planned("e-1")])
-        open_proxy.swallows_acks = True
+        open_proxy.swallows = BASIC_ACK
         first = await start_worker(amqp_url=open_proxy.url)
         await first.wait_until_settled(1)
         open_proxy.stall()
@@ -145,7 +146,7 @@ class TestADrainIntoABlackHole:
 
 
 class TestASecondSignal:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=NAMES)
     async def test_ends_it_at_once(
         self, open_proxy: Proxy, start_worker: StartWorker, number: signal.Signals
     ) -> None:

@@ -8,7 +8,7 @@ from tests.database import count_log, log, query, rows
 from tests.histories import distinct, histories
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
-from tests.proxy import Proxy
+from tests.proxy import BASIC_ACK, Proxy
 from tests.queues import Queues
 from tests.waiting import eventually
 
@@ -74,7 +74,7 @@ class TestAKill:
 async def unacking(proxy: Proxy, start_worker: StartWorker) -> WorkerProcess:
     """Give a worker that consumes, and none of whose acks arrives."""
     await proxy.listen()
-    proxy.swallows_acks = True
+    proxy.swallows = BASIC_ACK
     worker = await start_worker(amqp_url=proxy.url, batch_size=7)
     await worker.wait_for_log("connected")
     return worker
@@ -113,7 +113,7 @@ class TestBetweenCommitAndAck:
         await queues.publish(published)
         await unacking.wait_until_settled(40)
 
-        proxy.swallows_acks = False
+        proxy.swallows = None
         proxy.cut()
         await unacking.wait_until_settled(80)
 

@@ -12,6 +12,7 @@ from tests.queues import Queues
 
 # The promise: from the end of the first worker until the second one has projected something.
 PROMISED_SECONDS = 5.0
+NAMES = ("SIGKILL", "SIGTERM")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ class TestASecondWorkerOnTheFile:
         assert len(second.said("standing_by")) == 1
         assert second.said("connected") == []
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=NAMES)
     async def test_consumes_soon_after_the_end_of_the_first(
         self,
         queues: Queues,

@@ -168,12 +168,17 @@ async def publish_all(
         finally:
             window.release()
 
-    async with asyncio.TaskGroup() as group:
+    running: set[asyncio.Task[None]] = set()
+    try:
         for body, routing_key in messages:
             await window.acquire()
             if failures:
                 break
-            group.create_task(publish_one(body, routing_key))
+            task = asyncio.create_task(publish_one(body, routing_key))
+            running.add(task)
+            task.add_done_callback(running.discard)
+    finally:
+        await asyncio.gather(*running)
     if failures:
         raise failures[0]
 

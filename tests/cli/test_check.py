@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.commands import run_command
+from tests.cli.conftest import Place
+
+CANARY = "S3CR3T-canary"
+NOWHERE = f"amqp://user:{CANARY}@127.0.0.1:9/"
+COMMANDS = [
+    "check", "rebuild", "rebuild --verify", "show e-1", "list chat-1", "publish -",
+    "publish --kind event_started --event-id e-1", "dead-letters list", "dead-letters show 1",
+]  # fmt: skip
+
+
+async def checked(place: Place, **settings: Any) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Run the check; give its exit code, and subject -> verdict and what to do."""
+    code, out, _ = await run_command(
+        "check", "--json", folder=place.folder, **(place.settings | settings)
+    )
+    lines = json.loads(out)
+    return code, {line["subject"]: (line["verdict"], line["fix"] or "") for line in lines}
+
+
+class TestCheck:
+    """Looks at everything and makes nothing."""
+
+    async def test_before_the_first_start_warns_and_makes_nothing(self, place: Place) -> None:
+        """No file and no queue come from looking."""
+        first, lines = await checked(place)
+        second, again = await checked(place)
+
+        assert (first, second) == (0, 0)
+        assert lines == again
+        assert lines["topology"][0] == lines["database"][0] == "warn"
+        assert lines["broker"][0] == lines["settings"][0] == lines["disk"][0] == "ok"
+        assert not place.database.exists()
+
+    async def test_beside_a_running_worker_finds_all_well(self, place: Place) -> None:
+        """It names who writes the file, and disturbs nobody."""
+        worker = await place.consuming()
+
+        code, out, _ = await run_command("check", folder=place.folder, **place.settings)
+
+        assert code == 0
+        assert "FAIL" not in out
+        assert f"pid {worker.pid}" in out
+
+    async def test_without_a_broker_fails_with_the_fix(self, place: Place) -> None:
+        """Exit 1, and the other lines are there all the same."""
+        code, lines = await checked(place, amqp_url=NOWHERE)
+
+        assert code == 1
+        assert lines["broker"][0] == lines["topology"][0] == "FAIL"
+        assert "WORKER_AMQP_URL" in lines["broker"][1]
+        assert lines["disk"][0] == "ok"
+
+    async def test_tells_of_variables_that_are_no_settings(self, place: Place) -> None:
+        """A misspelt setting would otherwise be missed in silence."""
+        code, lines = await checked(place, prefech=7)
+
+        assert code == 0
+        assert lines["settings"][0] == "warn"
+        assert "PREFETCH" in lines["settings"][1]
+
+
+class TestSettings:
+    """From the environment, from .env, from secret files."""
+
+    async def test_that_are_wrong_are_named_with_what_is_allowed(self, tmp_path: Path) -> None:
+        """Exit 2, before anything is opened."""
+        code, out, err = await run_command(
+            "run", folder=tmp_path, prefetch=0, log_format="xml", amqp_url=f"http://{CANARY}"
+        )
+
+        assert (code, out) == (2, "")
+        for expected in ("WORKER_PREFETCH", "1", "WORKER_LOG_FORMAT", "'json'", "amqp://"):
+            assert expected in err
+        assert CANARY not in err
+
+    async def test_may_come_from_files(self, tmp_path: Path) -> None:
+        """A secret file and .env are read; the environment goes first."""
+        (tmp_path / "worker_amqp_url").write_text(NOWHERE.replace(":9/", ":10/"))
+        (tmp_path / ".env").write_text("WORKER_DATABASE=from-dotenv.db\nWORKER_QUEUE=q")
+
+        _, out, _ = await run_command("check", folder=tmp_path, secrets_dir=tmp_path)
+
+        assert "127.0.0.1:10" in out
+        assert "from-dotenv.db" in out
+
+
+class TestAPassword:
+    """Appears nowhere, whatever goes wrong."""
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    async def test_is_not_printed(self, tmp_path: Path, command: str) -> None:
+        """Not on standard output and not on standard error."""
+        _, out, err = await run_command(
+            *command.split(), folder=tmp_path, amqp_url=NOWHERE, database=tmp_path / "p.db"
+        )
+
+        assert out + err
+        assert CANARY not in out + err
+
+
+class TestTheProgram:
+    """Without a command."""
+
+    async def test_says_what_it_can_do(self, tmp_path: Path) -> None:
+        """--version and --help answer without any settings."""
+        _, version, _ = await run_command("--version", folder=tmp_path, prefetch=0)
+        _, usage, _ = await run_command("--help", folder=tmp_path, prefetch=0)
+
+        assert version == "0.1.0\n"
+        assert "dead-letters" in usage

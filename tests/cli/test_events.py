@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.builders import Message, completed, planned, reverted, started
+from tests.cli.commands import run_command
+from tests.unit.projecting import project
+
+LIFE = [
+    planned("e-1", payload={"props": {"text": "\x1b[2J[bold]hi"}}, sequence=1),
+    completed("e-1", sequence=3),
+    started("e-1", sequence=2),
+    completed("e-1", sequence=4),
+]
+
+
+async def prepared(folder: Path, *more: Message) -> dict[str, Any]:
+    """Project a life, one message after the other; give the settings for its file."""
+    database = folder / "projection.db"
+    await project(database, *([each] for each in [*LIFE, *more]))
+    return {"database": database}
+
+
+class TestShow:
+    """One event: its row, and what each of its messages did."""
+
+    async def test_marks_every_message(self, tmp_path: Path) -> None:
+        """In the order of position: applied, without effect, late."""
+        settings = await prepared(tmp_path)
+
+        code, out, _ = await run_command("show", "e-1", "--json", folder=tmp_path, **settings)
+
+        shown = json.loads(out)
+        assert code == 0
+        assert shown["row"]["status"] == "completed"
+        assert [(step["sequence"], step["mark"]) for step in shown["history"]] == [
+            (1, "applied"),
+            (2, "applied, late"),
+            (3, "applied"),
+            (4, "without effect"),
+        ]
+        assert [step["status"] for step in shown["history"]][:2] == ["planned", "active"]
+
+    async def test_is_readable_without_steering_the_terminal(self, tmp_path: Path) -> None:
+        """A publisher's control characters and markup are printed, not obeyed."""
+        settings = await prepared(tmp_path)
+
+        code, out, _ = await run_command("show", "e-1", folder=tmp_path, **settings)
+
+        assert code == 0
+        assert "without effect" in out
+        assert "\x1b" not in out
+        assert "[bold]hi" in out
+
+    async def test_of_an_orphan_says_why_there_is_no_row(self, tmp_path: Path) -> None:
+        """What was never planned has a history and no row."""
+        settings = await prepared(tmp_path, started("e-9"))
+
+        code, out, _ = await run_command("show", "e-9", folder=tmp_path, **settings)
+
+        assert code == 0
+        assert "no message has planned it" in out
+        assert "event_started" in out
+
+    async def test_of_an_unknown_event_fails(self, tmp_path: Path) -> None:
+        """Nothing in the log is an answer, and not a success."""
+        settings = await prepared(tmp_path)
+
+        code, out, err = await run_command("show", "e-404", folder=tmp_path, **settings)
+
+        assert (code, out) == (1, "")
+        assert "'e-404'" in err
+
+    async def test_without_a_database_fails(self, tmp_path: Path) -> None:
+        """A command that reads makes no file."""
+        database = tmp_path / "none.db"
+
+        code, _, err = await run_command("show", "e-1", folder=tmp_path, database=database)
+
+        assert code == 1
+        assert "WORKER_DATABASE" in err
+        assert not database.exists()
+
+
+class TestList:
+    """The events of a chat."""
+
+    async def test_gives_what_is_planned_or_going_on(self, tmp_path: Path) -> None:
+        """In the order of planning; with a status, only those."""
+        more = [planned("e-3"), planned("e-2"), started("e-2"), planned("x", chat_id="chat-2")]
+        settings = await prepared(tmp_path, *more)
+
+        _, active, _ = await run_command("list", "chat-1", "--json", folder=tmp_path, **settings)
+        _, done, _ = await run_command(
+            "list", "chat-1", "--status", "completed", "--json", folder=tmp_path, **settings
+        )
+
+        assert [event["event_id"] for event in json.loads(active)] == ["e-3", "e-2"]
+        assert [event["event_id"] for event in json.loads(done)] == ["e-1"]
+
+    async def test_says_so_if_there_is_none(self, tmp_path: Path) -> None:
+        """An empty chat is not an error."""
+        settings = await prepared(tmp_path, reverted("e-1", "cancelled"))
+
+        code, out, _ = await run_command("list", "chat-1", folder=tmp_path, **settings)
+
+        assert (code, out) == (0, "Chat chat-1 has no event that is planned or active.\n")
+
+    async def test_refuses_a_status_that_is_none(self, tmp_path: Path) -> None:
+        """A typing error is told apart from an empty answer, with what is allowed."""
+        settings = await prepared(tmp_path)
+
+        code, _, err = await run_command(
+            "list", "chat-1", "--status", "done", folder=tmp_path, **settings
+        )
+
+        assert code == 2
+        assert "cancelled" in err

@@ -1,0 +1,115 @@
+import gzip
+import json
+
+from tests.builders import body, planned, started
+from tests.cli.commands import run_command
+from tests.cli.conftest import Place
+from tests.database import rows
+from tests.oracle import expected_rows
+
+LIFE = [planned("e-1"), started("e-1")]
+LINES = b"\n".join([*map(body, LIFE), b"", b"{broken"]) + b"\n"
+
+
+class TestAFile:
+    """Published line by line, as it stands."""
+
+    async def test_is_published_and_counted(self, place: Place) -> None:
+        """Empty lines are none, broken ones are sent, and the broker's confirms are counted."""
+        worker = await place.consuming()
+        (place.folder / "m.ndjson.gz").write_bytes(gzip.compress(LINES))
+
+        code, out, _ = await run_command(
+            "publish", "m.ndjson.gz", folder=place.folder, **place.settings
+        )
+        await worker.wait_until_settled(3)
+
+        assert (code, out) == (0, "3 confirmed by the broker.\n")
+        assert rows(place.database) == expected_rows(LIFE)
+        (letter,) = await place.queues.take_dead_letters()
+        assert letter.body == b"{broken"
+
+    async def test_may_be_standard_input(self, place: Place) -> None:
+        """The name - means it; --json gives the count alone."""
+        worker = await place.consuming()
+
+        code, out, _ = await run_command(
+            "publish", "-", "--json", folder=place.folder, stdin=LINES, **place.settings
+        )
+        await worker.wait_until_settled(3)
+
+        assert (code, json.loads(out)) == (0, {"confirmed": 3})
+
+    async def test_that_is_cut_short_says_how_far_it_came(self, place: Place) -> None:
+        """What was confirmed before the damage is counted, and the exit code is 1."""
+        await place.consuming()
+        (place.folder / "m.ndjson.gz").write_bytes(gzip.compress(LINES)[:-12])
+
+        code, _, err = await run_command(
+            "publish", "m.ndjson.gz", folder=place.folder, **place.settings
+        )
+
+        assert code == 1
+        assert "cannot be read to its end" in err
+
+    async def test_that_is_not_there_is_a_wrong_call(self, place: Place) -> None:
+        """Before anything is published."""
+        code, _, err = await run_command(
+            "publish", "none.ndjson", folder=place.folder, **place.settings
+        )
+
+        assert code == 2
+        assert "none.ndjson" in err
+
+
+class TestOneByHand:
+    """Built from options."""
+
+    async def test_is_checked_and_published(self, place: Place) -> None:
+        """It gets an id and a time, and its fields are JSON or text."""
+        worker = await place.consuming()
+
+        code, out, _ = await run_command(
+            "publish", "--kind", "event_planned", "--event-id", "e-7", "--field", "chat_id=c-1",
+            "--field", "kind=poll", "--field", 'props={"n": 1}',
+            folder=place.folder, **place.settings,
+        )  # fmt: skip
+        await worker.wait_until_settled(1)
+
+        assert code == 0
+        assert "1 confirmed" in out
+        assert rows(place.database)[0][:5] == ("e-7", "c-1", "poll", "planned", '{"n":1}')
+
+    async def test_with_a_typing_error_is_refused(self, place: Place) -> None:
+        """The reason is the one that the worker would give, and nothing is sent."""
+        await place.queues.declare()
+
+        code, _, err = await run_command(
+            "publish", "--kind", "event_startd", "--event-id", "e-7",
+            folder=place.folder, **place.settings,
+        )  # fmt: skip
+
+        assert code == 1
+        assert "event_started" in err
+        assert (await place.queues.depth()).ready == 0
+
+    async def test_and_a_file_exclude_each_other(self, place: Place) -> None:
+        """Both, or neither, is a wrong call."""
+        for arguments in (("publish",), ("publish", "-", "--kind", "event_started")):
+            code, _, err = await run_command(*arguments, folder=place.folder, **place.settings)
+            assert code == 2
+            assert "either FILE or --kind" in err
+
+
+class TestABrokerThatRefuses:
+    """Nothing is published silently into nowhere."""
+
+    async def test_for_want_of_an_exchange_says_so(self, place: Place) -> None:
+        """Before the worker's first start there is none."""
+        code, _, err = await run_command(
+            "publish", "-", folder=place.folder, stdin=LINES, **place.settings
+        )
+
+        assert code == 1
+        assert place.queues.exchange in err
+        assert "Confirmed before: 0" in err

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+from tests.builders import completed, planned
+from tests.cli.commands import run_command
+from tests.cli.conftest import Place
+from tests.database import change, rows
+from tests.oracle import expected_rows
+from tests.unit.projecting import project
+
+LIFE = [planned("e-1"), completed("e-1"), planned("e-2")]
+TAMPER = "UPDATE events SET status = 'expired' WHERE event_id = 'e-1'"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestVerify:
+    """Looks, and changes nothing."""
+
+    async def test_agrees_with_what_was_folded(self, tmp_path: Path) -> None:
+        """Exit 0 and a sentence."""
+        database = tmp_path / "projection.db"
+        await project(database, LIFE)
+
+        code, out, _ = await run_command("rebuild", "--verify", folder=tmp_path, database=database)
+
+        assert code == 0
+        assert out == "3 messages fold into 2 rows; the live rows are the same.\n"
+
+    async def test_lists_what_differs(self, tmp_path: Path) -> None:
+        """Exit 1; event, column, and both values."""
+        database = tmp_path / "projection.db"
+        await project(database, LIFE)
+        change(database, TAMPER)
+        before = rows(database)
+
+        code, out, _ = await run_command("rebuild", "--verify", folder=tmp_path, database=database)
+
+        assert code == 1
+        assert all(word in out for word in ("e-1", "status", "expired", "completed"))
+        assert "e-2" not in out
+        assert rows(database) == before
+
+    async def test_gives_json(self, tmp_path: Path) -> None:
+        """One document with the rows that differ."""
+        database = tmp_path / "projection.db"
+        await project(database, LIFE)
+        change(database, TAMPER)
+
+        code, out, _ = await run_command(
+            "rebuild", "--verify", "--json", folder=tmp_path, database=database
+        )
+
+        found = json.loads(out)
+        assert (code, found["differing"]) == (1, 1)
+        assert found["differences"][0]["live"]["status"] == "expired"
+        assert found["differences"][0]["folded"]["status"] == "completed"
+
+
+class TestRebuild:
+    """Puts the fold of the log in place."""
+
+    async def test_mends_what_differs(self, tmp_path: Path) -> None:
+        """It says how many rows differed, and afterwards none does."""
+        database = tmp_path / "projection.db"
+        await project(database, LIFE)
+        change(database, TAMPER)
+
+        code, out, _ = await run_command("rebuild", folder=tmp_path, database=database)
+
+        assert code == 0
+        assert "1 events differed and are mended" in out
+        assert names_in(tmp_path) == ["projection.db", "projection.db.lock"]
+        assert rows(database) == expected_rows(LIFE)
+
+    async def test_makes_no_database(self, tmp_path: Path) -> None:
+        """A wrong path is an error, not an empty read model."""
+        code, _, err = await run_command("rebuild", folder=tmp_path, database=tmp_path / "none.db")
+
+        assert code == 1
+        assert "There is no database" in err
+        assert names_in(tmp_path) == []
+
+    async def test_is_refused_while_a_worker_runs_and_verify_is_not(self, place: Place) -> None:
+        """One process writes; any number look."""
+        worker = await place.consuming()
+
+        code, _, err = await run_command("rebuild", folder=place.folder, **place.settings)
+        verified, _, _ = await run_command(
+            "rebuild", "--verify", folder=place.folder, **place.settings
+        )
+
+        assert code == 1
+        assert f"pid {worker.pid} on" in err
+        assert verified == 0
