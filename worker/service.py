@@ -59,7 +59,8 @@ class Service:
         """Consume until SIGTERM or SIGINT; then drain and return.
 
         Raises `StoreUnusable` and, before the first session, `BrokerRefused`: waiting would not
-        help. A second signal ends the process at once.
+        help. Raises `StoreUnavailable` if the file cannot be opened or rebuilt now: nothing has
+        been consumed then. A second signal ends the process at once.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -204,7 +205,7 @@ class Service:
     async def _project(
         self, batch: Sequence[Delivery], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
-        """Project a batch, holding it while the database cannot commit; None if it must be left."""
+        """Project a batch, holding it while the database cannot commit; None if the worker drains."""
         attempt = 0
         while True:
             try:
@@ -215,7 +216,7 @@ class Service:
                         "holding", messages=len(batch), reason=error.message, hint=error.hint
                     )
                 attempt += 1
-                if await consumer.ended(within_seconds=_backoff(attempt, HOLD_SECONDS)):
+                if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
                     return None
             else:
                 if attempt:

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.builders import Message, completed, planned, reverted, started
 from tests.cli.commands import run_command
-from tests.unit.projecting import project
+from tests.unit.projecting import change, project
 
 LIFE = [
     planned("e-1", payload={"props": {"text": "\x1b[2J[bold]hi"}}, sequence=1),
@@ -51,6 +51,18 @@ class TestShow:
         assert "without effect" in out
         assert "\x1b" not in out
         assert "[bold]hi" in out
+
+    async def test_goes_on_behind_a_message_that_fails(self, tmp_path: Path) -> None:
+        """A message that today's handlers cannot read is marked, and the others are shown."""
+        settings = await prepared(tmp_path)
+        change(tmp_path / "projection.db", "UPDATE log SET body = '{}' WHERE sequence = 2")
+
+        code, out, _ = await run_command("show", "e-1", "--json", folder=tmp_path, **settings)
+
+        marks = [step["mark"] for step in json.loads(out)["history"]]
+        assert code == 0
+        assert marks[1].startswith("fails (ValidationError")
+        assert (marks[0], marks[2]) == ("applied", "applied")
 
     async def test_of_an_orphan_says_why_there_is_no_row(self, tmp_path: Path) -> None:
         """What was never planned has a history and no row."""

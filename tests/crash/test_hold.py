@@ -8,6 +8,7 @@ from tests.database import count_log, locked, query, rows
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
 from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
 
 MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
 
@@ -45,6 +46,36 @@ class TestALockedDatabase:
         await require_whole(queues, database, worker)
         assert "locked" in line["reason"]
         assert worker.said("resumed")[0]["attempts"] >= 1
+
+    async def test_that_outlives_the_worker_costs_nothing(
+        self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
+    ) -> None:
+        """No message is acked while it cannot be committed: a kill leaves them all to the next."""
+        with locked(database):
+            await queues.publish(MESSAGES)
+            await worker.wait_for_log("holding")
+            await worker.kill()
+        assert await queues.left() == len(MESSAGES)
+
+        following = await start_worker()
+        await following.wait_until_settled(len(MESSAGES))
+
+        assert following.total("applied") == len(MESSAGES)
+        assert rows(database) == expected_rows(MESSAGES)
+
+    async def test_does_not_hide_that_the_session_is_lost(
+        self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
+    ) -> None:
+        """The batch is the broker's again, one line says so, and the next session brings it."""
+        with locked(database):
+            await queues.publish(MESSAGES)
+            await worker.wait_for_log("holding")
+            await node.ctl("close_all_connections", "by an operator")
+            line = await worker.wait_for_log("connection_lost")
+        await worker.wait_until_settled(len(MESSAGES))
+
+        assert "by an operator" in line["reason"]
+        assert rows(database) == expected_rows(MESSAGES)
 
 
 class TestAFullDisk:

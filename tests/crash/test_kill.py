@@ -23,9 +23,19 @@ async def until_log_has(database: Path, messages: int) -> None:
     await eventually(lambda: count_log(database) >= messages)
 
 
+async def kill_soon(worker: WorkerProcess, rng: Random) -> None:
+    """Kill it at any moment from now on."""
+    await worker.outlives(rng.uniform(0, MOMENT_SECONDS))
+    await worker.kill()
+
+
 class TestAKill:
     async def test_at_any_moment_loses_and_repeats_nothing(
-        self, queues: Queues, database: Path, start_worker: StartWorker
+        self,
+        queues: Queues,
+        database: Path,
+        start_worker: StartWorker,
+        start_command: StartWorker,
     ) -> None:
         """After a dozen of them the rows, the log and the queue are those of a quiet day."""
         rng = Random(SEED)
@@ -36,10 +46,8 @@ class TestAKill:
 
         for number in range(1, KILLS + 1):
             worker = await start_worker(batch_size=10, prefetch=100)
-            goal = len(messages) * number // (KILLS + 2)
-            await until_log_has(database, goal)
-            await worker.outlives(rng.uniform(0, MOMENT_SECONDS))
-            await worker.kill()
+            await until_log_has(database, len(messages) * number // (KILLS + 2))
+            await kill_soon(worker, rng)
         left = await queues.left()
         last = await start_worker()
         await last.wait_until_settled(left)
@@ -50,6 +58,7 @@ class TestAKill:
         assert (await queues.depth()).ready == 0
         assert await queues.take_dead_letters() == []
         assert query(database, "PRAGMA integrity_check") == [("ok",)]
+        assert await (await start_command("rebuild", "--verify")).exit_code() == 0
 
     async def test_at_its_start_leaves_a_file_that_the_next_one_can_use(
         self, queues: Queues, database: Path, start_worker: StartWorker
@@ -62,8 +71,7 @@ class TestAKill:
         for _ in range(6):
             worker = await start_worker()
             await worker.wait_for_log("starting")
-            await worker.outlives(rng.uniform(0, MOMENT_SECONDS))
-            await worker.kill()
+            await kill_soon(worker, rng)
         await start_worker()
         await until_log_has(database, 1)
 

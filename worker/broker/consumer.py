@@ -87,13 +87,18 @@ class Consumer:
         self._drained.set()
         self._arrived.set()
 
-    async def ended(self, *, within_seconds: float) -> bool:
-        """Wait that long at most; tell whether the session is lost or drains."""
+    async def drains(self, *, within_seconds: float) -> bool:
+        """Wait that long at most; tell whether the worker drains.
+
+        Raises `SessionLost` if the session ends meanwhile.
+        """
         draining = asyncio.ensure_future(self._drained.wait())
         ends: set[asyncio.Future[Any]] = {draining, self._lost}
         await asyncio.wait(ends, timeout=within_seconds, return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
-        return self._lost.done() or self._drained.is_set()
+        if self._lost.done():
+            self._lost.result()
+        return self._drained.is_set()
 
     def __aiter__(self) -> Self:
         """Iterate over batches."""

@@ -9,6 +9,7 @@ import typer
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, print_json, say, table
 from worker.history import Step, history
+from worker.messages import canonical_json
 from worker.projections import load
 from worker.projections.events import (
     Status,
@@ -40,7 +41,8 @@ def show(
     if row is None:
         say(f"Event {event_id} has no row: no message has planned it.")
     else:
-        table(("column", "value"), row.items())
+        cells = ((c, canonical_json(v) if c == "props" else v) for c, v in row.items())
+        table(("column", "value"), cells)
     say("")
     columns = ("sequence", "occurred_at", "kind", "mark", "status after", "id", "appended_at")
     table(
@@ -85,6 +87,8 @@ async def _list(settings: Settings, chat_id: str, status: Status | None) -> list
 
 def _mark(step: Step) -> str:
     effect = "applied" if step.has_effect else "without effect"
+    if step.failure is not None:
+        effect = f"fails ({step.failure})"
     return f"{effect}, late" if step.is_late else effect
 
 
