@@ -205,7 +205,7 @@ class Service:
     async def _project(
         self, batch: Sequence[Delivery], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
-        """Project a batch, holding it while the database cannot commit; None if the worker drains."""
+        """Project a batch; hold it while the database cannot commit; None if the worker drains."""
         attempt = 0
         while True:
             try:
