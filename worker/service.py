@@ -23,6 +23,7 @@ from worker.projector import Projector
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
 from worker.registry import Registry
 from worker.settings import Settings
+from worker.store import log
 from worker.store.connection import Writer
 from worker.store.lock import WriterLock
 from worker.store.tables import noted_versions
@@ -120,11 +121,11 @@ class Service:
         return False
 
     async def _write(self, writer: Writer) -> None:
-        noted = await noted_versions(writer)
-        if not noted:
-            await create_tables(writer, self._registry)
-        elif reason := reason_to_rebuild(noted, self._registry):
-            await self._unless_stopped(self._rebuild(writer, reason))
+        if reason := reason_to_rebuild(await noted_versions(writer), self._registry):
+            if await log.is_empty(writer):
+                await create_tables(writer, self._registry)
+            else:
+                await self._unless_stopped(self._rebuild(writer, reason))
         projector = Projector(
             self._registry, writer, max_message_bytes=self._settings.max_message_bytes
         )

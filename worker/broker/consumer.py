@@ -14,7 +14,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
 from worker.broker import dead_letters
-from worker.broker.publisher import Publisher
+from worker.broker.publisher import Publisher, is_cancelled_here
 from worker.deliveries import Delivery, Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
 
@@ -131,7 +131,9 @@ class Consumer:
         last = max(outcome.delivery.tag for outcome in outcomes)
         try:
             await self._channel.basic_ack(last, multiple=True)
-        except (AMQPError, OSError) as error:
+        except (AMQPError, OSError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
+                raise
             self.lose(f"no ack could be sent: {type(error).__name__}")
             self._lost.result()
         return True

@@ -124,7 +124,7 @@ class Publisher:
                 "its start.",
             ) from error
         except (AMQPError, OSError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled_here():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
                 raise
             raise SessionLost(
                 f"The connection ended before the broker confirmed ({_sentence(error)}).",
@@ -132,8 +132,8 @@ class Publisher:
             ) from error
 
 
-def _is_cancelled_here() -> bool:
-    # A channel that closes cancels the futures of its publishes; nobody has cancelled us then.
+def is_cancelled_here() -> bool:
+    """Tell whether this task was cancelled, and not only a future of a channel that closes."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -97,6 +97,11 @@ async def bodies(tx: Transaction, event_ids: Collection[str]) -> dict[str, list[
     return streams
 
 
+async def is_empty(source: Database) -> bool:
+    """Tell whether no message has been accepted yet."""
+    return not await source.fetch_all("SELECT 1 FROM log LIMIT 1")
+
+
 async def history(source: Database, event_id: str) -> list[Row]:
     """Give one stream in the order of position, as people read it."""
     return await source.fetch_all(HISTORY, (event_id,))
