@@ -18,8 +18,8 @@ RUNTIME = ROOT / "deploy" / "requirements.txt"
 DEVELOPMENT = ROOT / "deploy" / "requirements-dev.txt"
 
 # In parts, so that this file is not what it looks for.
-REGISTRIES = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"))]
-REGISTRIES += [".".join(parts) for parts in (("deb", "debian", "org"), ("registry", "npmjs"))]
+REGISTRIES = [".".join(parts) for parts in (("pypi", "org"), ("python" + "hosted", "org"))]
+REGISTRIES += [".".join(parts) for parts in (("deb", "debian", "org"), ("registry", "npm" + "js"))]
 PERSONAL_FOLDER = re.compile(
     r"(?<![\w.~}*])/(?:" + "|".join(("root", "home", "Users", "work")) + ")/"
 )
