@@ -1,4 +1,5 @@
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,25 @@ class TestHandlerThatFails:
             "handler_failed", "applied", "late", "duplicate", "id_conflict", "orphan",
         ]  # fmt: skip
         assert rows(tmp_path / "p.db", NOTES) == [("a", "12")]
+
+
+class TestAHandlerThatCatches:
+    async def test_hides_no_failure_of_another(self, tmp_path: Path) -> None:
+        """What waited behind a statement that failed is written all the same."""
+        registry = notebook()
+
+        @registry.on("caught")
+        async def caught(tx: Transaction, message: Message[Text]) -> None:
+            with suppress(Exception):
+                await tx.fetch_one("SELECT 1")
+
+        good = [said("written", f"g{n}", "1", id=f"g{n}") for n in range(9)]
+        batch = [*good, said("written", "x", "bad"), *(said("caught", f"c{n}") for n in range(9))]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied"] * 9 + ["handler_failed"] + ["orphan"] * 9
+        assert len(rows(tmp_path / "p.db", NOTES)) == 9
 
 
 class TestATableThatEndsTheTransaction:

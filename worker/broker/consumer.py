@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
 from worker.broker import dead_letters
-from worker.broker.publisher import Publisher, is_cancelled_here
+from worker.broker.publisher import LOST, Publisher, is_cancelled_here
 from worker.deliveries import Delivery, Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
 
@@ -131,7 +130,7 @@ class Consumer:
         last = max(outcome.delivery.tag for outcome in outcomes)
         try:
             await self._channel.basic_ack(last, multiple=True)
-        except (AMQPError, OSError, asyncio.CancelledError) as error:
+        except (*LOST, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
                 raise
             self.lose(f"no ack could be sent: {type(error).__name__}")
@@ -165,7 +164,10 @@ class Consumer:
             await asyncio.gather(publishing, return_exceptions=True)
 
     async def _publish_all(self, rejected: Sequence[Outcome]) -> None:
-        await asyncio.gather(*map(self._publish_until_confirmed, rejected))
+        # One after the other: aiormq tells what the broker returns apart by the message id alone,
+        # and two copies of one bad message share theirs.
+        for outcome in rejected:
+            await self._publish_until_confirmed(outcome)
 
     async def _publish_until_confirmed(self, outcome: Outcome) -> None:
         while True:

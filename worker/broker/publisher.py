@@ -30,6 +30,8 @@ CONNECT_SECONDS = 10
 CLOSE_SECONDS = 1
 # All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
 MAX_HEADER_BYTES = 64 * 1024
+# What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
+LOST = (AMQPError, OSError, RuntimeError)
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
 IN_FLIGHT = 1_000
 
@@ -64,7 +66,7 @@ async def connection(url: str, name: str) -> AsyncIterator[AbstractConnection]:
 
 async def closing(part: AbstractConnection | AbstractChannel) -> None:
     """Close, and wait a moment for the broker's answer, but not for ever."""
-    with suppress(AMQPError, OSError, TimeoutError):
+    with suppress(*LOST, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await part.close()
 
@@ -123,7 +125,7 @@ class Publisher:
                 "see that a queue is bound to it and is not full; the worker binds its own at "
                 "its start.",
             ) from error
-        except (AMQPError, OSError, asyncio.CancelledError) as error:
+        except (*LOST, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
                 raise
             raise SessionLost(

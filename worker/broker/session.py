@@ -6,15 +6,13 @@ deliveries are forgotten, and the service opens a new one.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
-from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
 from worker.broker.consumer import Consumer
-from worker.broker.publisher import closing, connection, publisher
+from worker.broker.publisher import LOST, closing, connection, publisher
 from worker.broker.topology import Topology
 from worker.errors import SessionLost
 
@@ -34,15 +32,21 @@ async def session(
     that are given at once. Raises `SessionLost` if the broker cannot be reached, `BrokerRefused` if
     it says no.
     """
-    try:
-        async with (
-            connection(url, f"projection-worker {topology.queue}") as consuming,
-            _declared(consuming, topology),
-            publisher(
-                url, topology.dead_letters, f"projection-worker {topology.dead_letters}"
-            ) as dead_letter_publisher,
-        ):
+    async with AsyncExitStack() as stack:
+        try:
+            consuming = await stack.enter_async_context(
+                connection(url, f"projection-worker {topology.queue}")
+            )
+            async with consuming.channel() as declaring:
+                await topology.declare(declaring)
+            dead_letter_publisher = await stack.enter_async_context(
+                publisher(url, topology.dead_letters, f"projection-worker {topology.dead_letters}")
+            )
             channel = await consuming.channel(publisher_confirms=False)
+            # The channel before the connection, and no basic.cancel: a cancelled consumer would
+            # let the next one start while our unacked deliveries are still out
+            # (rabbitmq.com/docs/queues, "Message Ordering").
+            stack.push_async_callback(closing, channel)
             underlay = await channel.get_underlay_channel()
             consumer = Consumer(
                 underlay,
@@ -51,26 +55,13 @@ async def session(
                 batch_size=batch_size,
                 on_blocked=on_blocked,
             )
-            try:
-                await _consume(underlay, consumer, topology.queue, prefetch)
-                yield consumer
-            finally:
-                # The channel before the connection, and no basic.cancel: a cancelled consumer
-                # would let the next one start while our unacked deliveries are still out
-                # (rabbitmq.com/docs/queues, "Message Ordering").
-                await closing(channel)
-    except (AMQPError, OSError, TimeoutError) as error:
-        raise SessionLost(
-            f"The session with the broker ended ({type(error).__name__}: {error}).",
-            "a new one is opened by itself; see RabbitMQ's log if it is not.",
-        ) from error
-
-
-@asynccontextmanager
-async def _declared(consuming: AbstractConnection, topology: Topology) -> AsyncIterator[None]:
-    async with consuming.channel() as channel:
-        await topology.declare(channel)
-    yield
+            await _consume(underlay, consumer, topology.queue, prefetch)
+        except LOST as error:
+            raise SessionLost(
+                f"The session with the broker ended ({type(error).__name__}: {error}).",
+                "a new one is opened by itself; see RabbitMQ's log if it is not.",
+            ) from error
+        yield consumer
 
 
 async def _consume(

@@ -73,6 +73,7 @@ class Transaction:
         # The n-th statement of every stream stands in the n-th round, grouped by its SQL.
         self._rounds: list[dict[str, list[Parameters]]] = []
         self._next_round: dict[str, int] = {}
+        self._failure: Exception | None = None
 
     def enter_stream(self, event_id: str) -> None:
         """Say to which stream the following statements belong."""
@@ -97,7 +98,8 @@ class Transaction:
         try:
             return list(await self._connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            raise unavailable(error) or error from error
+            self._failure = unavailable(error)
+            raise self._failure or error from error
 
     async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Read: give the first row, or None; sees what `fetch_all` sees."""
@@ -106,14 +108,23 @@ class Transaction:
 
     async def flush(self) -> None:
         """Run all statements that wait. Raises what SQLite raises for a statement of a handler."""
+        # What stood behind a statement that failed has not run: a handler that catches the error
+        # must not make the batch look whole.
+        if self._failure is not None:
+            raise self._failure
         rounds, self._rounds, self._next_round = self._rounds, [], {}
-        for statements in rounds:
-            for sql, rows in statements.items():
-                await self.execute_many(sql, rows)
+        try:
+            for statements in rounds:
+                for sql, rows in statements.items():
+                    await self.execute_many(sql, rows)
+        except Exception as error:
+            self._failure = error
+            raise
 
     def forget(self) -> None:
-        """Drop the statements that wait."""
+        """Drop the statements that wait, and the failure of those before; undo those yourself."""
         self._rounds, self._next_round = [], {}
+        self._failure = None
 
     async def execute_many(self, sql: str, rows: Iterable[Parameters]) -> None:
         """Run one statement at once, for each row of parameters."""
