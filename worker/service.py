@@ -147,7 +147,8 @@ class Service:
 
     async def _sessions(self, projector: Projector) -> None:
         """Live one session after the other."""
-        was_connected = is_reported = False
+        was_connected = False
+        reported: type[Exception] | None = None
         attempt = 0
         while not self._stop.is_set():
             try:
@@ -158,14 +159,15 @@ class Service:
                     if consumer is None:
                         return
                     self._log.info("connected", broker=self._settings.broker)
-                    was_connected, is_reported, attempt = True, False, 0
+                    was_connected, reported, attempt = True, None, 0
                     await self._consume(consumer, projector)
             except (SessionLost, BrokerRefused) as error:
                 if isinstance(error, BrokerRefused) and not was_connected:
                     raise
-                if not is_reported:
+                if type(error) is not reported:
+                    # A broker that is away and one that says no are two states.
                     self._log.warning("connection_lost", reason=error.message, hint=error.hint)
-                    is_reported = True
+                    reported = type(error)
                 else:
                     self._log.debug("connection_failed", attempt=attempt, reason=error.message)
             attempt += 1

@@ -40,6 +40,21 @@ class TestAFile:
 
         assert (code, json.loads(out)) == (0, {"confirmed": 3})
 
+    async def test_may_hold_any_routing_key(self, place: Place) -> None:
+        """A chat whose id no routing key can hold is published all the same."""
+        worker = await place.consuming()
+        long, odd = (planned(e, chat_id=c) for e, c in (("e-1", "é" * 300), ("e-2", "c")))
+        odd_body = body(odd).replace(b'"chat_id": "c"', rb'"chat_id": "\ud800"')
+        lines = b"\n".join([body(long), odd_body])
+
+        code, _, _ = await run_command(
+            "publish", "-", folder=place.folder, stdin=lines, **place.settings
+        )
+        await worker.wait_until_settled(2)
+
+        assert code == 0
+        assert rows(place.database) == expected_rows([long])
+
     async def test_that_is_cut_short_says_how_far_it_came(self, place: Place) -> None:
         """What was confirmed before the damage is counted, and the exit code is 1."""
         await place.consuming()

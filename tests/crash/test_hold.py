@@ -7,8 +7,10 @@ from tests.builders import planned, started
 from tests.database import count_log, locked, query, rows
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
+from tests.proxy import Proxy
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
 
 MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
 
@@ -76,6 +78,34 @@ class TestALockedDatabase:
 
         assert "by an operator" in line["reason"]
         assert rows(database) == expected_rows(MESSAGES)
+
+
+class TestACommitThatOutlivesItsSession:
+    async def test_is_followed_by_another_session(
+        self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
+    ) -> None:
+        """The connection is cut while the batch waits for its commit: no ack, no crash, no loss."""
+        await proxy.listen()
+        worker = await start_worker(amqp_url=proxy.url)
+        await worker.wait_for_log("connected")
+
+        with locked(database):
+            await queues.publish(MESSAGES)
+            await eventually(lambda: nothing_ready(queues))
+            proxy.cut()
+        await worker.wait_for_log("connected", times=2)
+        await eventually(lambda: nothing_left(queues, worker))
+
+        assert worker.said("connection_lost")
+        assert rows(database) == expected_rows(MESSAGES)
+
+
+async def nothing_ready(queues: Queues) -> bool:
+    return (await queues.depth()).ready == 0
+
+
+async def nothing_left(queues: Queues, worker: WorkerProcess) -> bool:
+    return worker.settled >= len(MESSAGES) and await nothing_ready(queues)
 
 
 class TestAFullDisk:

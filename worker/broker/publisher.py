@@ -5,7 +5,7 @@ publish, and acks on the same connection would wait with them (rabbitmq.com/docs
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from aio_pika.exceptions import (
 from pamqp import encode
 from pamqp.common import FieldTable
 
-from worker.errors import BrokerRefused, SessionLost, WorkerError
+from worker.errors import BrokerRefused, SessionLost
 
 # A dead peer is found after three missed heartbeats, 33 seconds at most; RabbitMQ advises 5 to 20
 # (rabbitmq.com/docs/heartbeats).
@@ -117,7 +117,7 @@ class Publisher:
             **cast("dict[str, Any]", dict(properties or {})),
         )
         try:
-            await self._exchange.publish(message, routing_key, mandatory=True)
+            await self._exchange.publish(message, _fitting(routing_key), mandatory=True)
         except aio_pika.exceptions.DeliveryError as error:
             raise BrokerRefused(
                 f"The broker did not take a message for exchange {self._exchange.name!r} "
@@ -140,6 +140,11 @@ def is_cancelled_here() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _fitting(routing_key: str) -> str:
+    # AMQP has 255 bytes of UTF-8 for it (AMQP 0-9-1, "shortstr").
+    return routing_key.encode(errors="ignore")[:255].decode(errors="ignore")
+
+
 def can_be_sent(headers: Mapping[str, object]) -> bool:
     """Tell whether headers that were received can be sent again."""
     try:
@@ -150,7 +155,7 @@ def can_be_sent(headers: Mapping[str, object]) -> bool:
 
 async def publish_all(
     target: Publisher,
-    messages: Iterable[tuple[bytes, str]],
+    messages: AsyncIterable[tuple[bytes, str]],
     on_confirmed: Callable[[], None],
 ) -> None:
     """Publish bodies with their routing keys, many at once, started in their order.
@@ -159,20 +164,20 @@ async def publish_all(
     is started; it is raised when those on the way have ended.
     """
     window = asyncio.Semaphore(IN_FLIGHT)
-    failures: list[WorkerError] = []
+    failures: list[Exception] = []
 
     async def publish_one(body: bytes, routing_key: str) -> None:
         try:
             await target.publish(body, routing_key=routing_key)
             on_confirmed()
-        except WorkerError as error:
+        except Exception as error:  # noqa: BLE001 - raised below: a task that ends takes it along
             failures.append(error)
         finally:
             window.release()
 
     running: set[asyncio.Task[None]] = set()
     try:
-        for body, routing_key in messages:
+        async for body, routing_key in messages:
             await window.acquire()
             if failures:
                 break

@@ -6,7 +6,7 @@ import json
 import sys
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -23,8 +23,6 @@ from worker.projections import load
 from worker.settings import Settings, load_settings
 
 SHOW_EVERY = 100
-# AMQP has 255 bytes for it, and a character may take four (AMQP 0-9-1, "shortstr").
-ROUTING_KEY_MAX = 63
 NAME = "projection-worker publish"
 
 
@@ -94,7 +92,7 @@ def _publish_one(settings: Settings, envelope: dict[str, Any]) -> int:
             "mend it; 'publish FILE' sends any bytes.",
         )
     routing_key = str(envelope["payload"].get("chat_id", ""))
-    return _publish(settings, [(body, routing_key)], lambda count: None)
+    return _publish(settings, _only(body, routing_key), lambda count: None)
 
 
 def _publish_file(settings: Settings, file: str) -> int:
@@ -108,11 +106,11 @@ def _publish_file(settings: Settings, file: str) -> int:
             # How many there are is not known; how far the file has been read is.
             bar.show(count, size and round(count * size / max(raw.tell(), 1)))
 
-        return _publish(settings, _routed(lines), show)
+        return _publish(settings, _routed(lines, is_slow=file == "-"), show)
 
 
 def _publish(
-    settings: Settings, messages: Iterable[tuple[bytes, str]], show: Callable[[int], None]
+    settings: Settings, messages: AsyncIterable[tuple[bytes, str]], show: Callable[[int], None]
 ) -> int:
     """Give the number of confirms; raises `WorkerError` that says how many came before."""
     confirmed = 0
@@ -151,13 +149,21 @@ def _open(path: Path) -> IO[bytes]:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _routed(lines: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
-    """Give each line with its chat as the routing key, as far as a line so far has told it."""
+async def _routed(lines: Iterable[bytes], *, is_slow: bool) -> AsyncIterator[tuple[bytes, str]]:
+    """Give each line with its chat as the routing key, as far as a line so far has told it.
+
+    A source that is slow is read in a thread, or the connection would starve while it is silent.
+    """
     chats: dict[str, str] = {}
-    for line in lines:
+    each = iter(lines)
+    while line := await asyncio.to_thread(next, each, None) if is_slow else next(each, None):
         body = line.strip()
         if body:
             yield body, _chat(body, chats)
+
+
+async def _only(body: bytes, routing_key: str) -> AsyncIterator[tuple[bytes, str]]:
+    yield body, routing_key
 
 
 def _chat(body: bytes, chats: dict[str, str]) -> str:
@@ -166,6 +172,6 @@ def _chat(body: bytes, chats: dict[str, str]) -> str:
         event_id, chat_id = payload["event_id"], payload.get("chat_id")
         if isinstance(chat_id, str):
             chats[event_id] = chat_id
-        return chats.get(event_id, "")[:ROUTING_KEY_MAX]
+        return chats.get(event_id, "")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""  # A broken line is published, too.
