@@ -225,7 +225,7 @@ class TestReader:
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:
-            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            with pytest.raises(StoreUnavailable, match="readonly"):
                 await reader.fetch_all(sql)
 
     async def test_makes_no_file(self, tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ async def reach(url: str) -> None:
 
 
 async def is_declared(url: str, topology: Topology) -> bool:
-    """Tell whether the worker's queue exists, as it must be.
+    """Tell whether the worker's exchanges and queues exist, as they must be.
 
-    Raises `BrokerRefused` if it exists otherwise.
+    Raises `BrokerRefused` if one exists otherwise.
     """
     async with connection(url, NAME) as opened:
-        looking = await opened.channel()
-        if not await topology.exists(looking):
+        if not await topology.exists(await opened.channel()):
             return False
         # Declaring what exists changes nothing; the broker refuses what differs.
         await topology.declare(await opened.channel())

@@ -79,9 +79,12 @@ class Topology:
         return queue
 
     async def exists(self, channel: AbstractChannel) -> bool:
-        """Tell whether the queue is there, making nothing; closes the channel if it is not."""
+        """Tell whether all is there, making nothing; closes the channel if it is not."""
         try:
-            await channel.declare_queue(self.queue, passive=True)
+            for name in (self.exchange, self.dead_letters):
+                await channel.get_exchange(name, ensure=True)
+            for name in (self.queue, self.dead_letters):
+                await channel.declare_queue(name, passive=True)
         except ChannelNotFoundEntity:
             return False
         return True

@@ -10,7 +10,7 @@ import typer
 from worker.broker import probe as broker
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
-from worker.errors import WorkerError, WriterLocked
+from worker.errors import WorkerError
 from worker.projections import load
 from worker.rebuild import reason_to_rebuild
 from worker.service import topology_of
@@ -91,7 +91,7 @@ async def _topology(settings: Settings) -> Line:
     return Line(
         "warn",
         "topology",
-        f"there is no queue {topology.queue} yet.",
+        f"queue {topology.queue}, its exchange or its dead letters are not there yet.",
         "start the worker, which declares it.",
     )
 
@@ -111,11 +111,8 @@ async def _database(settings: Settings) -> Line:
 
 
 def _held(path: Path) -> str:
-    try:
-        with WriterLock(path):
-            return "no worker writes it"
-    except WriterLocked as error:
-        return error.message
+    holder = WriterLock(path).holder()
+    return f"written by {holder}" if holder else "no worker writes it"
 
 
 async def _disk(settings: Settings) -> Line:

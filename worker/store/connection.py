@@ -66,8 +66,14 @@ class Database:
             await connection.close()
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """Give all rows of a query, outside any transaction of ours."""
-        return list(await self._opened().execute_fetchall(sql, parameters))
+        """Give all rows of a query, outside any transaction of ours.
+
+        Raises `StoreUnavailable` if the file cannot be read now.
+        """
+        try:
+            return list(await self._opened().execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise unavailable(error) or error from error
 
     def _opened(self) -> aiosqlite.Connection:
         if self._connection is None:

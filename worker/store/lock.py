@@ -49,6 +49,17 @@ class WriterLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
+    def holder(self) -> str | None:
+        """Say who has the lock, None if nobody; takes and writes nothing."""
+        if not self.path.exists():
+            return None
+        with self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file.read(4096))
+        return None
+
     def _open(self) -> int:
         # Never unlinked: a lock on a file that is no longer in the directory locks nothing.
         try:
