@@ -155,7 +155,7 @@ async def worker_process(
 
 def environment(**settings: object) -> dict[str, str]:
     """Give the environment of a worker with these settings; none of the caller's own reach it."""
-    usual = {"log_format": "json", "log_level": "debug"}
+    usual = {"log_format": "json", "log_level": "debug", "health_port": 0}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
     worker = {f"WORKER_{name.upper()}": str(value) for name, value in (usual | settings).items()}
     return kept | {"PYTHONPATH": str(ROOT)} | worker

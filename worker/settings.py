@@ -53,6 +53,18 @@ class Settings(BaseSettings):
         SecretStr("amqp://guest:guest@localhost:5672/"),
         description="The broker: amqp://user:password@host:5672/vhost, or amqps:// for TLS.",
     )
+    amqp_ca_file: Path | None = Field(
+        None, description="For amqps: the authority that signed the broker's certificate."
+    )
+    amqp_certificate_file: Path | None = Field(
+        None, description="For amqps: the worker's own certificate, if the broker asks for one."
+    )
+    amqp_key_file: Path | None = Field(
+        None, description="For amqps: the key of that certificate, if it is not in the same file."
+    )
+    amqp_allow_plain_text: bool = Field(
+        default=False, description="Whether amqp:// may go to another machine, unencrypted."
+    )
     database: Path = Field(
         Path("data/projection.db"), description="The SQLite file; made if it is missing."
     )
@@ -77,6 +89,12 @@ class Settings(BaseSettings):
     )
     max_message_bytes: int = Field(
         1024 * 1024, ge=1, description="Larger message bodies are dead-lettered unread."
+    )
+    health_host: str = Field(
+        "127.0.0.1", description="The address where /livez, /readyz and /metrics are served."
+    )
+    health_port: int = Field(
+        8080, ge=0, le=65535, description="Their port; 0 takes any that is free, and logs it."
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, json elsewhere."
