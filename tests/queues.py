@@ -57,7 +57,7 @@ class Queues:
     async def declare(self, delivery_limit: int = DELIVERY_LIMIT) -> None:
         """Declare what the worker declares, for tests that publish before there is one."""
         async with self.channel() as channel:
-            await Topology(self.exchange, self.name, delivery_limit).declare(channel)
+            await Topology(self.exchange, self.name, delivery_limit).apply(channel)
 
     async def publish(self, messages: Iterable[Message | bytes], **properties: Any) -> None:
         """Publish as chat servers do; return once the broker has confirmed all, in their order."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 DETAIL_MAX_CHARACTERS = 2_000
+# Lost once is a restart or a cut, which happen to everyone; twice is a suspicion.
+SUSPECT_LOSSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,16 @@ class Delivery:
     content_type: str | None = None
     redelivered: bool = False
     """The broker's hint that somebody may have had it before; never a proof."""
+    losses: int = 0
+    """How many consumers have had it and ended without settling it, by the broker's count."""
     headers: Mapping[str, object] = field(default_factory=dict)
     properties: Mapping[str, object] = field(default_factory=dict)
     """AMQP properties that a dead letter keeps, by name (`message_id`, `timestamp` ...)."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether this message may be what its consumers ended of."""
+        return self.losses >= SUSPECT_LOSSES
 
 
 class Reason(StrEnum):
@@ -84,6 +93,8 @@ class BatchReport:
 
     verdicts: Mapping[Verdict, int]
     rejections: tuple[Outcome, ...]
+    redelivered: int
+    """Deliveries that the broker had made before."""
     commit_seconds: float
     """From the first decoded message to the end of COMMIT."""
 
@@ -93,5 +104,6 @@ class BatchReport:
         return cls(
             verdicts=Counter(outcome.verdict for outcome in outcomes),
             rejections=tuple(o for o in outcomes if o.verdict is Verdict.REJECTED),
+            redelivered=sum(outcome.delivery.redelivered for outcome in outcomes),
             commit_seconds=commit_seconds,
         )

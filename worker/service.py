@@ -5,19 +5,17 @@ wants the process to end. One task runs the loop that commits and acks, and noth
 """
 
 import asyncio
-import os
 import random
-import signal
-import sys
 import time
-from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from worker.broker.consumer import Consumer
-from worker.broker.session import session
+from worker.broker.connection import BrokerAddress
+from worker.broker.consumer import Consumer, Window
+from worker.broker.session import Session, session
 from worker.broker.topology import Topology
-from worker.deliveries import BatchReport, Delivery, Outcome
+from worker.deliveries import Delivery, Outcome
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
 from worker.projector import Projector
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
@@ -27,81 +25,61 @@ from worker.store import log
 from worker.store.connection import Writer
 from worker.store.lock import WriterLock
 from worker.store.tables import noted_versions
-from worker.telemetry.logs import get_logger
-from worker.telemetry.summary import Summary, verdict_fields
+from worker.telemetry.health import State
+from worker.telemetry.report import Report
 
 T = TypeVar("T")
 
 # A standby consumes within five seconds of its predecessor's end; opening takes about one.
 STANDBY_SECONDS = 0.5
 OPEN_SECONDS = 10
+# Together with the time to open below ten seconds: what has been cured is noticed within them.
 RECONNECT_SECONDS = (0.5, 8.0)
 HOLD_SECONDS = (0.1, 2.0)
-# A drain ends before this, whatever the broker and the disk do; what is not acked is redelivered.
-DRAIN_SECONDS = 4.5
+VERIFY_SECONDS = 15
 
 
 class Service:
-    """One worker: from its start to its end by a signal."""
+    """One worker: from its start until it is told to stop."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        """Configure; nothing is opened yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        report: Report,
+        address: Callable[[], BrokerAddress],
+    ) -> None:
+        """Configure; nothing is opened yet.
+
+        `address` is asked at each connection, so that a renewed password needs no restart.
+        """
         self._settings = settings
         self._registry = registry
-        self._log = get_logger()
+        self._report = report
+        self._address = address
         self._stop = asyncio.Event()
-        self._has_ended = False
-        self._topology = topology_of(settings)
-        self._summary = Summary(
-            settings.summary_seconds, lambda fields: self._log.info("projected", **fields)
-        )
+        self._makes_topology = False
+        self._losses = 0
+
+    def stop(self) -> None:
+        """Take no more, finish what was taken, and let `run` return."""
+        self._stop.set()
 
     async def run(self) -> None:
-        """Consume until SIGTERM or SIGINT; then drain and return.
+        """Consume until `stop`; then drain and return.
 
         Raises `StoreUnusable` and, before the first session, `BrokerRefused`: waiting would not
-        help. Raises `StoreUnavailable` if the file cannot be opened or rebuilt now: nothing has
-        been consumed then. A second signal ends the process at once.
+        help.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
-        self._log.info(
-            "starting",
-            pid=os.getpid(),
-            database=str(self._settings.database),
-            broker=self._settings.broker,
-            queue=self._settings.queue,
-        )
         lock = WriterLock(self._settings.database)
         try:
             if await self._become_writer(lock):
-                async with Writer(self._settings.database) as writer:
+                async with AsyncExitStack() as stack:
+                    writer = Writer(self._settings.database)
+                    stack.push_async_callback(writer.close)
                     await self._write(writer)
         finally:
-            self._summary.flush()
             lock.release()
-            self._has_ended = True
-        self._log.info("stopped")
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
-            # Whatever is committed is on the disk, and whatever is not is not acked.
-            self._log.warning("ended_at_once", signal=number.name)
-            self._exit(128 + number)
-        self._log.info("draining", signal=number.name)
-        self._stop.set()
-        asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._on_drain_deadline)
-
-    def _on_drain_deadline(self) -> None:
-        # Reached in the middle of closing, too: a peer that is gone can stall that.
-        if not self._has_ended:
-            self._log.warning("drain_timed_out", seconds=DRAIN_SECONDS)
-        self._exit(0 if self._has_ended else 1)
-
-    def _exit(self, code: int) -> None:
-        sys.stdout.flush()
-        os._exit(code)
 
     async def _become_writer(self, lock: WriterLock) -> bool:
         """Wait until no other process writes the file; False if told to stop meanwhile."""
@@ -111,97 +89,138 @@ class Service:
                 lock.acquire()
             except WriterLocked as error:
                 if not stands_by:
-                    self._log.info("standing_by", reason=error.message)
+                    self._report.standing_by(error.message)
                     stands_by = True
                 await self._pause(STANDBY_SECONDS)
             else:
                 if stands_by:
-                    self._log.info("taking_over")
+                    self._report.taking_over()
                 return True
         return False
 
     async def _write(self, writer: Writer) -> None:
-        if reason := reason_to_rebuild(await noted_versions(writer), self._registry):
-            if await log.is_empty(writer):
-                await create_tables(writer, self._registry)
-            else:
-                await self._unless_stopped(self._rebuild(writer, reason))
+        if not await self._until_possible(writer.open):
+            return
+        await self._until_possible(lambda: self._fold_anew(writer))
         projector = Projector(
             self._registry, writer, max_message_bytes=self._settings.max_message_bytes
         )
-        await self._sessions(projector)
+        await self._sessions(writer, projector)
 
-    async def _rebuild(self, writer: Writer, reason: str) -> None:
-        self._log.info("rebuilding", reason=reason)
+    async def _until_possible(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Do what needs the database, when it can be done; False if told to stop before.
+
+        Before anything is consumed, so that an outage of the disk costs no message a delivery.
+        """
+        attempt = 0
+        while not self._stop.is_set():
+            try:
+                await self._unless_stopped(work())
+            except StoreUnavailable as error:
+                self._report.holding(error, messages=0)
+                attempt += 1
+                await self._pause(_backoff(attempt, HOLD_SECONDS))
+            else:
+                self._report.commits(State.CONNECTING)
+                return not self._stop.is_set()
+        return False
+
+    async def _fold_anew(self, writer: Writer) -> None:
+        """Make the tables, or rebuild those of other versions."""
+        is_new = await log.is_empty(writer)
+        # Later a queue that is not there is an error, and never made anew in silence: what was
+        # published without it has gone nowhere.
+        self._makes_topology = is_new
+        reason = reason_to_rebuild(await noted_versions(writer), self._registry)
+        if reason is None:
+            return
+        if is_new:
+            await create_tables(writer, self._registry)
+            return
+        self._report.rebuilding(reason)
         started = time.monotonic()
         audit = await rebuild(
             writer, self._settings.database, self._registry, lambda done, total: None
         )
-        self._log.info(
-            "rebuilt",
+        self._report.rebuilt(
             messages=audit.messages,
             rows=audit.rows,
             differing=audit.differing,
             seconds=round(time.monotonic() - started, 3),
         )
 
-    async def _sessions(self, projector: Projector) -> None:
+    async def _sessions(self, writer: Writer, projector: Projector) -> None:
         """Live one session after the other."""
         was_connected = False
-        reported: type[Exception] | None = None
-        attempt = 0
-        while not self._stop.is_set():
+        while await self._until_possible(writer.probe):
+            self._report.connecting()
             try:
                 async with AsyncExitStack() as stack:
-                    consumer = await self._unless_stopped(
+                    opened = await self._unless_stopped(
                         _in_time(stack.enter_async_context(self._session()))
                     )
-                    if consumer is None:
+                    if opened is None:
                         return
-                    self._log.info("connected", broker=self._settings.broker)
-                    was_connected, reported, attempt = True, None, 0
-                    await self._consume(consumer, projector)
+                    self._report.connected(self._settings.broker)
+                    was_connected, self._makes_topology = True, False
+                    await stack.enter_async_context(self._verifying(opened))
+                    await self._consume(opened.consumer, projector)
             except (SessionLost, BrokerRefused) as error:
                 if isinstance(error, BrokerRefused) and not was_connected:
                     raise
-                if type(error) is not reported:
-                    # A broker that is away and one that says no are two states.
-                    self._log.warning("connection_lost", reason=error.message, hint=error.hint)
-                    reported = type(error)
-                else:
-                    self._log.debug("connection_failed", attempt=attempt, reason=error.message)
-            attempt += 1
-            await self._pause(_backoff(attempt, RECONNECT_SECONDS))
+                self._losses += 1
+                self._report.connection_lost(error, self._losses)
+                await self._pause(_backoff(self._losses, RECONNECT_SECONDS))
 
-    def _session(self) -> AbstractAsyncContextManager[Consumer]:
+    def _session(self) -> AbstractAsyncContextManager[Session]:
         return session(
-            self._settings.amqp_url.get_secret_value(),
-            self._topology,
-            prefetch=self._settings.prefetch,
-            batch_size=self._settings.batch_size,
-            on_blocked=self._on_blocked,
+            self._address(),
+            topology_of(self._settings),
+            Window(self._settings.prefetch, self._settings.batch_size),
+            makes_topology=self._makes_topology,
+            on_blocked=self._report.blocked,
+            on_settled_late=self._report.settled,
         )
 
-    def _on_blocked(self, reason: str | None) -> None:
-        if reason is None:
-            self._log.info("unblocked")
-        else:
-            hint = "see 'rabbitmqctl list_alarms' and the dead-letter queue."
-            self._log.warning("blocked", reason=reason, hint=hint)
+    @asynccontextmanager
+    async def _verifying(self, opened: Session) -> AsyncIterator[None]:
+        """Look at the topology now and again, for as long as the block lasts."""
+        task = asyncio.create_task(self._verify_for_ever(opened))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _verify_for_ever(self, opened: Session) -> None:
+        while True:
+            await asyncio.sleep(VERIFY_SECONDS)
+            try:
+                depths = await opened.verify()
+            except BrokerRefused as error:
+                self._report.topology(error)
+            except SessionLost:
+                return  # The consumer tells the loop.
+            else:
+                self._report.topology(None)
+                self._report.depths(depths.queue, depths.dead_letters)
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
         draining = asyncio.ensure_future(self._stop.wait())
         draining.add_done_callback(lambda _: consumer.drain())
         try:
             async for batch in consumer:
+                self._report.taken(batch)
                 started = time.monotonic()
                 outcomes = await self._project(batch, consumer, projector)
+                seconds = time.monotonic() - started
                 if outcomes is None:
                     return
-                seconds = time.monotonic() - started
-                if not await consumer.settle(outcomes):
-                    return
-                self._report(BatchReport.of(outcomes, seconds))
+                self._report.settled(await consumer.settle(outcomes), seconds)
+                # Only progress makes the next loss a first one: what ends each session at its
+                # first message must not make the worker hammer the broker.
+                self._losses = 0
         finally:
             draining.cancel()
 
@@ -212,40 +231,16 @@ class Service:
         attempt = 0
         while True:
             try:
-                outcomes = await projector.project(batch)
+                with self._report.transaction():
+                    outcomes = await projector.project(batch)
             except StoreUnavailable as error:
-                if not attempt:
-                    self._log.error(
-                        "holding", messages=len(batch), reason=error.message, hint=error.hint
-                    )
+                self._report.holding(error, len(batch))
                 attempt += 1
                 if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
                     return None
             else:
-                if attempt:
-                    self._log.info("resumed", attempts=attempt)
+                self._report.commits(State.CONSUMING)
                 return outcomes
-
-    def _report(self, report: BatchReport) -> None:
-        self._summary.add(report)
-        self._log.debug(
-            "batch_committed",
-            messages=sum(report.verdicts.values()),
-            commit_seconds=round(report.commit_seconds, 4),
-            **verdict_fields(report.verdicts),
-        )
-        for outcome in report.rejections:
-            if outcome.rejected is not None:
-                self._log.warning(
-                    "dead_lettered",
-                    reason=outcome.rejected.reason.value,
-                    detail=outcome.rejected.detail,
-                    message_id=outcome.message_id,
-                    kind=outcome.kind,
-                    event_id=outcome.event_id,
-                    routing_key=outcome.delivery.routing_key,
-                    body_bytes=len(outcome.delivery.body),
-                )
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Do work that may be cancelled; None if told to stop before it was done."""
@@ -267,7 +262,7 @@ class Service:
                 await self._stop.wait()
 
 
-async def _in_time(opening: Coroutine[Any, Any, T]) -> T:
+async def _in_time(opening: Awaitable[T]) -> T:
     """Open a session, or give up: a node that is just starting may never answer a declaration."""
     try:
         async with asyncio.timeout(OPEN_SECONDS):
@@ -282,6 +277,16 @@ async def _in_time(opening: Coroutine[Any, Any, T]) -> T:
 def topology_of(settings: Settings) -> Topology:
     """Give the topology that the settings name."""
     return Topology(settings.exchange, settings.queue, settings.delivery_limit)
+
+
+def address_of(settings: Settings) -> BrokerAddress:
+    """Give the broker's address and the proofs of identity that the settings name."""
+    return BrokerAddress(
+        settings.amqp_urls,
+        settings.amqp_ca_file,
+        settings.amqp_certificate_file,
+        settings.amqp_key_file,
+    )
 
 
 def _backoff(attempt: int, bounds: tuple[float, float]) -> float:

@@ -4,9 +4,10 @@ From the environment (prefix WORKER_), a file `.env`, or a directory of secret f
 """
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,17 +23,30 @@ class SettingsError(WorkerError):
     """A setting cannot be used."""
 
 
-def _amqp_url(secret: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(secret.get_secret_value())
-        is_url = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
-        # A / ? or # in the password ends the host for a parser: the rest would be shown as a path.
-        is_url = is_url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
-    except ValueError:
-        is_url = False
-    if not is_url:
-        raise ValueError("must look like amqp://user:password@host:5672/vhost, or amqps://")
+def _amqp_urls(secret: SecretStr) -> SecretStr:
+    urls = secret.get_secret_value().split()
+    if not urls or not all(map(_is_amqp_url, urls)):
+        raise ValueError("must look like amqps://user:password@host:5671/vhost, or amqp://")
     return secret
+
+
+def _is_amqp_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    # A / ? or # in the password ends the host for a parser: the rest would be shown as a path. And
+    # no options: among the library's is one that verifies no certificate.
+    return is_url and "@" not in parts.path and not parts.query and not parts.fragment
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -49,9 +63,10 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
+    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_urls)] = Field(
         SecretStr("amqp://guest:guest@localhost:5672/"),
-        description="The broker: amqp://user:password@host:5672/vhost, or amqps:// for TLS.",
+        description="The broker: amqps://user:password@host:5671/vhost, or amqp:// without TLS; "
+        "of a cluster several nodes, with spaces between.",
     )
     amqp_ca_file: Path | None = Field(
         None, description="For amqps: the authority that signed the broker's certificate."
@@ -83,7 +98,8 @@ class Settings(BaseSettings):
     )
     delivery_limit: int = Field(
         20,
-        ge=1,
+        # Two losses make a message a suspect, which is out alone from then on.
+        ge=3,
         le=1_000_000,
         description="Lost deliveries of one message before the broker itself dead-letters it.",
     )
@@ -113,14 +129,36 @@ class Settings(BaseSettings):
                 f"{PREFIX}BATCH_SIZE ({self.batch_size}) must not exceed {PREFIX}PREFETCH "
                 f"({self.prefetch})"
             )
+        remote = [
+            url for url in self.amqp_urls if not url.startswith("amqps:") and not _is_local(url)
+        ]
+        if remote and not self.amqp_allow_plain_text:
+            raise ValueError(
+                f"{PREFIX}AMQP_URL must be amqps:// for another machine: amqp:// sends the "
+                f"password and all messages unencrypted ({PREFIX}AMQP_ALLOW_PLAIN_TEXT=true "
+                "allows it)"
+            )
         return self
 
     @property
+    def amqp_urls(self) -> tuple[str, ...]:
+        """Give the nodes of the broker, with the password."""
+        return tuple(self.amqp_url.get_secret_value().split())
+
+    @property
+    def vhost(self) -> str:
+        """Give the virtual host, which is / if the address names none."""
+        return unquote(urlsplit(self.amqp_urls[0]).path[1:]) or "/"
+
+    @property
     def broker(self) -> str:
-        """The broker's address without the password, for people."""
-        parts = urlsplit(self.amqp_url.get_secret_value())
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+        """Give the nodes of the broker without user and password, for people."""
+        return " ".join(map(_shown, self.amqp_urls))
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def load_settings() -> Settings:

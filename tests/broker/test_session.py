@@ -94,19 +94,91 @@ class TestALostSession:
         assert (await queues.depth()).consumers == 1
         assert rows(database) == expected_rows(messages)
 
-    async def test_whose_queue_was_deleted_is_followed_by_another(
-        self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
+    async def test_whose_queue_was_deleted_waits_until_somebody_makes_it_anew(
+        self,
+        queues: Queues,
+        database: Path,
+        node: RabbitMQNode,
+        worker: WorkerProcess,
+        start_command: StartWorker,
     ) -> None:
-        """The broker only cancels the consumer; that is a fault and no exit."""
+        """The worker does not, in silence: what was published without a queue has gone nowhere."""
         await node.ctl("delete_queue", queues.name)
+        lost = await worker.wait_for_log("connection_lost")
+        refused = await worker.wait_for_log("connection_refused")
+        await worker.wait_for_log("connection_failed")
 
+        assert await (await start_command("topology", "apply")).exit_code() == 0
         await worker.wait_for_log("connected", times=2)
         await queues.publish([only := planned("e-1")])
         await worker.wait_until_settled(1)
 
-        (line,) = worker.said("connection_lost")
-        assert "cancelled the consumer" in line["reason"]
+        assert "cancelled the consumer" in lost["reason"]
+        assert queues.name in refused["reason"]
+        assert "topology apply" in refused["hint"]
+        assert len(worker.said("connection_lost")) == len(worker.said("connection_refused")) == 1
         assert rows(database) == expected_rows([only])
+
+    async def test_for_dead_letters_alone_is_noticed_before_there_is_one(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
+    ) -> None:
+        """The connection that publishes ends with the session, also while nothing is published."""
+        names = await node.ctl("list_connections", "pid", "client_properties")
+        (line,) = [each for each in names.splitlines() if f"{queues.dead_letters}" in each]
+        await node.ctl("close_connection", line.split()[0], "by an operator")
+
+        await worker.wait_for_log("connected", times=2)
+
+        assert "by an operator" in worker.said("connection_lost")[0]["reason"]
+
+
+class TestATopologyThatChanged:
+    async def test_is_noticed_while_the_worker_consumes(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
+    ) -> None:
+        """A dead-letter queue that is gone is said before anything needs it."""
+        await node.ctl("delete_queue", queues.dead_letters)
+
+        line = await worker.wait_for_log("topology_wrong")
+        await (await start_command("topology", "apply")).exit_code()
+        await worker.wait_for_log("topology_right")
+
+        assert queues.dead_letters in line["reason"]
+        assert "topology apply" in line["hint"]
+        assert len(worker.said("connected")) == 1
+
+    async def test_has_its_bindings_put_back(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
+    ) -> None:
+        """A binding that somebody removed would let publishes vanish."""
+        async with queues.channel() as channel:
+            queue = await channel.get_queue(queues.name)
+            await queue.unbind(queues.exchange, "#")
+
+        async def is_bound() -> bool:
+            listed = await node.ctl("list_bindings", "source_name", "destination_name")
+            return f"{queues.exchange}\t{queues.name}" in listed
+
+        await eventually(is_bound)
+        await queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)
+
+    async def test_while_the_worker_was_away_ends_the_next_start(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_worker: StartWorker
+    ) -> None:
+        """A file with messages and a broker without the queue: that is not a first start."""
+        await queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)
+        worker.terminate()
+        await worker.exit_code()
+        await node.ctl("delete_queue", queues.name)
+
+        following = await start_worker()
+
+        assert await following.exit_code() == 1
+        (line,) = following.said("failed")
+        assert queues.name in line["reason"]
+        assert "topology apply" in line["hint"]
 
 
 class TestARestartedBroker:
@@ -132,27 +204,51 @@ class TestARestartedBroker:
 
 
 class TestABlockedDeadLetter:
-    async def test_in_an_alarm_is_waited_for(
+    async def test_in_an_alarm_is_waited_for_while_the_rest_goes_on(
         self, queues: Queues, database: Path, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """It stays unacked until the broker has confirmed its copy; lines say so."""
+        """It stays unacked until its copy is confirmed; a broker's full disk can be drained."""
+        good = [make(f"e-{number}") for number in range(20) for make in (planned, started)]
         await queues.declare()
-        await queues.publish([b"broken", good := planned("e-1")])
+        await queues.publish([b"broken", *good])
         await node.ctl("set_vm_memory_high_watermark", "0.000001")
         try:
             worker = await start_worker()
             await worker.wait_for_log("blocked")
+            await worker.wait_until_settled(len(good))
 
-            assert rows(database) == expected_rows([good])
-            assert worker.settled == 0
+            assert rows(database) == expected_rows(good)
+            assert worker.said("dead_lettered") == []
         finally:
             await node.ctl("set_vm_memory_high_watermark", "0.4")
         await worker.wait_for_log("unblocked")
-        await worker.wait_until_settled(2)
+        await worker.wait_until_settled(len(good) + 1)
+        worker.terminate()
+        await worker.exit_code()
 
         (letter,) = await queues.take_dead_letters()
         assert letter.body == b"broken"
         assert len(worker.said("blocked")) == len(worker.said("connected")) == 1
+        assert len(worker.said("dead_lettered")) == 1
+        assert await queues.left() == 0
+
+    async def test_in_an_alarm_is_left_to_the_next_worker(
+        self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """None of those around it comes again, and it does."""
+        good = [planned(f"e-{number}") for number in range(20)]
+        await queues.declare()
+        await queues.publish([*good[:10], b"broken", *good[10:]])
+        await node.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            worker = await start_worker()
+            await worker.wait_for_log("blocked")
+            await worker.wait_until_settled(len(good))
+            await worker.kill()
+
+            assert await queues.left() == 1
+        finally:
+            await node.ctl("set_vm_memory_high_watermark", "0.4")
 
     async def test_without_a_queue_for_it_is_waited_for(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
@@ -161,7 +257,7 @@ class TestABlockedDeadLetter:
         await node.ctl("delete_queue", queues.dead_letters)
         await queues.publish([b"broken"])
         line = await worker.wait_for_log("blocked")
-        assert worker.settled == 0
+        assert worker.total("rejected") == 0
 
         await queues.declare()
         await worker.wait_for_log("unblocked")

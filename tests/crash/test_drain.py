@@ -65,7 +65,7 @@ class TestADrain:
         assert await drains(worker)
 
         events = [line["event"] for line in worker.lines]
-        assert events == ["starting", "connected", "draining", "stopped"]
+        assert events == ["starting", "health_served", "connected", "draining", "stopped"]
 
     async def test_while_the_database_is_locked_leaves_the_batch(
         self, queues: Queues, database: Path, start_worker: StartWorker

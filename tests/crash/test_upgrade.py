@@ -38,7 +38,7 @@ class TestAFileOfAnotherVersion:
         await worker.wait_for_log("connected")
 
         events = [line["event"] for line in worker.lines]
-        assert events == ["starting", "rebuilding", "rebuilt", "connected"]
+        assert events == ["starting", "health_served", "rebuilding", "rebuilt", "connected"]
         assert "version 77" in worker.said("rebuilding")[0]["reason"]
         assert worker.said("rebuilt", messages=4, rows=2, differing=2)
         assert rows(database) == expected_rows(projected)

@@ -18,6 +18,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from tests.demo.story import Publication
 from tests.rabbitmq import RabbitMQNode, server_program
 from tests.waiting import PATIENCE_SECONDS, eventually
+from worker.broker.connection import BrokerAddress
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.topology import Topology
 
@@ -124,7 +125,9 @@ class Broker:
     async def publish(self, part: Sequence[Publication]) -> int:
         """Publish as chat servers do; give how many publishes the broker has confirmed."""
         confirmed = 0
-        async with publisher(self.url, self.topology.exchange, "demo publisher") as publishing:
+        async with publisher(
+            BrokerAddress((self.url,)), self.topology.exchange, "demo publisher"
+        ) as publishing:
             for start in range(0, len(part), UNCONFIRMED):
                 chunk = part[start : start + UNCONFIRMED]
                 await self._publish_together(publishing, chunk)
@@ -180,7 +183,7 @@ async def topology_of_this_run(url: str) -> AsyncIterator[Broker]:
     async with connection:
         try:
             channel = await connection.channel()
-            await topology.declare(channel)
+            await topology.apply(channel)
             yield Broker(url, topology, channel)
         finally:
             # On a connection of its own: whatever went wrong may have ended the other one.

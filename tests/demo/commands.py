@@ -21,6 +21,8 @@ def settings_of(url: str, topology: Topology, database: Path) -> dict[str, str]:
         exchange=topology.exchange,
         queue=topology.queue,
         delivery_limit=topology.delivery_limit,
+        # The address is the caller's own choice.
+        amqp_allow_plain_text=True,
         database=database,
         log_format="json",
         # One line for each batch: how the demo knows what the worker has done.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from aio_pika.abc import AbstractIncomingMessage, HeadersType
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.broker.publisher import Publisher, can_be_sent, closing, connection
+from worker.broker.connection import BrokerAddress, closing, connection
+from worker.broker.publisher import Publisher, can_be_sent
 from worker.broker.topology import Topology
 from worker.deliveries import Outcome
 from worker.errors import BrokerRefused
@@ -91,19 +92,21 @@ def _broker_reason(headers: HeadersType) -> object:
 
 
 @asynccontextmanager
-async def browse(url: str, topology: Topology) -> AsyncIterator[AsyncIterator[DeadLetter]]:
+async def browse(
+    address: BrokerAddress, topology: Topology
+) -> AsyncIterator[AsyncIterator[DeadLetter]]:
     """Look at the dead letters, oldest first, and leave them all in the queue.
 
     Raises what `connection` raises, and `BrokerRefused` if there is no such queue.
     """
-    async with connection(url, "projection-worker dead-letters") as opened:
+    async with connection(address, "projection-worker dead-letters") as opened:
         channel = await opened.channel()
         try:
             queue = await channel.get_queue(topology.dead_letters, ensure=True)
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
                 f"There is no queue {topology.dead_letters!r} on the broker.",
-                "start the worker once, which declares it, or set WORKER_QUEUE.",
+                "make it with 'projection-worker topology apply', or set WORKER_QUEUE.",
             ) from error
 
         async def look() -> AsyncIterator[DeadLetter]:

@@ -1,25 +1,24 @@
-"""What `check` asks the broker; makes nothing."""
+"""What `check` and `topology` ask the broker."""
 
-from worker.broker.publisher import connection
-from worker.broker.topology import Topology
+from worker.broker.connection import BrokerAddress, connection
+from worker.broker.topology import Depths, Topology
 
 NAME = "projection-worker check"
 
 
-async def reach(url: str) -> None:
+async def reach(address: BrokerAddress) -> None:
     """Connect and leave; raises what `connection` raises."""
-    async with connection(url, NAME):
+    async with connection(address, NAME):
         pass
 
 
-async def is_declared(url: str, topology: Topology) -> bool:
-    """Tell whether the worker's exchanges and queues exist, as they must be.
+async def verify(address: BrokerAddress, topology: Topology) -> Depths:
+    """See that the worker's exchanges and queues exist as they must be; raises if not."""
+    async with connection(address, NAME) as opened:
+        return await topology.verify(opened)
 
-    Raises `BrokerRefused` if one exists otherwise.
-    """
-    async with connection(url, NAME) as opened:
-        if not await topology.exists(await opened.channel()):
-            return False
-        # Declaring what exists changes nothing; the broker refuses what differs.
-        await topology.declare(await opened.channel())
-        return True
+
+async def apply(address: BrokerAddress, topology: Topology) -> None:
+    """Make what is missing of the topology; raises `BrokerRefused` for what is otherwise."""
+    async with connection(address, NAME) as opened, opened.channel() as channel:
+        await topology.apply(channel)

@@ -1,4 +1,4 @@
-"""Connections, and publishing with the broker's confirm.
+"""Publishing with the broker's confirm.
 
 A publisher has a connection of its own: in an alarm the broker stops reading from connections that
 publish, and acks on the same connection would wait with them (rabbitmq.com/docs/alarms).
@@ -6,94 +6,47 @@ publish, and acks on the same connection would wait with them (rabbitmq.com/docs
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, HeadersType
-from aio_pika.exceptions import (
-    AMQPError,
-    AuthenticationError,
-    ChannelNotFoundEntity,
-    InvalidFrameError,
-    ProbableAuthenticationError,
-)
+from aio_pika.abc import AbstractConnection, HeadersType
+from aio_pika.exceptions import ChannelNotFoundEntity
 from pamqp import encode
 from pamqp.common import FieldTable
 
+from worker.broker.connection import (
+    LOST,
+    BrokerAddress,
+    connection,
+    is_cancelled_here,
+    sentence,
+)
 from worker.errors import BrokerRefused, SessionLost
 
-# A dead peer is found after three missed heartbeats, 33 seconds at most; RabbitMQ advises 5 to 20
-# (rabbitmq.com/docs/heartbeats).
-HEARTBEAT_SECONDS = 10
-CONNECT_SECONDS = 10
-CLOSE_SECONDS = 1
 # All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
 MAX_HEADER_BYTES = 64 * 1024
-# What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
-LOST = (AMQPError, OSError, RuntimeError)
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
 IN_FLIGHT = 1_000
-
-
-@asynccontextmanager
-async def connection(url: str, name: str) -> AsyncIterator[AbstractConnection]:
-    """Hold a connection that the broker shows under a name.
-
-    Raises `BrokerRefused` if the broker says no, `SessionLost` if nobody answers.
-    """
-    try:
-        opened = await aio_pika.connect(
-            url,
-            timeout=CONNECT_SECONDS,
-            client_properties={"connection_name": name},
-            heartbeat=HEARTBEAT_SECONDS,
-        )
-    except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
-        # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
-        # 7.2 does not say what the broker said with it.
-        raise _refused(url, error) from error
-    except (AMQPError, OSError, TimeoutError) as error:
-        raise SessionLost(
-            f"The broker cannot be reached ({address(url)}: {_sentence(error)}).",
-            "see that RabbitMQ runs, and that WORKER_AMQP_URL names its host and port.",
-        ) from error
-    try:
-        yield opened
-    finally:
-        await closing(opened)
-
-
-async def closing(part: AbstractConnection | AbstractChannel) -> None:
-    """Close, and wait a moment for the broker's answer, but not for ever."""
-    with suppress(*LOST, TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await part.close()
-
-
-def address(url: str) -> str:
-    """Give a broker's address as people may see it: with the user, without the password."""
-    return str(aio_pika.connection.make_url(url).with_password(None).with_query(None))
-
-
-def _refused(url: str, error: Exception) -> BrokerRefused:
-    return BrokerRefused(
-        f"The broker refuses the connection ({address(url)}: {_sentence(error)}).",
-        "see the user, password and virtual host in WORKER_AMQP_URL, and the user's permissions.",
-    )
-
-
-def _sentence(error: BaseException) -> str:
-    words = ", ".join(str(arg) for arg in error.args if arg is not None)
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class Publisher:
     """Publishes to one exchange; every publish that returns has been confirmed."""
 
-    def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
+    def __init__(
+        self, exchange: aio_pika.abc.AbstractExchange, connection: AbstractConnection
+    ) -> None:
         """Publish to an exchange whose channel has confirms on."""
         self._exchange = exchange
+        self._connection = connection
+
+    def call_when_lost(self, callback: Callable[[str], None]) -> None:
+        """Call with the reason when the connection ends, also while nothing is published."""
+
+        def on_closed(_: object, error: BaseException | None) -> None:
+            callback(f"publishing: {sentence(error)}" if error else "publishing: closed")
+
+        self._connection.close_callbacks.add(on_closed)
 
     async def publish(
         self,
@@ -121,7 +74,7 @@ class Publisher:
         except aio_pika.exceptions.DeliveryError as error:
             raise BrokerRefused(
                 f"The broker did not take a message for exchange {self._exchange.name!r} "
-                f"({_sentence(error)}).",
+                f"({sentence(error)}).",
                 "see that a queue is bound to it and is not full; the worker binds its own at "
                 "its start.",
             ) from error
@@ -129,15 +82,9 @@ class Publisher:
             if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
                 raise
             raise SessionLost(
-                f"The connection ended before the broker confirmed ({_sentence(error)}).",
+                f"The connection ended before the broker confirmed ({sentence(error)}).",
                 "whether the message arrived is not known; publish it again, with the same id.",
             ) from error
-
-
-def is_cancelled_here() -> bool:
-    """Tell whether this task was cancelled, and not only a future of a channel that closes."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _fitting(routing_key: str) -> str:
@@ -191,18 +138,18 @@ async def publish_all(
 
 
 @asynccontextmanager
-async def publisher(url: str, exchange: str, name: str) -> AsyncIterator[Publisher]:
+async def publisher(address: BrokerAddress, exchange: str, name: str) -> AsyncIterator[Publisher]:
     """Hold a publisher to an exchange, on a connection of its own.
 
     Raises what `connection` raises, and `BrokerRefused` if the exchange is not there.
     """
-    async with connection(url, name) as opened:
+    async with connection(address, name) as opened:
         channel = await opened.channel(publisher_confirms=True, on_return_raises=True)
         try:
             found = await channel.get_exchange(exchange, ensure=True)
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
                 f"There is no exchange {exchange!r} on the broker.",
-                "start the worker once, which declares it, or set WORKER_EXCHANGE.",
+                "make it with 'projection-worker topology apply', or set WORKER_EXCHANGE.",
             ) from error
-        yield Publisher(found)
+        yield Publisher(found, opened)

@@ -5,42 +5,73 @@ deliveries are forgotten, and the service opens a new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
+from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from worker.broker.consumer import Consumer
-from worker.broker.publisher import LOST, closing, connection, publisher
-from worker.broker.topology import Topology
+from worker.broker import dead_letters
+from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
+from worker.broker.consumer import Consumer, Window
+from worker.broker.life import Life
+from worker.broker.publisher import Publisher, publisher
+from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
+from worker.broker.topology import Depths, Topology
 from worker.errors import SessionLost
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is open together."""
+
+    consumer: Consumer
+    _connection: AbstractConnection
+    _topology: Topology
+
+    async def verify(self) -> Depths:
+        """See that the topology is still as it must be; raises `BrokerRefused` if not.
+
+        Raises `SessionLost` if the session ends meanwhile.
+        """
+        try:
+            return await self._topology.verify(self._connection)
+        except LOST as error:
+            raise _ended(error) from error
 
 
 @asynccontextmanager
 async def session(
-    url: str,
+    address: BrokerAddress,
     topology: Topology,
+    window: Window,
     *,
-    prefetch: int,
-    batch_size: int,
-    on_blocked: Callable[[str | None], None],
-) -> AsyncIterator[Consumer]:
-    """Open a session and give its consumer; close it with the block.
+    makes_topology: bool,
+    on_blocked: OnBlocked,
+    on_settled_late: OnSettledLate,
+) -> AsyncIterator[Session]:
+    """Open a session; close it with the block.
 
-    `prefetch` is the number of unacked deliveries that the broker grants, `batch_size` the most
-    that are given at once. Raises `SessionLost` if the broker cannot be reached, `BrokerRefused` if
-    it says no.
+    `makes_topology` makes what is missing on the broker; without it, what is missing is refused,
+    because messages may have been published to nowhere meanwhile. Raises `SessionLost` if the
+    broker cannot be reached, `BrokerRefused` if it says no.
     """
     async with AsyncExitStack() as stack:
         try:
             consuming = await stack.enter_async_context(
-                connection(url, f"projection-worker {topology.queue}")
+                connection(address, f"projection-worker {topology.queue}")
             )
-            async with consuming.channel() as declaring:
-                await topology.declare(declaring)
+            if makes_topology:
+                async with consuming.channel() as applying:
+                    await topology.apply(applying)
+            await topology.verify(consuming)
             dead_letter_publisher = await stack.enter_async_context(
-                publisher(url, topology.dead_letters, f"projection-worker {topology.dead_letters}")
+                publisher(
+                    address, topology.dead_letters, f"projection-worker {topology.dead_letters}"
+                )
             )
             channel = await consuming.channel(publisher_confirms=False)
             # The channel before the connection, and no basic.cancel: a cancelled consumer would
@@ -48,36 +79,42 @@ async def session(
             # (rabbitmq.com/docs/queues, "Message Ordering").
             stack.push_async_callback(closing, channel)
             underlay = await channel.get_underlay_channel()
-            consumer = Consumer(
-                underlay,
-                dead_letter_publisher,
-                topology.queue,
-                batch_size=batch_size,
-                on_blocked=on_blocked,
+            life = Life()
+            _watch(underlay, dead_letter_publisher, life)
+            settlement = await stack.enter_async_context(
+                Settlement(
+                    underlay,
+                    partial(dead_letters.publish, dead_letter_publisher, topology.queue),
+                    life,
+                    on_blocked,
+                    on_settled_late,
+                )
             )
-            await _consume(underlay, consumer, topology.queue, prefetch)
+            consumer = Consumer(underlay, settlement, life, topology.queue, window)
+            await consumer.start()
         except LOST as error:
-            raise SessionLost(
-                f"The session with the broker ended ({type(error).__name__}: {error}).",
-                "a new one is opened by itself; see RabbitMQ's log if it is not.",
-            ) from error
-        yield consumer
+            raise _ended(error) from error
+        yield Session(consumer, consuming, topology)
 
 
-async def _consume(
-    underlay: AbstractChannel, consumer: Consumer, queue: str, prefetch: int
-) -> None:
-    # The underlay channel hands over plain deliveries; aio-pika would build a message object with
-    # methods for each, of which a batch that is acked at once needs none.
+def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
+    """End the session with its channel, its consumer, or the connection for dead letters."""
+
     def on_closed(closed: asyncio.Future[None]) -> None:
         error = None if closed.cancelled() else closed.exception()
-        consumer.lose(f"{type(error).__name__}: {error}" if error else "the channel was closed")
+        life.lose(sentence(error) if error else "the channel was closed")
 
-    def on_cancelled(frame: Basic.Cancel) -> None:
+    def on_cancelled(_: Basic.Cancel) -> None:
         # Only sets a flag: the library's reader waits for this to return.
-        consumer.lose(f"the broker cancelled the consumer of queue {queue!r}")
+        life.lose("the broker cancelled the consumer; its queue may be gone")
 
-    underlay.closing.add_done_callback(on_closed)
-    underlay.on_consumer_cancel_callbacks.add(on_cancelled)
-    await underlay.basic_qos(prefetch_count=prefetch)
-    await underlay.basic_consume(queue, consumer.on_delivery)
+    channel.closing.add_done_callback(on_closed)
+    channel.on_consumer_cancel_callbacks.add(on_cancelled)
+    publisher.call_when_lost(life.lose)
+
+
+def _ended(error: BaseException) -> SessionLost:
+    return SessionLost(
+        f"The session with the broker ended ({sentence(error)}).",
+        "a new one is opened by itself; see RabbitMQ's log if it is not.",
+    )

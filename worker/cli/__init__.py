@@ -5,13 +5,32 @@ Exit codes: 0 done, 1 failed, 2 called wrongly.
 
 import sys
 
-from worker.cli import check, dead_letters, events, publish, rebuild, run
+from worker.cli import (
+    check,
+    dead_letters,
+    events,
+    healthcheck,
+    publish,
+    rebuild,
+    run,
+    topology,
+)
 from worker.cli.app import app
 from worker.cli.output import complain
 from worker.errors import WorkerError
 from worker.settings import SettingsError
 
-__all__ = ["app", "check", "dead_letters", "events", "publish", "rebuild", "run"]
+__all__ = [
+    "app",
+    "check",
+    "dead_letters",
+    "events",
+    "healthcheck",
+    "publish",
+    "rebuild",
+    "run",
+    "topology",
+]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from worker.cli.output import print_json, verdict
 from worker.errors import WorkerError
 from worker.projections import load
 from worker.rebuild import reason_to_rebuild
-from worker.service import topology_of
+from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings, unknown_variables
 from worker.store import probe as store
 from worker.store.connection import Reader, require_sqlite
@@ -79,21 +79,18 @@ async def _settings(settings: Settings) -> Line:
 
 
 async def _broker(settings: Settings) -> Line:
-    await broker.reach(settings.amqp_url.get_secret_value())
+    await broker.reach(address_of(settings))
     return Line("ok", "broker", f"{settings.broker} answers")
 
 
 async def _topology(settings: Settings) -> Line:
     topology = topology_of(settings)
-    if await broker.is_declared(settings.amqp_url.get_secret_value(), topology):
-        found = f"queue {topology.queue} and its dead letters are as they must be"
-        return Line("ok", "topology", found)
-    return Line(
-        "warn",
-        "topology",
-        f"queue {topology.queue}, its exchange or its dead letters are not there yet.",
-        "start the worker, which declares it.",
-    )
+    depths = await broker.verify(address_of(settings), topology)
+    waiting = f"{depths.queue:,} messages and {depths.dead_letters:,} dead letters wait"
+    if depths.dead_letters:
+        fix = "see 'projection-worker dead-letters list'."
+        return Line("warn", "topology", f"queue {topology.queue}: {waiting}.", fix)
+    return Line("ok", "topology", f"queue {topology.queue} is as it must be; {waiting}")
 
 
 async def _database(settings: Settings) -> Line:

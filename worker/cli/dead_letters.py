@@ -11,7 +11,7 @@ import typer
 from worker.broker.dead_letters import DeadLetter, browse
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, plain, print_json, print_raw, say, table
-from worker.service import topology_of
+from worker.service import address_of, topology_of
 from worker.settings import load_settings
 
 dead_letters = typer.Typer(
@@ -67,9 +67,8 @@ def show(
 
 async def _browse(limit: int) -> list[DeadLetter]:
     settings = load_settings()
-    url = settings.amqp_url.get_secret_value()
     found: list[DeadLetter] = []
-    async with browse(url, topology_of(settings)) as letters:
+    async with browse(address_of(settings), topology_of(settings)) as letters:
         for _ in count():
             if len(found) == limit or (letter := await anext(letters, None)) is None:
                 return found

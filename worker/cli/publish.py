@@ -20,6 +20,7 @@ from worker.deliveries import Delivery, Rejected
 from worker.errors import WorkerError
 from worker.messages import decode, now
 from worker.projections import load
+from worker.service import address_of
 from worker.settings import Settings, load_settings
 
 SHOW_EVERY = 100
@@ -122,8 +123,7 @@ def _publish(
             show(confirmed)
 
     async def send() -> None:
-        url = settings.amqp_url.get_secret_value()
-        async with publisher(url, settings.exchange, NAME) as target:
+        async with publisher(address_of(settings), settings.exchange, NAME) as target:
             await publish_all(target, messages, on_confirmed)
 
     try:

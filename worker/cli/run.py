@@ -4,10 +4,10 @@ import asyncio
 
 import typer
 
+from worker import process
 from worker.cli.app import app
 from worker.errors import WorkerError
 from worker.projections import load
-from worker.service import Service
 from worker.settings import load_settings
 from worker.telemetry import logs
 
@@ -18,14 +18,10 @@ def run() -> None:
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_run(Service(settings, load())))
+        asyncio.run(process.run(load(), load_settings))
     except WorkerError as error:
         logs.get_logger().error("failed", reason=error.message, hint=error.hint)
         raise typer.Exit(1) from None
     except Exception:  # noqa: BLE001 - the one place where a bug stops travelling
         logs.get_logger().exception("crashed")
         raise typer.Exit(1) from None
-
-
-async def _run(service: Service) -> None:
-    await service.run()

@@ -85,6 +85,11 @@ class Writer(Database):
     """The one connection that writes; `:memory:` is a database that nobody else sees."""
 
     async def __aenter__(self) -> Self:
+        """Open, as `open` does."""
+        await self.open()
+        return self
+
+    async def open(self) -> None:
         """Open and check the file, creating it if need be.
 
         Raises `StoreUnusable` for a file that is not ours or of a newer schema, and
@@ -102,7 +107,11 @@ class Writer(Database):
                 raise
         except sqlite3.Error as error:
             raise self._opening_failed(error) from error
-        return self
+
+    async def probe(self) -> None:
+        """Commit something that changes nothing; raises `StoreUnavailable` if that cannot be."""
+        async with self.transaction() as tx:
+            await tx.run(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -1,0 +1,137 @@
+"""Connections to the broker: where it is, TLS, how its refusals and silences are told.
+
+Knows nothing of what is sent over them.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+
+from worker.broker import decoders
+from worker.errors import BrokerRefused, SessionLost
+
+# A dead peer is found after three missed heartbeats, 33 seconds at most; RabbitMQ advises 5 to 20
+# (rabbitmq.com/docs/heartbeats).
+HEARTBEAT_SECONDS = 10
+CONNECT_SECONDS = 4
+CLOSE_SECONDS = 1
+# What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
+LOST = (AMQPError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where the broker is, and how each side proves who it is."""
+
+    urls: tuple[str, ...] = field(repr=False)
+    """The nodes of one cluster; with passwords, so never shown."""
+    ca_file: Path | None = None
+    """The authority of an amqps broker's certificate; None: those that the system trusts."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+
+    def tls(self) -> ssl.SSLContext:
+        """Give a context that verifies the broker's certificate and name, with TLS 1.2 at least.
+
+        Read anew for each connection, so that renewed files need no restart.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.certificate_file is not None:
+                context.load_cert_chain(self.certificate_file, self.key_file)
+        except (OSError, ValueError) as error:
+            files = [self.ca_file, self.certificate_file, self.key_file]
+            raise BrokerRefused(
+                f"The files for TLS cannot be used ({', '.join(map(str, filter(None, files)))}: "
+                f"{error}).",
+                "see that they are there, in PEM format, and belong together (WORKER_AMQP_CA_FILE, "
+                "WORKER_AMQP_CERTIFICATE_FILE, WORKER_AMQP_KEY_FILE).",
+            ) from error
+        return context
+
+
+@asynccontextmanager
+async def connection(address: BrokerAddress, name: str) -> AsyncIterator[AbstractConnection]:
+    """Hold a connection that the broker shows under a name, to any node that answers.
+
+    Raises `BrokerRefused` if the broker says no, `SessionLost` if nobody answers.
+    """
+    opened = await _connect_to_any(address, name)
+    try:
+        yield opened
+    finally:
+        await closing(opened)
+
+
+async def _connect_to_any(address: BrokerAddress, name: str) -> AbstractConnection:
+    # In no fixed order: a first node that swallows connections must not be tried first each time.
+    *others, last = random.sample(address.urls, len(address.urls))
+    for url in others:
+        with suppress(SessionLost):
+            return await _connect(url, address, name)
+    return await _connect(last, address, name)
+
+
+async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConnection:
+    decoders.install()
+    try:
+        return await aio_pika.connect(
+            url,
+            ssl_context=address.tls() if url.startswith("amqps:") else None,
+            timeout=CONNECT_SECONDS,
+            client_properties={"connection_name": name},
+            heartbeat=HEARTBEAT_SECONDS,
+        )
+    except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
+        # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
+        # 7.2 does not say what the broker said with it.
+        raise BrokerRefused(
+            f"The broker refuses the connection ({shown(url)}: {sentence(error)}).",
+            "see the user, password and virtual host in WORKER_AMQP_URL, and the user's "
+            "permissions.",
+        ) from error
+    except (AMQPError, OSError, TimeoutError) as error:
+        raise SessionLost(
+            f"The broker cannot be reached ({shown(url)}: {sentence(error)}).",
+            "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for "
+            "amqps, that its certificate is for that host and from the right authority.",
+        ) from error
+
+
+async def closing(part: AbstractConnection | AbstractChannel) -> None:
+    """Close, and wait a moment for the broker's answer, but not for ever."""
+    with suppress(*LOST, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await part.close()
+
+
+def shown(url: str) -> str:
+    """Give a broker's address as people may see it: without the user and the password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def sentence(error: BaseException) -> str:
+    """Give what a library's exception says, with its name, on one line."""
+    words = ", ".join(str(arg) for arg in error.args if arg is not None)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def is_cancelled_here() -> bool:
+    """Tell whether this task was cancelled, and not only a future of a channel that closes."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

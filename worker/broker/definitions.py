@@ -1,0 +1,65 @@
+"""The topology as RabbitMQ definitions, for operators who make it themselves.
+
+The format is that of `rabbitmqctl export_definitions` (rabbitmq.com/docs/definitions).
+"""
+
+import re
+from typing import Any
+
+from worker.broker.topology import Topology
+
+# Above what anybody chooses for a policy that matches many queues.
+PRIORITY = 100
+
+
+def definitions(topology: Topology, vhost: str) -> dict[str, list[dict[str, Any]]]:
+    """Give the exchanges, queues, bindings and policies of a virtual host."""
+    return {
+        "exchanges": [
+            {
+                "name": name,
+                "vhost": vhost,
+                "type": kind.value,
+                "durable": True,
+                "auto_delete": False,
+                "internal": False,
+                "arguments": {},
+            }
+            for name, kind in topology.exchanges.items()
+        ],
+        "queues": [
+            {
+                "name": name,
+                "vhost": vhost,
+                "durable": True,
+                "auto_delete": False,
+                "arguments": arguments,
+            }
+            for name, arguments in topology.queues.items()
+        ],
+        "bindings": [
+            {
+                "source": exchange,
+                "vhost": vhost,
+                "destination": queue,
+                "destination_type": "queue",
+                "routing_key": routing_key,
+                "arguments": {},
+            }
+            for exchange, queue, routing_key in topology.bindings
+        ],
+        "policies": [_policy(topology, vhost, name) for name in topology.queues],
+    }
+
+
+def _policy(topology: Topology, vhost: str, queue: str) -> dict[str, Any]:
+    # Only one policy applies to a queue. This one says nothing new, and so keeps away those that
+    # would: a time to live, a length limit or an expiry meant for other queues.
+    return {
+        "name": queue,
+        "vhost": vhost,
+        "pattern": f"^{re.escape(queue)}$",
+        "apply-to": "queues",
+        "priority": PRIORITY,
+        "definition": {"delivery-limit": topology.queues[queue]["x-delivery-limit"]},
+    }

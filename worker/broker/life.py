@@ -1,0 +1,56 @@
+"""How long a session goes on: until it is lost, or the worker drains."""
+
+import asyncio
+from typing import Any
+
+from worker.errors import SessionLost
+
+
+class Life:
+    """The two ways in which a session ends, and waiting that ends with it."""
+
+    def __init__(self) -> None:
+        """Begin; belongs to the running loop."""
+        self._drained = asyncio.Event()
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def drains(self) -> bool:
+        """Whether the worker takes no more."""
+        return self._drained.is_set()
+
+    def drain(self) -> None:
+        """Take no more; what waits is left to the broker."""
+        self._drained.set()
+
+    def lose(self, reason: str) -> None:
+        """End it, for the first reason that is given: what is not settled is the broker's again."""
+        if not self._lost.done():
+            self._lost.set_exception(
+                SessionLost(
+                    f"The session with the broker ended ({reason}).",
+                    "a new one is opened by itself; see RabbitMQ's log if it is not.",
+                )
+            )
+            self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
+
+    def require(self) -> None:
+        """Raise `SessionLost` if it has been lost."""
+        if self._lost.done():
+            self._lost.result()
+
+    async def wait(self, event: asyncio.Event | None = None, seconds: float | None = None) -> None:
+        """Wait for an event, for so many seconds at most, or until the worker drains.
+
+        Raises `SessionLost` if it is lost meanwhile.
+        """
+        waits = [asyncio.ensure_future(self._drained.wait())]
+        if event is not None:
+            waits.append(asyncio.ensure_future(event.wait()))
+        ends: list[asyncio.Future[Any]] = [*waits, self._lost]
+        try:
+            await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        self.require()

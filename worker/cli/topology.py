@@ -1,0 +1,66 @@
+"""`topology`: the exchanges, queues and bindings that the worker stands on."""
+
+import asyncio
+from dataclasses import asdict
+
+import typer
+
+from worker.broker import probe
+from worker.broker.definitions import definitions
+from worker.broker.topology import Topology
+from worker.cli.app import AsJson, app
+from worker.cli.output import print_json, say, table
+from worker.service import address_of, topology_of
+from worker.settings import load_settings
+
+topology = typer.Typer(
+    name="topology",
+    help="Look at, make or export the worker's exchanges and queues.",
+    no_args_is_help=True,
+)
+app.add_typer(topology)
+
+
+@topology.command("show")
+def show(*, as_json: AsJson = False) -> None:
+    """Show what must be on the broker, and verify that it is; makes nothing."""
+    settings = load_settings()
+    wanted = topology_of(settings)
+    if not as_json:
+        _print(wanted)
+    depths = asyncio.run(probe.verify(address_of(settings), wanted))
+    if as_json:
+        print_json({**definitions(wanted, settings.vhost), "waiting": asdict(depths)})
+    else:
+        say(
+            f"All of it is on {settings.broker}. {depths.queue:,} messages and "
+            f"{depths.dead_letters:,} dead letters wait."
+        )
+
+
+@topology.command("apply")
+def apply() -> None:
+    """Make what is missing on the broker; what is there otherwise is an error, and is left."""
+    settings = load_settings()
+    asyncio.run(probe.apply(address_of(settings), topology_of(settings)))
+    say(f"All that the worker needs is on {settings.broker}.")
+
+
+@topology.command("export")
+def export() -> None:
+    """Print it as RabbitMQ definitions, for `rabbitmqctl import_definitions`; asks no broker."""
+    settings = load_settings()
+    print_json(definitions(topology_of(settings), settings.vhost))
+
+
+def _print(wanted: Topology) -> None:
+    table(("exchange", "type"), [(name, kind.value) for name, kind in wanted.exchanges.items()])
+    table(
+        ("queue", "argument", "value"),
+        [
+            (name, key, value)
+            for name, arguments in wanted.queues.items()
+            for key, value in arguments.items()
+        ],
+    )
+    table(("from exchange", "to queue", "routing key"), wanted.bindings)

@@ -1,0 +1,212 @@
+"""What the worker says of itself: every change of state once, as a log line, a fact and a metric.
+
+The service tells what happens; this decides how it is told, so that log lines, /readyz and /metrics
+cannot disagree.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from worker.deliveries import BatchReport, Delivery, Outcome
+from worker.errors import BrokerRefused, WorkerError
+from worker.telemetry.health import Facts, State
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.summary import Summary, verdict_fields
+
+
+class Report:
+    """One worker's account, from its start to its end."""
+
+    def __init__(self, facts: Facts, metrics: Metrics, summary_seconds: float) -> None:
+        """Report into facts that others read; sum batches up for so many seconds."""
+        self.facts = facts
+        self._metrics = metrics
+        self._log = get_logger()
+        self._summary = Summary(
+            summary_seconds, lambda fields: self._log.info("projected", **fields)
+        )
+        self._broker_trouble: type[Exception] | None = None
+        self._topology_problem: str | None = None
+        self._attempts = 0
+        self._is_quarantined = False
+
+    def starting(self, **settings: str) -> None:
+        """Say who begins, with which files and queues."""
+        self._log.info("starting", pid=os.getpid(), **settings)
+
+    def health_served(self, url: str) -> None:
+        """Say where health and metrics are to be had."""
+        self._log.info("health_served", url=url)
+
+    def standing_by(self, reason: str) -> None:
+        """Say that another process writes the file."""
+        self._log.info("standing_by", reason=reason)
+        self._enter(State.STANDING_BY, reason)
+
+    def taking_over(self) -> None:
+        """Say that this process has ended."""
+        self._log.info("taking_over")
+        self._enter(State.STARTING)
+
+    def rebuilding(self, reason: str) -> None:
+        """Say that the rows are folded anew before anything is consumed."""
+        self._log.info("rebuilding", reason=reason)
+        self._enter(State.REBUILDING, reason)
+
+    def rebuilt(self, **figures: float) -> None:
+        """Say that they have been."""
+        self._log.info("rebuilt", **figures)
+        self._enter(State.STARTING)
+
+    def connecting(self) -> None:
+        """Note that a session is being opened."""
+        self._enter(State.CONNECTING, self.facts.problem)
+
+    def connected(self, broker: str) -> None:
+        """Say that a session is open."""
+        self._broker_trouble = self._topology_problem = None
+        self._log.info("connected", broker=broker)
+        self._metrics.session_opened()
+        self._enter(State.CONSUMING)
+
+    def connection_lost(self, error: WorkerError, attempt: int) -> None:
+        """Say why a session ended or could not be opened, once for each kind of trouble."""
+        self.facts.oldest_unsettled_at = None
+        # A broker that is away and one that says no are two states.
+        if type(error) is not self._broker_trouble:
+            refuses = isinstance(error, BrokerRefused)
+            event = "connection_refused" if refuses else "connection_lost"
+            self._log.warning(event, reason=error.message, hint=error.hint)
+            self._metrics.session_lost()
+            self._broker_trouble = type(error)
+        else:
+            self._log.debug("connection_failed", attempt=attempt, reason=error.message)
+        self._enter(State.CONNECTING, error.message)
+
+    def topology(self, error: BrokerRefused | None) -> None:
+        """Say that the broker is not as it must be while the worker consumes; None: that it is."""
+        if error is not None and self._topology_problem is None:
+            self._log.error("topology_wrong", reason=error.message, hint=error.hint)
+        elif error is None and self._topology_problem is not None:
+            self._log.info("topology_right")
+        self._topology_problem = error.message if error else None
+        if self.facts.state is State.CONSUMING:
+            self.facts.problem = self._topology_problem
+
+    def depths(self, queue: int, dead_letters: int) -> None:
+        """Note how many messages wait."""
+        self._metrics.depths(queue, dead_letters)
+
+    def quarantine(self, suspect: Delivery | None) -> None:
+        """Name a message that consumers may have ended of, and which is tried alone; None: past."""
+        if suspect is not None and not self._is_quarantined:
+            self._log.warning(
+                "quarantined",
+                losses=suspect.losses,
+                message_id=suspect.properties.get("message_id"),
+                routing_key=suspect.routing_key,
+                body_bytes=len(suspect.body),
+                hint="if the worker ends now, this message is the cause; the broker dead-letters "
+                "it at its delivery limit.",
+            )
+        elif suspect is None and self._is_quarantined:
+            self._log.info("quarantine_ended")
+        self._is_quarantined = suspect is not None
+
+    def holding(self, error: WorkerError, messages: int) -> None:
+        """Say that the database cannot commit now."""
+        if not self._attempts:
+            self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
+        self._attempts += 1
+        self._enter(State.HOLDING, error.message)
+
+    def commits(self, state: State) -> None:
+        """Note that the database commits; say so if it did not before."""
+        if self._attempts:
+            self._log.info("resumed", attempts=self._attempts)
+            self._attempts = 0
+            self._enter(state, self._topology_problem)
+
+    def blocked(self, reason: str | None) -> None:
+        """Say why dead letters cannot be published; None: that they can again."""
+        if reason is None:
+            self._log.info("unblocked")
+            self.facts.oldest_unsettled_at = None
+            self._enter(State.CONSUMING, self._topology_problem)
+        else:
+            hint = "see 'rabbitmqctl list_alarms' and the dead-letter queue."
+            self._log.warning("blocked", reason=reason, hint=hint)
+            self._enter(State.BLOCKED, reason)
+
+    def taken(self, batch: Sequence[Delivery]) -> None:
+        """Note that a batch has been taken."""
+        if self.facts.oldest_unsettled_at is None:
+            self.facts.oldest_unsettled_at = time.monotonic()
+        self.quarantine(batch[0] if batch[0].is_suspect else None)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Note how long a transaction has been running."""
+        self.facts.transaction_began_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.facts.transaction_began_at = None
+
+    def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
+        """Note what a batch did that has been committed and settled."""
+        batch = BatchReport.of(outcomes, commit_seconds)
+        if self.facts.state is not State.BLOCKED:
+            self.facts.oldest_unsettled_at = None
+        self.facts.last_commit_at = time.time()
+        self._metrics.batch_settled(batch)
+        self._summary.add(batch)
+        self._log.debug(
+            "batch_committed",
+            messages=sum(batch.verdicts.values()),
+            redelivered=batch.redelivered,
+            commit_seconds=round(batch.commit_seconds, 4),
+            **verdict_fields(batch.verdicts),
+        )
+        for outcome in batch.rejections:
+            self._dead_lettered(outcome)
+
+    def draining(self, signal_name: str) -> None:
+        """Say that the worker takes no more and ends soon."""
+        self._log.info("draining", signal=signal_name)
+        self._enter(State.DRAINING)
+
+    def ended_at_once(self, signal_name: str) -> None:
+        """Say that a second signal ends the process now."""
+        self._log.warning("ended_at_once", signal=signal_name)
+
+    def drain_timed_out(self, seconds: float) -> None:
+        """Say that something did not end in time."""
+        self._log.warning("drain_timed_out", seconds=seconds)
+
+    def stopped(self) -> None:
+        """Say that all is closed."""
+        self._summary.flush()
+        self._log.info("stopped")
+
+    def _dead_lettered(self, outcome: Outcome) -> None:
+        if outcome.rejected is None:
+            return
+        self._log.warning(
+            "dead_lettered",
+            reason=outcome.rejected.reason.value,
+            detail=outcome.rejected.detail,
+            message_id=outcome.message_id,
+            kind=outcome.kind,
+            event_id=outcome.event_id,
+            routing_key=outcome.delivery.routing_key,
+            body_bytes=len(outcome.delivery.body),
+        )
+
+    def _enter(self, state: State, problem: str | None = None) -> None:
+        if self.facts.state is not State.DRAINING:
+            self.facts.state = state
+        self.facts.problem = problem
