@@ -247,7 +247,11 @@ def readable() -> Iterator[Path]:
 
 class TestReaderWithoutPermission:
     def test_to_write_in_the_folder_works_beside_a_worker(self, readable: Path) -> None:
-        """Whoever may read the files may read the rows while the worker runs."""
+        """Whoever may read the files may read the rows while the worker runs.
+
+        Their mode is the operator's, who has made the file before the worker.
+        """
+        readable.touch(0o644)
         with process(WRITE_AND_WAIT, readable) as worker:
             line(worker)
             if os.getuid():
