@@ -162,7 +162,7 @@ class Writer(Database):
                 await self.close()
                 raise
         except sqlite3.Error as error:
-            raise _opening_failed(self.path, error) from error
+            raise opening_failed(self.path, error) from error
 
     async def _ready(self) -> aiosqlite.Connection:
         require_place(self.path, self._place)
@@ -218,7 +218,7 @@ class Writer(Database):
         try:
             await connection.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
         except sqlite3.Error as error:
-            raise _opening_failed(path, error) from error
+            raise opening_failed(path, error) from error
         try:
             yield
         finally:
@@ -347,7 +347,8 @@ async def _require_sound(connection: aiosqlite.Connection, path: Path | str) -> 
             raise damaged(path, found)
 
 
-def _opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
+def opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
+    """Give the error for a file that could not be opened, or turned out not to be one of ours."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
         return not_ours(path)
@@ -359,5 +360,5 @@ def _opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
 def _reading_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
     code = primary_code(error)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return _opening_failed(path, error)
+        return opening_failed(path, error)
     return StoreUnusable(f"The database cannot be read (path {path}: {error}).", READ_HINT)

@@ -63,8 +63,10 @@ def damaged(path: Path | str, detail: str) -> StoreUnusable:
     """Give the error for a file that is ours and broken; its hint is the way out."""
     return StoreUnusable(
         f"The database is damaged (path {path}, {detail}).",
-        "restore a backup; or save the log: sqlite3 DAMAGED .recover | sqlite3 NEW, put NEW in its "
-        "place without the old -wal and -shm, and run 'projection-worker rebuild'.",
+        # Debian's sqlite3 is built without what its .recover needs (SQLITE_ENABLE_DBPAGE_VTAB).
+        "restore a backup; or save the log with the sqlite3 of sqlite.org (Debian's cannot): "
+        "sqlite3 DAMAGED .recover | sqlite3 NEW, put NEW in its place without the old -wal and "
+        "-shm, and run 'projection-worker rebuild'.",
     )
 
 

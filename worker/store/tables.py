@@ -15,7 +15,14 @@ from typing import Self
 
 import aiosqlite
 
-from worker.store.connection import Database, Writer, identity, read_only_uri, require_ours
+from worker.store.connection import (
+    Database,
+    Writer,
+    identity,
+    opening_failed,
+    read_only_uri,
+    require_ours,
+)
 from worker.store.file import create_private
 from worker.store.transaction import Row, Transaction
 
@@ -123,7 +130,7 @@ class FreshTables(Database):
                 await self.close()
                 raise
         except sqlite3.Error as error:
-            raise self._fault(error) from error
+            raise opening_failed(self._live, error) from error
         return self
 
     async def _prepare(self, connection: aiosqlite.Connection, live: str) -> None:
