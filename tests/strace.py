@@ -37,8 +37,8 @@ def traced(
 ) -> Iterator[subprocess.Popen[str]]:
     """Trace these threads, with faults such as `fdatasync:error=EIO:when=2`, within the block.
 
-    strace counts for each thread by itself. With `follow`, threads that are started later are
-    traced, too, and get faults of their own; without, they get none.
+    strace counts for each thread by itself. With `follow`, the tasks are processes, and all their
+    threads are traced, also those that are started later; without, those get no faults.
     """
     program = ["strace", "-y", "-xx", "-s", "512", "-e", f"trace={CALLS}", "-o", str(output)]
     program += [part for fault in faults for part in ("-e", f"inject={fault}")]

@@ -12,7 +12,8 @@ from tests.store.processes import line, process
 from tests.unit.projecting import change, deliveries, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
-from worker.store.connection import APPLICATION_ID, Reader, Writer, require_sqlite
+from worker.store.checks import APPLICATION_ID
+from worker.store.connection import Reader, Writer, require_sqlite
 from worker.store.lock import WriterLock
 
 WRITE_AND_WAIT = """

@@ -17,7 +17,7 @@ from worker.projections import load
 from worker.projections.events import get_event
 from worker.projector import Projector
 from worker.rebuild import rebuild
-from worker.store import connection
+from worker.store import checks
 from worker.store.connection import Reader, Writer
 
 PAGE_BYTES = 4096
@@ -99,7 +99,7 @@ class TestADamagedFile:
         database = tmp_path / "p.db"
         await project(database, MESSAGES)
         spoil_page(database, root_of(database, "log"))
-        monkeypatch.setattr(connection, "CHECKED_BYTES", 0)
+        monkeypatch.setattr(checks, "CHECKED_BYTES", 0)
 
         async with projecting(database) as projector:
             with pytest.raises(StoreUnusable, match="is damaged"):

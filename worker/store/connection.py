@@ -14,18 +14,19 @@ from typing import Self
 import aiosqlite
 
 from worker.errors import StoreUnusable
-from worker.store.faults import (
-    StoreFault,
-    damaged,
-    fault,
-    incomplete,
-    not_ours,
-    primary_code,
+from worker.store.checks import (
+    READ_HINT,
+    SCHEMA_VERSION,
+    identity,
+    opening_failed,
+    reading_failed,
+    require_ours,
+    require_sound,
 )
+from worker.store.faults import casts_doubt, fault, incomplete
 from worker.store.file import (
     IN_MEMORY,
     Place,
-    cannot_open,
     create_private,
     place_of,
     remove_rebuild_file,
@@ -33,8 +34,6 @@ from worker.store.file import (
 )
 from worker.store.transaction import Parameters, Row, Transaction
 
-APPLICATION_ID = 0x70726A77
-SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 
 # Short, because a wait inside SQLite can't be interrupted by a shutdown; the worker waits by
@@ -42,12 +41,6 @@ OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 BUSY_MILLISECONDS = 1_000
 CACHE_KIBIBYTES = 16 * 1024
 WAL_BYTES_KEPT = 64 * 1024 * 1024
-
-# quick_check reads the whole file: 0.7 seconds a GiB from memory, several from a cold disk, and a
-# standby promises to consume within five. Of a larger file only the small tables are checked; a
-# damaged page elsewhere is found when it is first read, and stops the worker then.
-CHECKED_BYTES = 512 * 1024 * 1024
-SMALL_TABLES = ("sqlite_schema", "projections")
 
 PRAGMAS = (
     # Readers go on while the worker writes, and a commit costs one fsync instead of two or more.
@@ -63,8 +56,6 @@ PRAGMAS = (
     # Nobody puts functions of his own into our schema (sqlite.org/security.html).
     "PRAGMA trusted_schema = OFF",
 )
-
-READ_HINT = "see that it is a database of the worker and that this user may read it."
 
 
 class Database:
@@ -164,6 +155,10 @@ class Writer(Database):
         except sqlite3.Error as error:
             raise opening_failed(self.path, error) from error
 
+    def _fault(self, error: sqlite3.Error) -> Exception:
+        self._is_in_doubt = self._is_in_doubt or casts_doubt(error)
+        return super()._fault(error)
+
     async def _ready(self) -> aiosqlite.Connection:
         require_place(self.path, self._place)
         if self._is_in_doubt:
@@ -189,9 +184,10 @@ class Writer(Database):
             await tx.run("BEGIN IMMEDIATE")
             yield tx
             await tx.flush()
-            # Also says no where a COMMIT whose fsync failed is in the WAL all the same: whether
-            # it is, the next opening decides, and the log tells what it has already from what
-            # it has not when the same batch is tried again.
+            # Where its fsync fails, its frames stay in the WAL but not in SQLite's index of it
+            # (wal.c, sqlite3WalFrames): the next commit overwrites them, or the next opening finds
+            # them whole and counts them as committed. Whichever it is, the log tells, when the
+            # same batch is tried again, what it has already from what it has not.
             await tx.run("COMMIT")
             # A file that was deleted meanwhile keeps nothing.
             require_place(self.path, self._place)
@@ -249,7 +245,7 @@ class Writer(Database):
             schema = resources.files("worker.store").joinpath("schema.sql").read_text()
             await connection.executescript(schema)
             return
-        await _require_sound(connection, self.path)
+        await require_sound(connection, self.path)
         # What SQLite finds in the WAL of a process that was killed, or whose fsync failed, may be
         # in the page cache alone, and a later fsync need not bring it to the disk
         # (wiki.postgresql.org/wiki/Fsync_Errors). A batch of duplicates writes nothing, so it
@@ -274,7 +270,7 @@ class Reader(Database):
         except BaseException as error:
             await self.close()
             if isinstance(error, sqlite3.Error):
-                raise _reading_failed(self.path, error) from error
+                raise reading_failed(self.path, error) from error
             raise
         return self
 
@@ -306,59 +302,3 @@ def require_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) 
             f"Python's SQLite is too old ({'.'.join(map(str, version))}).",
             f"use a Python with SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer.",
         )
-
-
-def require_ours(path: Path | str, application_id: int, version: int) -> None:
-    """Raise `StoreUnusable` for a file of another program or of a newer schema."""
-    if application_id != APPLICATION_ID:
-        raise not_ours(path)
-    if version > SCHEMA_VERSION:
-        raise StoreUnusable(
-            f"The database was made by a newer worker (path {path}, schema {version}; this "
-            f"worker knows {SCHEMA_VERSION}).",
-            "run the newer worker, or set WORKER_DATABASE to another file.",
-        )
-
-
-async def identity(connection: aiosqlite.Connection, schema: str = "main") -> tuple[int, int, int]:
-    """Give what tells whose file it is: application id, version, and the number of tables."""
-    found = []
-    for sql in (
-        f"PRAGMA {schema}.application_id",
-        f"PRAGMA {schema}.user_version",
-        f"SELECT count(*) FROM {schema}.sqlite_schema",  # noqa: S608 - our own names
-    ):
-        ((value,),) = await connection.execute_fetchall(sql)
-        found.append(int(value))
-    application_id, version, tables = found
-    return application_id, version, tables
-
-
-async def _require_sound(connection: aiosqlite.Connection, path: Path | str) -> None:
-    ((size,),) = await connection.execute_fetchall(
-        "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
-    )
-    checks = ["PRAGMA quick_check(1)"]
-    if size > CHECKED_BYTES:
-        checks = [f"PRAGMA quick_check({table})" for table in SMALL_TABLES]
-    for check in checks:
-        ((found,),) = await connection.execute_fetchall(check)
-        if found != "ok":
-            raise damaged(path, found)
-
-
-def opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
-    """Give the error for a file that could not be opened, or turned out not to be one of ours."""
-    code = primary_code(error)
-    if code == sqlite3.SQLITE_NOTADB:
-        return not_ours(path)
-    if code == sqlite3.SQLITE_CORRUPT:
-        return damaged(path, str(error))
-    return cannot_open(path, error)
-
-
-def _reading_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
-    code = primary_code(error)
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return opening_failed(path, error)
-    return StoreUnusable(f"The database cannot be read (path {path}: {error}).", READ_HINT)

@@ -15,14 +15,8 @@ from typing import Self
 
 import aiosqlite
 
-from worker.store.connection import (
-    Database,
-    Writer,
-    identity,
-    opening_failed,
-    read_only_uri,
-    require_ours,
-)
+from worker.store.checks import identity, opening_failed, require_ours
+from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.file import create_private
 from worker.store.transaction import Row, Transaction
 
