@@ -18,11 +18,19 @@ CALLS = "pwrite64,fdatasync,fsync,sendto"
 
 @cache
 def missing() -> str | None:
-    """Say why nothing can be traced here, None if it can."""
+    """Say why no process can be traced here, None if one can."""
     if not (program := shutil.which("strace")):
         return "strace is not installed"
-    tried = subprocess.run([program, "-f", "true"], capture_output=True, text=True, check=False)
-    return f"strace may not trace here: {tried.stderr.strip()[-200:]}" if tried.returncode else None
+    # A kernel may let strace start what it traces and still not let it attach to others.
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with subprocess.Popen(
+            [program, "-p", str(other.pid)], stderr=subprocess.PIPE, text=True
+        ) as tracer:
+            assert tracer.stderr is not None
+            said = tracer.stderr.readline()
+            tracer.terminate()
+        other.kill()
+    return None if "attached" in said else f"strace may not attach here: {said.strip()}"
 
 
 def require_strace() -> None:

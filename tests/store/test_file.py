@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import planned
-from tests.unit.projecting import deliveries, project, projecting, rows
+from tests.unit.projecting import audited, deliveries, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections import load
 from worker.rebuild import rebuild
@@ -118,6 +118,13 @@ class TestProbe:
             await writer.probe()
 
 
+def spoil_byte(file: Path, place: int) -> None:
+    """Change one byte, counted from the end if the place is negative."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0xFF
+    file.write_bytes(content)
+
+
 class TestTheWAL:
     async def test_that_is_found_is_brought_into_the_file(self, tmp_path: Path) -> None:
         """It may never have been synced, and a batch of duplicates would sync nothing."""
@@ -131,6 +138,24 @@ class TestTheWAL:
             shutil.copy(tmp_path / "killed" / "p.db", tmp_path / "without-wal.db")
 
         assert len(rows(tmp_path / "without-wal.db")) == 1
+
+    async def test_that_is_damaged_ends_where_the_damage_begins(self, tmp_path: Path) -> None:
+        """To SQLite that is a write which a crash tore: whole batches are left, and they fold."""
+        (folder := tmp_path / "killed").mkdir()
+        batches = [[planned(f"e-{number}")] for number in range(5)]
+        async with projecting(tmp_path / "p.db") as projector:
+            for batch in batches:
+                await projector.project(deliveries(batch))
+            for name in ("p.db", "p.db-wal"):
+                shutil.copy(tmp_path / name, folder / name)
+        spoil_byte(folder / "p.db-wal", -5 * 4096)
+
+        found = await audited(folder / "p.db")
+        await project(folder / "p.db", *batches)
+
+        assert 0 < found.messages < len(batches)
+        assert (found.differing, found.rows) == (0, found.messages)
+        assert rows(folder / "p.db") == rows(tmp_path / "p.db")
 
     async def test_has_a_size(self, tmp_path: Path) -> None:
         """A worker that ends leaves none."""
