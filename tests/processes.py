@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,13 @@ StartWorker = Callable[..., Awaitable[WorkerProcess]]
 
 @asynccontextmanager
 async def worker_process(
-    *arguments: str, settings: dict[str, str], folder: Path
+    *arguments: str, settings: dict[str, str], folder: Path, inside: Sequence[str] = ()
 ) -> AsyncIterator[WorkerProcess]:
-    """Start `python -m worker` with arguments; kill it, by its pid, at the end of the block."""
-    program = [sys.executable, "-m", "worker", *arguments]
+    """Start `python -m worker` with arguments; kill it, by its pid, at the end of the block.
+
+    `inside` is a program that makes a surrounding for the worker and then becomes it.
+    """
+    program = [*inside, sys.executable, "-m", "worker", *arguments]
     if shutil.which("setpriv"):
         # The kernel ends it with the test run, even if that is killed.
         program = ["setpriv", "--pdeathsig", "KILL", *program]

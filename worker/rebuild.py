@@ -15,6 +15,7 @@ from worker.fold import fold
 from worker.registry import Registry
 from worker.store import tables
 from worker.store.connection import Writer
+from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.tables import Difference, FreshTables
 
 Progress = Callable[[int, int], None]
@@ -64,14 +65,14 @@ async def rebuild(
     The caller holds the writer's lock. Raises `StoreUnusable` for a message in the log that
     cannot be folded, naming it.
     """
-    file = database.with_name(database.name + ".rebuild")
-    file.unlink(missing_ok=True)  # A rebuild that was killed may have left it behind.
+    file = rebuild_file(database)
+    remove_rebuild_file(database)
     try:
         async with FreshTables(database, _schema(registry), file) as fresh:
             audit = await _fold_log(fresh, registry, progress, examples)
         await tables.replace_tables(writer, _schema(registry), registry.versions, file)
     finally:
-        file.unlink(missing_ok=True)
+        remove_rebuild_file(database)
     return audit
 
 
@@ -105,7 +106,7 @@ async def _fold_streams(
         for event_id, bodies in streams:
             await fold(registry, fresh.tx, event_id, map(registry.wire.validate_json, bodies))
         await fresh.tx.flush()
-    except StoreUnavailable:
+    except (StoreUnavailable, StoreUnusable):
         raise
     except Exception:
         # A statement runs long after its handler, with those of other streams: which stream it is
@@ -123,7 +124,7 @@ async def _fold_alone(
         messages = [registry.wire.validate_json(body) for body in bodies]
         await fold(registry, fresh.tx, event_id, messages, anew=True)
         await fresh.tx.flush()
-    except StoreUnavailable:
+    except (StoreUnavailable, StoreUnusable):
         raise
     except Exception as error:
         cause = (

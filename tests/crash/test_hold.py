@@ -49,6 +49,19 @@ class TestALockedDatabase:
         assert "locked" in line["reason"]
         assert worker.said("resumed")[0]["attempts"] >= 1
 
+    async def test_for_a_moment_is_not_worth_a_word(
+        self, queues: Queues, database: Path, worker: WorkerProcess
+    ) -> None:
+        """SQLite waits for a second by itself."""
+        with locked(database):
+            await queues.publish(MESSAGES)
+            assert await worker.outlives(0.5)
+            assert worker.settled == 0
+        await worker.wait_until_settled(len(MESSAGES))
+
+        assert rows(database) == expected_rows(MESSAGES)
+        assert worker.said("holding") == []
+
     async def test_that_outlives_the_worker_costs_nothing(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:

@@ -12,7 +12,8 @@ from tests.store.processes import line, process
 from tests.unit.projecting import change, deliveries, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
-from worker.store.connection import APPLICATION_ID, Reader, Writer, require_sqlite
+from worker.store.checks import APPLICATION_ID
+from worker.store.connection import Reader, Writer, require_sqlite
 from worker.store.lock import WriterLock
 
 WRITE_AND_WAIT = """
@@ -247,7 +248,11 @@ def readable() -> Iterator[Path]:
 
 class TestReaderWithoutPermission:
     def test_to_write_in_the_folder_works_beside_a_worker(self, readable: Path) -> None:
-        """Whoever may read the files may read the rows while the worker runs."""
+        """Whoever may read the files may read the rows while the worker runs.
+
+        Their mode is the operator's, who has made the file before the worker.
+        """
+        readable.touch(0o644)
         with process(WRITE_AND_WAIT, readable) as worker:
             line(worker)
             if os.getuid():

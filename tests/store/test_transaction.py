@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.projecting import rows
-from worker.errors import StoreUnavailable
+from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.connection import Writer
-from worker.store.transaction import Transaction, unavailable
+from worker.store.faults import fault
+from worker.store.transaction import Transaction
 
 INSERT = "INSERT INTO t VALUES (?)"
 VALUES = "SELECT v FROM t ORDER BY v"
@@ -144,23 +145,36 @@ class TestOrder:
         assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
 
 
+def error_of(name: str) -> sqlite3.Error:
+    """Give the error that SQLite raises with a result code."""
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    error.sqlite_errorname = name
+    return error
+
+
 class TestWhoIsToBlame:
     @pytest.mark.parametrize(
         "name",
         ["SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR",
-         "SQLITE_IOERR_FSYNC", "SQLITE_READONLY", "SQLITE_CORRUPT", "SQLITE_CANTOPEN",
-         "SQLITE_NOMEM", "SQLITE_NOTADB", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"],
+         "SQLITE_IOERR_FSYNC", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_NOMEM",
+         "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"],
     )  # fmt: skip
-    def test_is_the_house(self, name: str) -> None:
-        """Primary and extended codes that say nothing about the statement."""
-        error = sqlite3.OperationalError("no")
-        error.sqlite_errorcode = getattr(sqlite3, name)
-        error.sqlite_errorname = name
+    def test_is_the_moment(self, name: str) -> None:
+        """Primary and extended codes that say nothing about the statement, and may pass."""
+        blamed = fault(error_of(name), "p.db")
 
-        blamed = unavailable(error)
+        assert isinstance(blamed, StoreUnavailable)
+        assert blamed.message == f"The database cannot be used now (path p.db, {name}: no)."
 
-        assert blamed is not None
-        assert blamed.message == f"The database cannot be used now ({name}: no)."
+    @pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_NOTADB"])
+    def test_is_the_file(self, name: str) -> None:
+        """Waiting mends no damaged file; the hint is the way out."""
+        blamed = fault(error_of(name), "p.db")
+
+        assert isinstance(blamed, StoreUnusable)
+        assert blamed.message == f"The database is damaged (path p.db, {name}: no)."
+        assert ".recover" in blamed.hint
 
     @pytest.mark.parametrize(
         "name",
@@ -169,11 +183,8 @@ class TestWhoIsToBlame:
     )  # fmt: skip
     def test_is_the_statement(self, name: str) -> None:
         """Codes for which waiting does not help."""
-        error = sqlite3.OperationalError("no")
-        error.sqlite_errorcode = getattr(sqlite3, name)
-
-        assert unavailable(error) is None
+        assert fault(error_of(name), "p.db") is None
 
     def test_is_the_statement_without_a_code(self) -> None:
         """Python's own refusals, such as a wrong number of parameters."""
-        assert unavailable(sqlite3.ProgrammingError("no")) is None
+        assert fault(sqlite3.ProgrammingError("no"), "p.db") is None

@@ -13,11 +13,27 @@ from typing import Self
 
 import aiosqlite
 
-from worker.errors import StoreUnavailable, StoreUnusable
-from worker.store.transaction import Parameters, Row, Transaction, unavailable
+from worker.errors import StoreUnusable
+from worker.store.checks import (
+    READ_HINT,
+    SCHEMA_VERSION,
+    identity,
+    opening_failed,
+    reading_failed,
+    require_ours,
+    require_sound,
+)
+from worker.store.faults import casts_doubt, fault, incomplete
+from worker.store.file import (
+    IN_MEMORY,
+    Place,
+    create_private,
+    place_of,
+    remove_rebuild_file,
+    require_place,
+)
+from worker.store.transaction import Parameters, Row, Transaction
 
-APPLICATION_ID = 0x70726A77
-SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 
 # Short, because a wait inside SQLite can't be interrupted by a shutdown; the worker waits by
@@ -48,6 +64,8 @@ class Database:
     def __init__(self, path: Path | str) -> None:
         """Name the file; nothing is opened yet."""
         self.path = path
+        self.named = path
+        """The file that errors name."""
         self._connection: aiosqlite.Connection | None = None
 
     async def __aexit__(
@@ -68,12 +86,24 @@ class Database:
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Give all rows of a query, outside any transaction of ours.
 
-        Raises `StoreUnavailable` if the file cannot be read now.
+        Raises `StoreUnavailable` if the file cannot be read now, and `StoreUnusable` if it is
+        damaged or does not have what is asked of it.
         """
+        connection = await self._ready()
         try:
-            return list(await self._opened().execute_fetchall(sql, parameters))
+            return list(await connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            raise unavailable(error) or error from error
+            raise self._fault(error) from error
+
+    def _fault(self, error: sqlite3.Error) -> Exception:
+        if blamed := fault(error, self.named):
+            return blamed
+        if isinstance(error, sqlite3.OperationalError):
+            return incomplete(self.named, error)
+        return error
+
+    async def _ready(self) -> aiosqlite.Connection:
+        return self._opened()
 
     def _opened(self) -> aiosqlite.Connection:
         if self._connection is None:
@@ -82,7 +112,16 @@ class Database:
 
 
 class Writer(Database):
-    """The one connection that writes; `:memory:` is a database that nobody else sees."""
+    """The one connection that writes; `:memory:` is a database that nobody else sees.
+
+    After an error of the disk nothing is believed: the next use closes the file and opens it anew.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Name the file; nothing is opened yet."""
+        super().__init__(path)
+        self._place: Place | None = None
+        self._is_in_doubt = False
 
     async def __aenter__(self) -> Self:
         """Open, as `open` does."""
@@ -92,70 +131,116 @@ class Writer(Database):
     async def open(self) -> None:
         """Open and check the file, creating it if need be.
 
-        Raises `StoreUnusable` for a file that is not ours or of a newer schema, and
+        Raises `StoreUnusable` for a file that is not ours, of a newer schema or damaged, and
         `StoreUnavailable` where trying again may help.
         """
         require_sqlite()
+        if self.path != IN_MEMORY:
+            create_private(self.path)
+            # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
+            remove_rebuild_file(self.path)
+        self._place = place_of(self.path)
+        await self._open(may_be_new=True)
+
+    async def _open(self, *, may_be_new: bool) -> None:
         try:
+            # Never makes a file: one that is gone must not be taken for a new one.
             self._connection = await aiosqlite.connect(
-                self.path, isolation_level=None, timeout=BUSY_MILLISECONDS / 1_000
+                self.path if self.path == IN_MEMORY else _uri(Path(self.path), "rw"),
+                uri=self.path != IN_MEMORY,
+                isolation_level=None,
+                timeout=BUSY_MILLISECONDS / 1_000,
             )
             try:
-                await self._prepare()
+                await self._prepare(may_be_new=may_be_new)
             except BaseException:
                 await self.close()
                 raise
         except sqlite3.Error as error:
-            raise self._opening_failed(error) from error
+            raise opening_failed(self.path, error) from error
 
-    async def probe(self) -> None:
-        """Commit something that changes nothing; raises `StoreUnavailable` if that cannot be."""
-        async with self.transaction() as tx:
-            await tx.run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    def _fault(self, error: sqlite3.Error) -> Exception:
+        self._is_in_doubt = self._is_in_doubt or casts_doubt(error)
+        return super()._fault(error)
+
+    async def _ready(self) -> aiosqlite.Connection:
+        require_place(self.path, self._place)
+        if self._is_in_doubt:
+            with suppress(sqlite3.Error):
+                await self.close()
+            await self._open(may_be_new=False)
+            self._is_in_doubt = False
+        return self._opened()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
 
         When the block has been left without an error, what it wrote is on the disk. Raises
-        `StoreUnavailable` if SQLite cannot begin, write or commit now.
+        `StoreUnavailable` if SQLite cannot begin, write or commit now, and `StoreUnusable` if the
+        file is damaged or no longer in its place.
         """
-        connection = self._opened()
+        connection = await self._ready()
+        tx = Transaction(connection, self.path)
         try:
             # A deferred transaction that comes to write fails at once, whatever the busy timeout
             # (sqlite.org/lang_transaction.html, section 2.2).
-            await connection.execute("BEGIN IMMEDIATE")
-            tx = Transaction(connection)
+            await tx.run("BEGIN IMMEDIATE")
             yield tx
             await tx.flush()
-            await connection.execute("COMMIT")
+            # Where its fsync fails, its frames stay in the WAL but not in SQLite's index of it
+            # (wal.c, sqlite3WalFrames): the next commit overwrites them, or the next opening finds
+            # them whole and counts them as committed. Whichever it is, the log tells, when the
+            # same batch is tried again, what it has already from what it has not.
+            await tx.run("COMMIT")
+            # A file that was deleted meanwhile keeps nothing.
+            require_place(self.path, self._place)
         except BaseException as error:
             await self._roll_back(connection)
-            if isinstance(error, sqlite3.Error) and (translated := unavailable(error)):
-                raise translated from error
+            self._is_in_doubt = self._is_in_doubt or tx.casts_doubt
+            if tx.fault is not None and isinstance(error, Exception):
+                # Also where the block has made another error of it.
+                raise tx.fault from tx.fault.__cause__
             raise
+
+    async def probe(self) -> None:
+        """Commit a write that changes nothing; raises what `transaction` does if that fails."""
+        async with self.transaction() as tx:
+            (version,) = await tx.fetch_one("PRAGMA user_version") or (SCHEMA_VERSION,)
+            # Writes the first page also where the number stays, which no UPDATE does: that one
+            # leaves a page alone if its bytes are the same.
+            await tx.run(f"PRAGMA user_version = {version}")
 
     @asynccontextmanager
     async def attached(self, path: Path, name: str) -> AsyncIterator[None]:
         """Have another database file under a schema name, for transactions in the block."""
-        connection = self._opened()
-        await connection.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
+        connection = await self._ready()
+        try:
+            await connection.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
+        except sqlite3.Error as error:
+            raise opening_failed(path, error) from error
         try:
             yield
         finally:
-            await connection.execute(f"DETACH DATABASE {name}")
+            try:
+                await connection.execute(f"DETACH DATABASE {name}")
+            except sqlite3.Error:
+                # The next opening lets go of it.
+                self._is_in_doubt = True
 
     async def _roll_back(self, connection: aiosqlite.Connection) -> None:
         # FULL, IOERR, NOMEM and BUSY may have rolled back already, or may not have.
         if connection.in_transaction:
-            with suppress(sqlite3.Error):
+            try:
                 await connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._is_in_doubt = True
 
-    async def _prepare(self) -> None:
+    async def _prepare(self, *, may_be_new: bool) -> None:
         connection = self._opened()
         connection.row_factory = Row
-        application_id, version, tables = await _identity(connection)
-        is_new = version == 0 and tables == 0
+        application_id, version, tables = await identity(connection)
+        is_new = may_be_new and version == 0 and tables == 0
         if not is_new:
             require_ours(self.path, application_id, version)
         for pragma in PRAGMAS:
@@ -163,14 +248,15 @@ class Writer(Database):
         if is_new:
             schema = resources.files("worker.store").joinpath("schema.sql").read_text()
             await connection.executescript(schema)
-
-    def _opening_failed(self, error: sqlite3.Error) -> StoreUnavailable | StoreUnusable:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
-            return _not_ours(self.path)
-        return StoreUnavailable(
-            f"The database cannot be opened (path {self.path}: {error}).",
-            "see that its directory exists, can be written by this user, and has space.",
-        )
+            return
+        await require_sound(connection, self.path)
+        # What SQLite finds in the WAL of a process that was killed, or whose fsync failed, may be
+        # in the page cache alone, and a later fsync need not bring it to the disk
+        # (wiki.postgresql.org/wiki/Fsync_Errors). A batch of duplicates writes nothing, so it
+        # would be acked on the strength of that. A checkpoint writes it anew and syncs. Readers
+        # do not stand in its way: what came into the WAL while one was connected was synced
+        # before SQLite showed it to anyone (wal.c, sqlite3WalFrames).
+        await connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 class Reader(Database):
@@ -183,27 +269,34 @@ class Reader(Database):
             self._connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
             self._connection.row_factory = Row
             await self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-            application_id, version, _ = await _identity(self._connection)
+            application_id, version, _ = await identity(self._connection)
             require_ours(self.path, application_id, version)
         except BaseException as error:
             await self.close()
             if isinstance(error, sqlite3.Error):
-                raise StoreUnusable(
-                    f"The database cannot be read (path {self.path}: {error}).",
-                    "see that it is a database of the worker and that this user may read it.",
-                ) from error
+                raise reading_failed(self.path, error) from error
             raise
         return self
 
 
 def read_only_uri(path: Path) -> str:
     """Name an existing file so that SQLite opens it for reading only."""
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise StoreUnusable(
+            f"The database cannot be read (path {path}: {error.strerror}).", READ_HINT
+        ) from error
+    if not is_there:
         raise StoreUnusable(
             f"There is no database (path {path}).",
             "start the worker once, or set WORKER_DATABASE.",
         )
-    return f"{path.absolute().as_uri()}?mode=ro"
+    return _uri(path, "ro")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
 
 
 def require_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:
@@ -213,31 +306,3 @@ def require_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) 
             f"Python's SQLite is too old ({'.'.join(map(str, version))}).",
             f"use a Python with SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer.",
         )
-
-
-def require_ours(path: Path | str, application_id: int, version: int) -> None:
-    """Raise `StoreUnusable` for a file of another program or of a newer schema."""
-    if application_id != APPLICATION_ID:
-        raise _not_ours(path)
-    if version > SCHEMA_VERSION:
-        raise StoreUnusable(
-            f"The database was made by a newer worker (path {path}, schema {version}; this "
-            f"worker knows {SCHEMA_VERSION}).",
-            "run the newer worker, or set WORKER_DATABASE to another file.",
-        )
-
-
-def _not_ours(path: Path | str) -> StoreUnusable:
-    return StoreUnusable(
-        f"The file is not a database of the worker (path {path}).",
-        "set WORKER_DATABASE to another file.",
-    )
-
-
-async def _identity(connection: aiosqlite.Connection) -> tuple[int, int, int]:
-    rows = await connection.execute_fetchall(
-        "SELECT (SELECT application_id FROM pragma_application_id), "
-        "(SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_schema)"
-    )
-    (row,) = rows
-    return row[0], row[1], row[2]

@@ -15,6 +15,7 @@ from typing import Self
 
 from worker.errors import StoreUnusable, WriterLocked
 from worker.messages import now
+from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER
 
 
 class WriterLock:
@@ -50,21 +51,30 @@ class WriterLock:
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
     def holder(self) -> str | None:
-        """Say who has the lock, None if nobody; takes and writes nothing."""
+        """Say who has the lock, None if nobody; takes and writes nothing.
+
+        Raises `StoreUnusable` if this user may not look.
+        """
         if not self.path.exists():
             return None
-        with self.path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _holder(file.read(4096))
+        try:
+            with self.path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _holder(file.read(4096))
+        except OSError as error:
+            raise StoreUnusable(
+                f"The lock file cannot be read (path {self.path}: {error.strerror}).",
+                "ask as the user that the worker runs as.",
+            ) from error
         return None
 
     def _open(self) -> int:
         # Never unlinked: a lock on a file that is no longer in the directory locks nothing.
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         except OSError as error:
             raise StoreUnusable(
                 f"The lock file cannot be made (path {self.path}: {error.strerror}).",

@@ -1,4 +1,4 @@
-"""What `check` asks SQLite and the disk; makes nothing."""
+"""What `check` and the metrics ask SQLite and the disk; makes nothing."""
 
 import os
 import shutil
@@ -40,3 +40,11 @@ def can_write(folder: Path) -> bool:
 def free_bytes(folder: Path) -> int:
     """Give the space that is left for this user."""
     return shutil.disk_usage(folder).free
+
+
+def wal_bytes(database: Path) -> int:
+    """Give the size of the database's WAL; 0 without one."""
+    try:
+        return database.with_name(database.name + "-wal").stat().st_size
+    except OSError:
+        return 0

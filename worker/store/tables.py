@@ -4,6 +4,7 @@ Knows their names and CREATE statements, not what their columns mean, but for `e
 """
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Self
 
 import aiosqlite
 
+from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
+from worker.store.file import create_private
 from worker.store.transaction import Row, Transaction
 
 Schema = Mapping[str, tuple[str, ...]]
@@ -102,44 +105,60 @@ class FreshTables(Database):
     def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
         """Make the tables in `file`, or, without one, in a temporary place that leaves nothing."""
         super().__init__(file or "")
-        self._live = live
+        self.named = self._live = live
         self._schema = schema
 
     async def __aenter__(self) -> Self:
-        """Make the file and the tables; raises `StoreUnusable` if there is no live database."""
+        """Make the file and the tables.
+
+        Raises `StoreUnusable` if the live database is missing, damaged or not ours.
+        """
         live = read_only_uri(self._live)
-        connection = await aiosqlite.connect(self.path, uri=True, isolation_level=None)
-        self._connection = connection
+        if self.path:
+            create_private(self.path)
         try:
-            connection.row_factory = Row
-            # The file is thrown away with its process, so nothing in it must survive a crash.
-            await connection.execute("PRAGMA journal_mode = OFF")
-            await connection.execute("PRAGMA synchronous = OFF")
-            await connection.execute("ATTACH DATABASE ? AS live", (live,))
-            await connection.execute("BEGIN")
-            for statements in self._schema.values():
-                for statement in statements:
-                    await connection.execute(statement)
-        except BaseException:
-            await self.close()
-            raise
-        self.tx = Transaction(connection)
+            self._connection = await aiosqlite.connect(self.path, uri=True, isolation_level=None)
+            try:
+                await self._prepare(self._connection, live)
+            except BaseException:
+                await self.close()
+                raise
+        except sqlite3.Error as error:
+            raise opening_failed(self._live, error) from error
         return self
+
+    async def _prepare(self, connection: aiosqlite.Connection, live: str) -> None:
+        connection.row_factory = Row
+        # The file is thrown away with its process, so nothing in it must survive a crash.
+        await connection.execute("PRAGMA journal_mode = OFF")
+        await connection.execute("PRAGMA synchronous = OFF")
+        await connection.execute("ATTACH DATABASE ? AS live", (live,))
+        application_id, version, _ = await identity(connection, "live")
+        require_ours(self._live, application_id, version)
+        await connection.execute("BEGIN")
+        for statements in self._schema.values():
+            for statement in statements:
+                await connection.execute(statement)
+        self.tx = Transaction(connection, self._live)
 
     async def close(self) -> None:
         """Commit what there is and close; twice is once."""
-        if self._connection is not None and self._connection.in_transaction:
-            await self._connection.execute("COMMIT")
-        await super().close()
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                await self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._fault(error) from error
+        finally:
+            await super().close()
 
     async def count_messages(self) -> int:
         """Give the number of messages in the live log."""
-        (row,) = await self.tx.fetch_all("SELECT count(*) FROM live.log")
+        (row,) = await self.fetch_all("SELECT count(*) FROM live.log")
         return int(row[0])
 
     async def count_rows(self, table: str) -> int:
         """Give the number of rows folded into a table here."""
-        (row,) = await self.tx.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
+        (row,) = await self.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
         return int(row[0])
 
     async def streams(
@@ -150,27 +169,34 @@ class FreshTables(Database):
         Reports to `progress` how many messages have been given so far.
         """
         given = 0
-        async with self._opened().execute(SCAN) as cursor:
-            rest: list[Row] = []
-            while rows := await cursor.fetchmany(SCAN_ROWS):
-                rows = [*rest, *rows]
-                # The last stream of a chunk may go on in the next one.
-                rest = [row for row in rows if row["event_id"] == rows[-1]["event_id"]]
-                for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
-                    yield event_id, [row["body"] for row in stream]
-                given += len(rows) - len(rest)
-                progress(given)
-            if rest:
-                yield rest[0]["event_id"], [row["body"] for row in rest]
-                progress(given + len(rest))
+        rest: list[Row] = []
+        async for chunk in self._scan():
+            rows = [*rest, *chunk]
+            # The last stream of a chunk may go on in the next one.
+            rest = [row for row in rows if row["event_id"] == rows[-1]["event_id"]]
+            for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
+                yield event_id, [row["body"] for row in stream]
+            given += len(rows) - len(rest)
+            progress(given)
+        if rest:
+            yield rest[0]["event_id"], [row["body"] for row in rest]
+            progress(given + len(rest))
+
+    async def _scan(self) -> AsyncIterator[list[Row]]:
+        try:
+            async with self._opened().execute(SCAN) as cursor:
+                while rows := await cursor.fetchmany(SCAN_ROWS):
+                    yield list(rows)
+        except sqlite3.Error as error:
+            raise self._fault(error) from error
 
     async def differing(self, table: str) -> list[str]:
         """Give the events whose rows here and in the live table are not the same."""
         live, here = await self._columns("live", table), await self._columns("main", table)
         if live == here:
-            rows = await self.tx.fetch_all(DIFFERING.format(table))
+            rows = await self.fetch_all(DIFFERING.format(table))
         else:
-            rows = await self.tx.fetch_all(f"SELECT event_id FROM main.{table}")  # noqa: S608 - ours
+            rows = await self.fetch_all(f"SELECT event_id FROM main.{table}")  # noqa: S608 - ours
         return [row["event_id"] for row in rows]
 
     async def difference(self, table: str, event_id: str) -> Difference:
@@ -179,9 +205,9 @@ class FreshTables(Database):
         for schema in ("live", "main"):
             sql = f"SELECT * FROM {schema}.{table} WHERE event_id = ?"  # noqa: S608 - ours
             exists = await self._columns(schema, table)
-            row = await self.tx.fetch_one(sql, (event_id,)) if exists else None
-            pair.append(dict(row) if row else None)
+            found = await self.fetch_all(sql, (event_id,)) if exists else []
+            pair.append(dict(found[0]) if found else None)
         return Difference(table, event_id, *pair)
 
     async def _columns(self, schema: str, table: str) -> list[str]:
-        return [row["name"] for row in await self.tx.fetch_all(COLUMNS, (table, schema))]
+        return [row["name"] for row in await self.fetch_all(COLUMNS, (table, schema))]

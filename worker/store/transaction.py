@@ -10,45 +10,16 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiosqlite
 
-from worker.errors import StoreUnavailable, StoreUnusable
+from worker.errors import StoreUnusable
+from worker.store.faults import StoreFault, casts_doubt, fault
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
 Row = sqlite3.Row
-
-# Primary result codes (sqlite.org/rescode.html) that say something about the file, the disk or
-# another process, and nothing about the statement.
-_HOUSE_CODES = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-
-
-def unavailable(error: sqlite3.Error) -> StoreUnavailable | None:
-    """Give the error to raise if SQLite blames the house, None if it blames the statement."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None or code & 0xFF not in _HOUSE_CODES:
-        return None
-    return StoreUnavailable(
-        f"The database cannot be used now ({error.sqlite_errorname}: {error}).",
-        "see who locks it, and whether the disk is full, read-only or failing; "
-        "'projection-worker check' looks for both.",
-    )
-
 
 # What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
 _ENDING = re.compile(
@@ -66,9 +37,14 @@ def _require_harmless(sql: str) -> None:
 class Transaction:
     """What handlers write and read through. Belongs to one task; ends with the batch."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        """Work on a connection on which a transaction has begun."""
+    def __init__(self, connection: aiosqlite.Connection, path: Path | str) -> None:
+        """Work on a connection to this file, on which a transaction begins or has begun."""
         self._connection = connection
+        self._path = path
+        self.fault: StoreFault | None = None
+        """Set once SQLite has blamed the house: nothing in here will be committed."""
+        self.casts_doubt = False
+        """Whether the file must be opened anew before anything is believed."""
         self._stream = ""
         # The n-th statement of every stream stands in the n-th round, grouped by its SQL.
         self._rounds: list[dict[str, list[Parameters]]] = []
@@ -98,8 +74,7 @@ class Transaction:
         try:
             return list(await self._connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            self._failure = unavailable(error)
-            raise self._failure or error from error
+            raise self._blamed(error) from error
 
     async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Read: give the first row, or None; sees what `fetch_all` sees."""
@@ -110,8 +85,8 @@ class Transaction:
         """Run all statements that wait. Raises what SQLite raises for a statement of a handler."""
         # What stood behind a statement that failed has not run: a handler that catches the error
         # must not make the batch look whole.
-        if self._failure is not None:
-            raise self._failure
+        if failure := self.fault or self._failure:
+            raise failure
         rounds, self._rounds, self._next_round = self._rounds, [], {}
         try:
             for statements in rounds:
@@ -133,7 +108,7 @@ class Transaction:
         try:
             await self._connection.executemany(sql, rows)
         except sqlite3.Error as error:
-            raise unavailable(error) or error from error
+            raise self._blamed(error) from error
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -144,8 +119,9 @@ class Transaction:
             await self.flush()
         except Exception as error:
             self.forget()
-            if isinstance(error, StoreUnavailable):
-                raise
+            # Also where a handler has caught it and raised another: no message is at fault.
+            if self.fault is not None:
+                raise self.fault from self.fault.__cause__
             if not self._connection.in_transaction:
                 # Whatever came after would commit by itself, and what came before is undone.
                 raise StoreUnusable(
@@ -162,4 +138,12 @@ class Transaction:
         try:
             await self._connection.execute(sql)
         except sqlite3.Error as error:
-            raise unavailable(error) or error from error
+            raise self._blamed(error) from error
+
+    def _blamed(self, error: sqlite3.Error) -> Exception:
+        blamed = fault(error, self._path)
+        if blamed is None:
+            return error
+        self.fault = blamed
+        self.casts_doubt = self.casts_doubt or casts_doubt(error)
+        return blamed

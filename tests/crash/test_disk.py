@@ -1,0 +1,285 @@
+import resource
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.builders import completed, planned, started
+from tests.database import change, query, rows
+from tests.oracle import expected_rows
+from tests.processes import StartWorker, WorkerProcess, environment, worker_process
+from tests.queues import Queues
+from tests.store.test_faults import root_of, spoil_page
+from tests.strace import calls, require_strace, threads, traced
+
+FIRST = [planned(f"e-{number}") for number in range(20)]
+MESSAGES = [make(f"e-{number}") for number in range(20) for make in (started, completed)]
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker, queues: Queues) -> WorkerProcess:
+    """Give a worker that has projected something."""
+    running = await start_worker()
+    await running.wait_for_log("connected")
+    await queues.publish(FIRST)
+    await running.wait_until_settled(len(FIRST))
+    return running
+
+
+async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -> None:
+    """Wait until all is settled, and see that nothing was lost or rejected.
+
+    A commit whose sync failed may be in the file all the same: its messages come as duplicates.
+    """
+    every = [*FIRST, *MESSAGES]
+    await worker.wait_until_settled(len(every))
+    assert rows(database) == expected_rows(every)
+    assert worker.total("applied") + worker.total("duplicate") == worker.settled == len(every)
+    assert len(worker.said("holding")) == len(worker.said("resumed")) == 1
+    assert len(worker.said("connected")) == 1
+    assert (await queues.depth()).ready == 0
+    assert await queues.take_dead_letters() == []
+    assert query(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+class TestADiskThatFails:
+    @pytest.mark.parametrize("fault", ["fdatasync:error=EIO:when=1", "pwrite64:error=EIO:when=1+"])
+    async def test_is_asked_again_through_a_file_that_was_opened_anew(
+        self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess, fault: str
+    ) -> None:
+        """The thread that met the error never writes again; the batch that it held commits."""
+        require_strace()
+        with traced(threads(worker.pid), tmp_path / "calls", fault):
+            await queues.publish(MESSAGES)
+            await worker.wait_for_log("resumed")
+
+        await require_whole(queues, database, worker)
+        assert "INJECTED" in (tmp_path / "calls").read_text()
+        assert "SQLITE_IOERR" in worker.said("holding")[0]["reason"]
+
+    async def test_for_long_gets_no_ack_until_it_works(
+        self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess
+    ) -> None:
+        """While no sync succeeds the broker is told nothing; then the same batch commits."""
+        require_strace()
+        fault = "fdatasync:error=EIO:when=1+"
+        with traced([worker.pid], tmp_path / "calls", fault, follow=True):
+            await queues.publish(MESSAGES)
+            await worker.wait_for_log("holding")
+            assert await worker.outlives(2)
+        said = calls(tmp_path / "calls")
+
+        await require_whole(queues, database, worker)
+        assert "failure" in said
+        assert "ack" not in said
+        assert worker.said("resumed")[0]["attempts"] > 1
+
+    async def test_and_a_process_that_may_open_no_more_files(
+        self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess
+    ) -> None:
+        """A second fault on the way out of the first: it is held until both have gone."""
+        require_strace()
+        usual = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+        with traced(threads(worker.pid), tmp_path / "calls", "fdatasync:error=EIO:when=1"):
+            await queues.publish(MESSAGES)
+            await worker.wait_for_log("holding")
+            assert await worker.outlives(1)
+            assert worker.said("resumed") == []
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, usual)
+
+        await require_whole(queues, database, worker)
+
+
+class TestAnAck:
+    async def test_is_sent_only_when_the_batch_is_on_the_disk(
+        self, queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
+    ) -> None:
+        """The kernel is asked to write and to sync, says that it has, and then the ack goes."""
+        require_strace()
+        worker = await start_worker(batch_size=5)
+        await worker.wait_for_log("connected")
+        with traced([worker.pid], tmp_path / "calls", follow=True):
+            await queues.publish([*FIRST, *MESSAGES])
+            await worker.wait_until_settled(len(FIRST) + len(MESSAGES))
+        said = calls(tmp_path / "calls")
+
+        synced = True
+        for call in said:
+            assert call != "ack" or synced, said
+            synced = call != "write" if call != "ack" else synced
+        assert "failure" not in said
+        assert said.count("sync") >= len(worker.said("batch_committed")) >= 12
+        assert said.count("ack") >= 12
+
+
+class TestAFileThatIsDamagedWhileItIsOpen:
+    async def test_stops_the_worker(
+        self, queues: Queues, database: Path, worker: WorkerProcess
+    ) -> None:
+        """It exits and acks nothing: waiting mends no file, and no message is at fault."""
+        # A commit of another makes SQLite forget the pages that it has read.
+        change(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+        change(database, "PRAGMA user_version = 1")
+        spoil_page(database, root_of(database, "log"))
+        await queues.publish(MESSAGES)
+
+        assert await worker.exit_code() == 1
+
+        assert await queues.left() == len(MESSAGES)
+        (line,) = worker.said("failed")
+        assert f"is damaged (path {database}" in line["reason"]
+        assert ".recover" in line["hint"]
+        assert await queues.take_dead_letters() == []
+
+    async def test_is_refused_by_the_next_one(
+        self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
+    ) -> None:
+        """It ends before it consumes, however often it is restarted."""
+        worker.terminate()
+        assert await worker.exit_code() == 0
+        spoil_page(database, root_of(database, "log"))
+        await queues.publish(MESSAGES)
+
+        for _ in range(2):
+            following = await start_worker()
+            assert await following.exit_code() == 1
+            assert "is damaged" in following.said("failed")[0]["reason"]
+            assert following.said("connected") == []
+        assert await queues.left() == len(MESSAGES)
+
+
+def delete(database: Path) -> None:
+    database.unlink()
+
+
+def move(database: Path) -> None:
+    database.rename(database.with_name("moved.db"))
+
+
+class TestAFileThatIsTakenAwayWhileItIsOpen:
+    @pytest.mark.parametrize("take", [delete, move])
+    async def test_stops_the_worker(
+        self, queues: Queues, database: Path, worker: WorkerProcess, take: Callable[[Path], None]
+    ) -> None:
+        """What it would commit into a file without a name would be gone with the worker."""
+        take(database)
+        await queues.publish(MESSAGES)
+
+        assert await worker.exit_code() == 1
+
+        assert await queues.left() == len(MESSAGES)
+        assert "deleted, moved or replaced" in worker.said("failed")[0]["reason"]
+
+    async def test_brings_it_all_back_if_it_is_brought_back(
+        self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
+    ) -> None:
+        """As the hint says: beside the WAL that it has left."""
+        move(database)
+        await queues.publish(MESSAGES)
+        await worker.exit_code()
+        database.with_name("moved.db").rename(database)
+
+        following = await start_worker()
+        await following.wait_until_settled(len(MESSAGES))
+
+        assert rows(database) == expected_rows([*FIRST, *MESSAGES])
+
+
+@cache
+def cannot_mount() -> str | None:
+    """Say why no disk of our own can be mounted here, None if it can."""
+    if not shutil.which("unshare"):
+        return "unshare is not installed"
+    program = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    tried = subprocess.run(program, capture_output=True, text=True, check=False)
+    return f"nothing can be mounted: {tried.stderr.strip()}" if tried.returncode else None
+
+
+class Disk:
+    """Where a worker's database is on a small disk that no other process sees."""
+
+    def __init__(self, folder: Path, options: str) -> None:
+        """Name where it is mounted, and how."""
+        self.folder = folder
+        self.database = folder / "projection.db"
+        mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
+        folder.mkdir()
+        self.inside = ("unshare", "-rm", "sh", "-c", mount, str(folder))
+
+    def seen_by(self, worker: WorkerProcess) -> Path:
+        """Name the disk's folder as it is reached from outside."""
+        return Path(f"/proc/{worker.pid}/root{self.folder}")
+
+
+def fill(file: Path) -> None:
+    """Write until nothing more fits."""
+    with file.open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+
+
+StartOnDisk = Callable[[Disk], Awaitable[WorkerProcess]]
+
+
+@pytest.fixture
+async def start_on_disk(queues: Queues, tmp_path: Path) -> AsyncIterator[StartOnDisk]:
+    """Give a function that starts a worker on a disk of its own."""
+    if reason := cannot_mount():
+        pytest.skip(reason)
+    async with AsyncExitStack() as stack:
+
+        async def start(disk: Disk) -> WorkerProcess:
+            settings = environment(**queues.settings, database=disk.database, secrets_dir=tmp_path)
+            return await stack.enter_async_context(
+                worker_process("run", settings=settings, folder=tmp_path, inside=disk.inside)
+            )
+
+        yield start
+
+
+class TestAFullDisk:
+    async def test_is_waited_for(
+        self, queues: Queues, tmp_path: Path, start_on_disk: StartOnDisk
+    ) -> None:
+        """Not a byte is left: the batch is held; then there is room, and it commits."""
+        disk = Disk(tmp_path / "disk", "size=2m")
+        worker = await start_on_disk(disk)
+        await worker.wait_for_log("connected")
+        await queues.publish(FIRST)
+        await worker.wait_until_settled(len(FIRST))
+
+        seen = disk.seen_by(worker)
+        fill(seen / "filler")
+        await queues.publish(MESSAGES)
+        line = await worker.wait_for_log("holding")
+        assert await worker.outlives(1)
+        (seen / "filler").unlink()
+        await worker.wait_until_settled(len(FIRST) + len(MESSAGES))
+        for name in ("projection.db", "projection.db-wal"):
+            shutil.copy(seen / name, tmp_path / name)
+
+        assert "SQLITE_FULL" in line["reason"]
+        await require_whole(queues, tmp_path / "projection.db", worker)
+
+
+class TestADiskThatMayOnlyBeRead:
+    async def test_is_refused_before_anything_is_consumed(
+        self, queues: Queues, tmp_path: Path, start_on_disk: StartOnDisk
+    ) -> None:
+        """The worker says which file it cannot make and why, and ends."""
+        await queues.declare()
+        await queues.publish(FIRST)
+
+        worker = await start_on_disk(Disk(tmp_path / "disk", "ro"))
+
+        assert await worker.exit_code() == 1
+        (line,) = worker.said("failed")
+        assert str(tmp_path / "disk") in line["reason"]
+        assert "Read-only file system" in line["reason"]
+        assert worker.said("connected") == []
+        assert await queues.left() == len(FIRST)

@@ -1,0 +1,186 @@
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.builders import completed, planned, started
+from tests.oracle import expected_rows
+from tests.unit.projecting import EVENTS, audited, change, deliveries, project, projecting, rows
+from worker.errors import StoreUnavailable, StoreUnusable
+from worker.history import history
+from worker.projections import load
+from worker.projections.events import get_event
+from worker.projector import Projector
+from worker.rebuild import rebuild
+from worker.store import checks
+from worker.store.connection import Reader, Writer
+
+PAGE_BYTES = 4096
+MESSAGES = [make(f"e-{number}") for number in range(30) for make in (planned, started)]
+LONG = [planned(f"long-{n}", payload={"props": {"long": "x" * 6_000}}) for n in range(6)]
+
+
+def spoil_page(database: Path, number: int) -> None:
+    """Overwrite a page of the file, as a failing disk would."""
+    with database.open("r+b") as file:
+        file.seek((number - 1) * PAGE_BYTES)
+        file.write(b"\xff" * PAGE_BYTES)
+
+
+def root_of(database: Path, name: str) -> int:
+    ((page,),) = rows(database, f"SELECT rootpage FROM sqlite_schema WHERE name = '{name}'")
+    return int(page)
+
+
+async def opened_by_a_writer(database: Path) -> None:
+    async with Writer(database):
+        pass
+
+
+async def rebuilt(database: Path) -> None:
+    async with Writer(database) as writer:
+        await rebuild(writer, database, load(), lambda *_: None)
+
+
+async def shown(database: Path) -> None:
+    async with Reader(database) as reader:
+        await get_event(reader, "e-1")
+        await history(reader, load(), "e-1")
+
+
+def recovered(database: Path) -> str:
+    """Give what .recover saves, or skip where this sqlite3 has none that works."""
+    program = shutil.which("sqlite3") or pytest.skip("sqlite3 is not installed")
+    shell = subprocess.run([program, database, ".recover"], capture_output=True, check=False)
+    if shell.returncode:
+        pytest.skip("this sqlite3 is built without .recover")
+    return shell.stdout.decode()
+
+
+Use = Callable[[Path], Awaitable[object]]
+
+
+class TestADamagedFile:
+    @pytest.mark.parametrize("use", [opened_by_a_writer, audited, rebuilt, shown])
+    async def test_is_refused_with_a_way_out(self, tmp_path: Path, use: Use) -> None:
+        """Whatever reads the page that is broken says which file it is, and what to do."""
+        database = tmp_path / "p.db"
+        await project(database, MESSAGES)
+        spoil_page(database, root_of(database, "log"))
+
+        with pytest.raises(StoreUnusable, match="is damaged") as refused:
+            await use(database)
+
+        assert str(database) in refused.value.message
+        assert ".recover" in refused.value.hint
+
+    async def test_is_found_while_it_is_open(self, tmp_path: Path) -> None:
+        """Waiting mends nothing, and no message is at fault."""
+        database = tmp_path / "p.db"
+        await project(database, MESSAGES)
+        async with projecting(database) as projector:
+            # A commit of another makes SQLite forget the pages that it has read.
+            change(database, "UPDATE projections SET version = version + 0, table_name = 'events'")
+            change(database, "PRAGMA user_version = 1")
+            spoil_page(database, root_of(database, "log"))
+
+            with pytest.raises(StoreUnusable, match="is damaged"):
+                await projector.project(deliveries([completed("e-1")]))
+
+    async def test_that_is_too_large_to_be_read_at_the_start_is_refused_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the start looks at is bounded; what it does not is looked at when it is used."""
+        database = tmp_path / "p.db"
+        await project(database, MESSAGES)
+        spoil_page(database, root_of(database, "log"))
+        monkeypatch.setattr(checks, "CHECKED_BYTES", 0)
+
+        async with projecting(database) as projector:
+            with pytest.raises(StoreUnusable, match="is damaged"):
+                await projector.project(deliveries([completed("e-1")]))
+
+    @pytest.mark.parametrize("use", [opened_by_a_writer, audited, rebuilt, shown])
+    async def test_without_a_whole_header_is_not_ours(self, tmp_path: Path, use: Use) -> None:
+        """It could be anybody's."""
+        await project(tmp_path / "p.db", MESSAGES)
+        spoil_page(tmp_path / "p.db", 1)
+
+        with pytest.raises(StoreUnusable, match=r"not a database of the worker .*p\.db"):
+            await use(tmp_path / "p.db")
+
+    @pytest.mark.parametrize("use", [audited, rebuilt, shown])
+    async def test_that_lacks_a_table_is_refused(self, tmp_path: Path, use: Use) -> None:
+        """Somebody's hand was in it, or it was never whole."""
+        await project(tmp_path / "p.db", MESSAGES)
+        change(tmp_path / "p.db", "DROP TABLE log")
+
+        with pytest.raises(StoreUnusable, match=r"does not hold .*p\.db, no such table"):
+            await use(tmp_path / "p.db")
+
+    async def test_can_be_salvaged_as_the_hint_says(self, tmp_path: Path) -> None:
+        """Rows that were lost come back from the log that was not."""
+        database, saved = tmp_path / "p.db", tmp_path / "saved.db"
+        await project(database, MESSAGES)
+        spoil_page(database, root_of(database, "events"))
+        with closing(sqlite3.connect(saved)) as connection_to_saved:
+            connection_to_saved.executescript(await asyncio.to_thread(recovered, database))
+
+        await rebuilt(saved)
+
+        assert rows(saved, EVENTS) == expected_rows(MESSAGES)
+
+
+async def fits(projector: Projector) -> bool:
+    """Try the long batch twice; tell whether it was committed."""
+    for _ in range(2):
+        try:
+            await projector.project(deliveries(LONG))
+        except StoreUnavailable:
+            pass
+        else:
+            return True
+    return False
+
+
+async def write_too_much(writer: Writer) -> None:
+    """Be a handler that makes an error of its own of whatever happens."""
+    async with writer.transaction() as tx, tx.savepoint():
+        await tx.execute("CREATE TABLE t AS SELECT zeroblob(99999) AS large")
+        try:
+            await tx.flush()
+        except StoreUnavailable:
+            raise ValueError("the handler's own") from None
+
+
+class TestAFileThatMayNotGrow:
+    async def test_holds_a_batch_as_a_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        """At the first page that does not fit, the second, and so on."""
+        database, failures = tmp_path / "p.db", 0
+        await project(database, MESSAGES)
+        async with projecting(database) as projector:
+            writer = projector._writer
+            ((pages,),) = await writer.fetch_all("PRAGMA page_count")
+            await writer.fetch_all(f"PRAGMA max_page_count = {pages}")
+            while not await fits(projector):
+                assert rows(database) == expected_rows(MESSAGES)
+                failures += 1
+                await writer.fetch_all(f"PRAGMA max_page_count = {pages + failures}")
+
+        assert failures > 5
+        assert rows(database) == expected_rows([*MESSAGES, *LONG])
+        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+    async def test_is_blamed_whatever_a_handler_makes_of_it(self, tmp_path: Path) -> None:
+        """A handler that catches the error cannot make a message of it that is at fault."""
+        await project(tmp_path / "p.db", MESSAGES)
+        async with Writer(tmp_path / "p.db") as writer:
+            await writer.fetch_all("PRAGMA max_page_count = 1")
+
+            with pytest.raises(StoreUnavailable, match="SQLITE_FULL"):
+                await write_too_much(writer)
