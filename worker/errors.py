@@ -41,3 +41,7 @@ class BrokerRefused(WorkerError):
 
 class SessionLost(WorkerError):
     """The session with the broker has ended; its deliveries are the broker's again."""
+
+
+class HealthUnavailable(WorkerError):
+    """The worker's health cannot be served, or nobody serves it."""

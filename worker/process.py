@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from worker.registry import Registry
 from worker.service import Service, address_of
 from worker.settings import Settings
+from worker.store.probe import SQLITE_VERSION
 from worker.telemetry.health import Facts
 from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
@@ -29,7 +30,7 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
     """
     settings = load_settings()
     facts = Facts()
-    metrics = Metrics(facts)
+    metrics = Metrics(facts, sqlite_version=".".join(map(str, SQLITE_VERSION)))
     report = Report(facts, metrics, settings.summary_seconds)
     service = Service(settings, registry, report, lambda: address_of(load_settings()))
     ending = _Ending(service, report)

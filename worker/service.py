@@ -24,6 +24,7 @@ from worker.settings import Settings
 from worker.store import log
 from worker.store.connection import Writer
 from worker.store.lock import WriterLock
+from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions
 from worker.telemetry.health import State
 from worker.telemetry.report import Report
@@ -204,7 +205,8 @@ class Service:
                 return  # The consumer tells the loop.
             else:
                 self._report.topology(None)
-                self._report.depths(depths.queue, depths.dead_letters)
+                wal = wal_bytes(self._settings.database)
+                self._report.sizes(depths.queue, depths.dead_letters, wal)
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
         draining = asyncio.ensure_future(self._stop.wait())

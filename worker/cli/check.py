@@ -10,7 +10,7 @@ import typer
 from worker.broker import probe as broker
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
-from worker.errors import WorkerError
+from worker.errors import BrokerRefused, WorkerError
 from worker.projections import load
 from worker.rebuild import reason_to_rebuild
 from worker.service import address_of, topology_of
@@ -85,7 +85,13 @@ async def _broker(settings: Settings) -> Line:
 
 async def _topology(settings: Settings) -> Line:
     topology = topology_of(settings)
-    depths = await broker.verify(address_of(settings), topology)
+    try:
+        depths = await broker.verify(address_of(settings), topology)
+    except BrokerRefused as error:
+        if store.is_file(settings.database):
+            raise
+        fix = "start the worker, which makes what is missing at its first start."
+        return Line("warn", "topology", error.message, fix)
     waiting = f"{depths.queue:,} messages and {depths.dead_letters:,} dead letters wait"
     if depths.dead_letters:
         fix = "see 'projection-worker dead-letters list'."

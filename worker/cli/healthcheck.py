@@ -1,47 +1,61 @@
-"""`healthcheck`: asks the worker on this machine how it is, for a container's health check."""
+"""`healthcheck`: what the worker beside says of its health, as an exit code for a container."""
 
+import http.client
 import json
-from http.client import HTTPException
 from typing import Annotated
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 import typer
 
 from worker.cli.app import app
 from worker.cli.output import complain, say
-from worker.settings import load_settings
+from worker.errors import HealthUnavailable
+from worker.settings import Settings, SettingsError, load_settings
+from worker.telemetry.http import url
 
-TIMEOUT_SECONDS = 5
-# What serves on all addresses is asked on the nearest one.
-ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - not bound here
+# The server closes a request after five seconds, and Docker is told ten.
+ANSWER_SECONDS = 6
+# What listens on every address is asked on the one that never leaves the machine.
+LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
 
 
 @app.command()
 def healthcheck(
     *,
     is_ready: Annotated[
-        bool, typer.Option("--ready", help="Ask whether it consumes, not only whether it lives.")
+        bool, typer.Option("--ready", help="Ask whether it projects, not only whether it lives.")
     ] = False,
 ) -> None:
-    """Ask the worker on this machine whether it lives; exit 1 if not."""
-    settings = load_settings()
-    host = ANY_ADDRESS.get(settings.health_host, settings.health_host)
-    url = f"http://{host}:{settings.health_port}/{'readyz' if is_ready else 'livez'}"
-    try:
-        with urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-            say(_reason(answer.read()))
-    except HTTPError as error:
-        complain(_reason(error.read()))
-        raise typer.Exit(1) from None
-    except (URLError, HTTPException, OSError) as error:
-        complain(
-            f"The worker does not answer ({url}: {error}).",
-            "see that it runs, and that WORKER_HEALTH_HOST and WORKER_HEALTH_PORT are its own.",
+    """Ask the worker of these settings for its health: exit 0 if it is well, 1 if not."""
+    status, reason = _ask(load_settings(), "/readyz" if is_ready else "/livez")
+    if status != http.client.OK:
+        complain(reason)
+        raise typer.Exit(1)
+    say(reason)
+
+
+def _ask(settings: Settings, path: str) -> tuple[int, str]:
+    host = LOOPBACK.get(settings.health_host, settings.health_host)
+    port = settings.health_port
+    if port == 0:
+        raise SettingsError(
+            "WORKER_HEALTH_PORT is 0: only the worker's log tells which port it took.",
+            "set WORKER_HEALTH_PORT to a fixed port for the worker and for this command.",
         )
-        raise typer.Exit(1) from None
-
-
-def _reason(content: bytes) -> str:
-    document = json.loads(content)
-    return f"{document['state']}: {document['reason']}"
+    # No proxy of the environment, and no redirect.
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, str(json.loads(response.read())["reason"])
+    except (OSError, http.client.HTTPException) as error:
+        raise HealthUnavailable(
+            f"No worker answers at {url(host, port)}{path} ({error}).",
+            "see that it runs, with the same WORKER_HEALTH_HOST and WORKER_HEALTH_PORT.",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise HealthUnavailable(
+            f"Something else than a worker answers at {url(host, port)}{path}.",
+            "set WORKER_HEALTH_PORT to the worker's port.",
+        ) from error
+    finally:
+        connection.close()

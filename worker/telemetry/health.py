@@ -1,79 +1,95 @@
-"""Is the worker alive, and is it ready? Pure functions of facts that the service writes down."""
+"""Is the worker well, and does it do its work? Pure functions of a few facts.
 
+Live: a restart would not help. Ready: messages are being projected now. A standby is live and not
+ready; so is a worker whose database cannot commit, because a new process would wait for the same
+disk.
+"""
+
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from time import monotonic
 
-# The loop turns every second; a handler that blocks it this long starves the heartbeats, too.
+# The loop's ticker turns every second; a batch of slow handlers may delay it by a few.
 LOOP_SECONDS = 15
-# A transaction takes milliseconds, and a lock ends it after a second: this one hangs in the disk.
+# A transaction of 2,000 messages takes below a second, and half a minute when the disk is slow.
 COMMIT_SECONDS = 120
 
 
 class State(StrEnum):
-    """What the worker does now."""
+    """What the worker is about, in the words of `/readyz` and the metrics."""
 
     STARTING = "starting"
     STANDING_BY = "standing_by"
+    """Another process writes the file."""
     REBUILDING = "rebuilding"
     CONNECTING = "connecting"
+    """There is no session with the broker."""
     CONSUMING = "consuming"
     HOLDING = "holding"
+    """The database cannot commit; the batch is held, unacked."""
     BLOCKED = "blocked"
+    """The broker takes no dead letters."""
     DRAINING = "draining"
 
 
 @dataclass(slots=True)
 class Facts:
-    """What is so at this moment; written by the service, read from any thread.
+    """What the service knows of itself: it alone writes, the health server's thread reads.
 
-    Times are seconds of `time.monotonic`, unless something else is said.
+    Each is one value that is replaced as a whole, so no lock is needed. Times are those of
+    `time.monotonic()` but for the last commit's.
     """
 
     state: State = State.STARTING
-    problem: str | None = None
-    """Why it is not well, as a sentence for people."""
-    loop_turned_at: float = field(default_factory=monotonic)
-    """When the event loop last turned."""
-    transaction_began_at: float | None = None
-    """When the transaction began that runs now."""
+    loop_turned_at: float = field(default_factory=time.monotonic)
+    """The service's ticker sets it every second."""
+    projecting_since: float | None = None
+    """When the transaction that runs now began."""
     oldest_unsettled_at: float | None = None
-    """When the oldest delivery that is not settled was taken."""
+    """When the oldest delivery that is not settled arrived."""
     last_commit_at: float | None = None
-    """Unix time of the last commit."""
+    """In Unix time."""
+    problem: str | None = None
+    """What keeps the worker from its work, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An answer, and its reason."""
+    """An answer, and the sentence that says why."""
 
     is_well: bool
     reason: str
 
 
 def live(facts: Facts, now: float) -> Health:
-    """Tell whether the process works; where it does not, only a restart helps.
-
-    A broker that is away or a full disk is no reason: a restart would mend neither.
-    """
-    turned = now - facts.loop_turned_at
-    if turned > LOOP_SECONDS:
+    """Tell whether the process is worth keeping; if not, a restart is the cure."""
+    silent = now - facts.loop_turned_at
+    if silent > LOOP_SECONDS:
         return Health(
-            is_well=False, reason=f"The event loop has not turned for {turned:.0f} seconds."
+            is_well=False,
+            reason=f"The event loop has not turned for {silent:.0f} seconds: a handler blocks it.",
         )
-    began = facts.transaction_began_at
-    if began is not None and now - began > COMMIT_SECONDS:
+    # Read once: the service may end the transaction between two looks.
+    since = facts.projecting_since
+    if since is not None and now - since > COMMIT_SECONDS:
         return Health(
-            is_well=False, reason=f"A transaction has been running for {now - began:.0f} seconds."
+            is_well=False, reason=f"One transaction has been running for {now - since:.0f} seconds."
         )
-    return Health(is_well=True, reason="The event loop turns.")
+    return Health(is_well=True, reason=_state_sentence(facts.state))
 
 
 def ready(facts: Facts, now: float) -> Health:
-    """Tell whether the worker consumes, and commits what it consumes."""
-    alive = live(facts, now)
-    if not alive.is_well:
-        return alive
-    if facts.state is State.CONSUMING and facts.problem is None:
-        return Health(is_well=True, reason="It consumes, and commits or is idle.")
-    return Health(is_well=False, reason=facts.problem or f"It is {facts.state}.")
+    """Tell whether messages are being projected; if not, the reason names state and problem."""
+    health = live(facts, now)
+    if not health.is_well:
+        return health
+    state, problem = facts.state, facts.problem
+    sentence = _state_sentence(state)
+    return Health(
+        is_well=state is State.CONSUMING and problem is None,
+        reason=sentence if problem is None else f"{sentence} {problem}",
+    )
+
+
+def _state_sentence(state: State) -> str:
+    return f"The worker is {state.replace('_', ' ')}."

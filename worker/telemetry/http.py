@@ -1,161 +1,181 @@
-"""/livez, /readyz and /metrics over HTTP.
+"""`/livez`, `/readyz` and `/metrics` over HTTP, answered while the worker's own loop is stuck.
 
-The standard library's threading server, in threads of its own: it answers while a handler blocks
-the event loop, which is when somebody asks, and costs a megabyte where a framework costs ten. Meant
-for probes and scrapers on loopback or a private network, and guarded against slow or many clients.
+A thread with an event loop of its own, and asyncio's streams with a parser of a few lines. In the
+worker's loop, a handler that blocks would silence the very answer that tells of it. The servers of
+the standard library, and prometheus_client's, which is one of them, spend a thread on each
+connection and time each read instead of the whole request, so that a client who sends a byte now
+and then keeps its thread for ever. aiohttp would cost some 10 MB for three fixed paths.
+
+Whoever reaches the port may read what it says: nothing of it comes from messages.
 """
 
+import asyncio
 import json
-import socket
-import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
-from time import monotonic
+from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import NamedTuple, Self
 
-from worker.errors import WorkerError
+from worker.errors import HealthUnavailable
 from worker.telemetry.health import Facts, Health, live, ready
-from worker.telemetry.metrics import CONTENT_TYPE, Metrics
+from worker.telemetry.metrics import Metrics
 
-# A client that says nothing for so long is cut off, and so is one whose request takes too long.
-SILENCE_SECONDS = 5.0
-REQUEST_SECONDS = 10.0
-MOST_CONNECTIONS = 32
-POLL_SECONDS = 0.25
+# From accepting to closing, whatever the client does.
+REQUEST_SECONDS = 5
+# A client that means it is answered within milliseconds; the oldest of too many does not mean it.
+MAX_CONNECTIONS = 128
+# asyncio accepts as many at one turn of its loop, and a request is answered within three.
+BACKLOG = 32
+MAX_HEADER_BYTES = 8 * 1024
+CLOSE_SECONDS = 2
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
 
 
-class HealthUnavailable(WorkerError):
-    """The address for health and metrics cannot be taken."""
+class Answer(NamedTuple):
+    """What goes back to the client."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = TEXT
 
 
 class HealthServer:
-    """Serves a worker's health within `async with`."""
+    """Serves health and metrics for the length of an `async with` block; `url` says where.
+
+    Entering raises `HealthUnavailable` if it cannot listen there.
+    """
 
     def __init__(self, host: str, port: int, facts: Facts, metrics: Metrics) -> None:
-        """Name the address; port 0 is any that is free."""
-        self._address = (host, port)
+        """Configure; port 0 takes any that is free."""
+        self.url = ""
+        self._host = host
+        self._port = port
         self._facts = facts
         self._metrics = metrics
-        self.url = ""
-        """Where it serves, once it does."""
+        self._paths: dict[str, Callable[[], Answer]] = {
+            "/livez": lambda: self._health(live),
+            "/readyz": lambda: self._health(ready),
+            "/metrics": self._render,
+        }
+        # Oldest first; touched by the server's thread alone.
+        self._connections: dict[asyncio.Task[None], None] = {}
 
     async def __aenter__(self) -> Self:
-        """Serve; raises `HealthUnavailable` if the address cannot be taken."""
-        try:
-            self._server = _Server(self._address, self._facts, self._metrics)
-        except OSError as error:
-            host, port = self._address
-            raise HealthUnavailable(
-                f"Health and metrics cannot be served (address {host}:{port}: {error.strerror}).",
-                "set WORKER_HEALTH_HOST and WORKER_HEALTH_PORT to an address that is free; port 0 "
-                "takes any.",
-            ) from error
-        self.url = f"http://{_in_url(self._address[0])}:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(POLL_SECONDS,), name="health", daemon=True
+        """Begin to listen."""
+        listens: Future[tuple[str, Callable[[], object]]] = Future()
+        self._thread = Thread(
+            target=asyncio.run, args=(self._serve(listens),), name="health", daemon=True
         )
         self._thread.start()
+        self.url, self._stop = await asyncio.wrap_future(listens)
         return self
 
     async def __aexit__(
         self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Close the port and every connection, and end the thread."""
+        self._stop()
+        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
+    async def _serve(self, listens: Future[tuple[str, Callable[[], object]]]) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        try:
+            server = await asyncio.start_server(
+                self._connected, self._host, self._port, limit=MAX_HEADER_BYTES, backlog=BACKLOG
+            )
+        except OSError as error:
+            listens.set_exception(_unavailable(self._host, self._port, error))
+            return
+        async with server:
+            host, port = server.sockets[0].getsockname()[:2]
+            listens.set_result((url(host, port), lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
+            # Python 3.12.1 and later wait for them at the end of the block.
+            for connection in self._connections:
+                connection.cancel()
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # Leaving must not wait for a slow client.
-    block_on_close = False
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
+        connection = asyncio.create_task(self._converse(reader, writer))
+        self._connections[connection] = None
+        connection.add_done_callback(lambda _: self._connections.pop(connection, None))
+        # Closing waits for a client that does not read what it asked for; this does not.
+        connection.add_done_callback(lambda _: writer.transport.abort())
 
-    def __init__(self, address: tuple[str, int], facts: Facts, metrics: Metrics) -> None:
-        self.facts = facts
-        self.metrics = metrics
-        self._open: dict[socket.socket, float] = {}
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, _Request)
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A client that goes away, or is too slow, has nobody to be told.
+        with suppress(OSError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(REQUEST_SECONDS):
+                writer.write(await self._response(reader))
+                writer.close()
+                await writer.wait_closed()
 
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the library
-        if len(self._open) >= MOST_CONNECTIONS:
-            # The newest is let in: it may be the probe that decides whether the worker lives.
-            self._cut(next(iter(self._open)))
-        self._open[request] = monotonic()
-        super().process_request(request, client_address)
+    async def _response(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _encoded(_plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(line) != 3 or not line[2].startswith("HTTP/1."):
+            return _encoded(_plain(HTTPStatus.BAD_REQUEST))
+        method, target, _ = line
+        answer = self._paths.get(target.partition("?")[0])
+        if answer is None:
+            return _encoded(_plain(HTTPStatus.NOT_FOUND), with_body=method != "HEAD")
+        if method not in ("GET", "HEAD"):
+            return _encoded(_plain(HTTPStatus.METHOD_NOT_ALLOWED))
+        return _encoded(answer(), with_body=method == "GET")
 
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - as above
-        self._open.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Cut off who takes too long, a byte at a time."""
-        latest = monotonic() - REQUEST_SECONDS
-        for request in [each for each, began in list(self._open.items()) if began < latest]:
-            self._cut(request)
-
-    def _cut(self, request: socket.socket) -> None:
-        self._open.pop(request, None)
-        with suppress(OSError):
-            request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as above
-        # A client that hung up is no news.
-        pass
-
-
-class _Request(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = SILENCE_SECONDS
-    server_version = "projection-worker"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        facts, now = self.server.facts, monotonic()
-        match self.path:
-            case "/livez":
-                self._answer_health(live(facts, now))
-            case "/readyz":
-                self._answer_health(ready(facts, now))
-            case "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE, self.server.metrics.render())
-            case _:
-                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"/livez /readyz /metrics\n")
-
-    do_HEAD = do_GET  # noqa: N815 - the library's name
-
-    def _answer_health(self, health: Health) -> None:
-        document = {
-            "ok": health.is_well,
-            "state": self.server.facts.state.value,
-            "reason": health.reason,
-        }
+    def _health(self, look: Callable[[Facts, float], Health]) -> Answer:
+        health = look(self._facts, time.monotonic())
+        document = {"ok": health.is_well, "reason": health.reason, "state": self._facts.state}
         status = HTTPStatus.OK if health.is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, "application/json", json.dumps(document).encode() + b"\n")
+        return Answer(status, json.dumps(document).encode() + b"\n", JSON)
 
-    def _answer(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the library
-        # Probes come every few seconds; they would drown the worker's own lines.
-        pass
+    def _render(self) -> Answer:
+        body, content_type = self._metrics.render()
+        return Answer(HTTPStatus.OK, body, content_type)
 
 
-def _in_url(host: str) -> str:
-    try:
-        return f"[{host}]" if ip_address(host).version == 6 else host
-    except ValueError:
-        return host
+def url(host: str, port: int) -> str:
+    """Give the URL of an address; one of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _plain(status: HTTPStatus) -> Answer:
+    return Answer(status, f"{status.phrase}\n".encode())
+
+
+def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
+    status, body, content_type = answer
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
+
+
+def _unavailable(host: str, port: int, error: OSError) -> HealthUnavailable:
+    return HealthUnavailable(
+        f"Health cannot be served at {url(host, port)} ({error.strerror or error}).",
+        "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"
+        " address of this machine.",
+    )

@@ -1,13 +1,13 @@
 """Every metric: its name, its unit, and what a rise of it means.
 
-Each worker has a registry of its own. Labels take few values, all of which are there from the
-start, so that a rate can be told from the first event on.
+Labels have few values, and all of them are there from the start with 0: an alert on a rise sees
+the first dead letter, too. A number that nobody knows yet is NaN, which no comparison fires on.
 """
 
-import math
-from collections.abc import Callable, Iterable
+import time
+from functools import partial
 from importlib.metadata import version
-from time import monotonic
+from math import nan
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -15,152 +15,174 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from worker.deliveries import BatchReport, Reason, Verdict
-from worker.telemetry.health import Facts, State, ready
+from worker.telemetry.health import Facts, State
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+# A batch has 2,000 messages at most (`worker/settings.py`).
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-COMMIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+# From one message on a fast disk to the hold of a database that is locked for a minute.
+COMMIT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
-    """What one worker has counted."""
+    """What the worker counts and measures; told by the service, read by any thread."""
 
-    def __init__(self, facts: Facts) -> None:
-        """Start at zero; what is so at the moment comes from the facts, when somebody asks."""
-        self._registry = registry = CollectorRegistry()
-        self._messages = Counter(
-            "projection_messages",
-            "Messages settled, by outcome. Late ones cost a fold of their stream; many duplicates "
-            "mean redeliveries or a publisher that repeats itself.",
-            ["outcome"],
-            registry=registry,
-        )
-        self._redelivered = Counter(
-            "projection_messages_redelivered",
-            "Settled messages that the broker had delivered before. Rises after each lost session.",
-            registry=registry,
-        )
-        self._dead_letters = Counter(
-            "projection_dead_letters",
-            "Messages dead-lettered by this worker, by reason. Any rise wants a look: "
-            "'projection-worker dead-letters list'.",
-            ["reason"],
-            registry=registry,
-        )
-        self._batch = Histogram(
-            "projection_batch_messages",
-            "Messages in one transaction. At the batch size all the time: the worker is behind.",
-            buckets=BATCH_BUCKETS,
-            registry=registry,
-        )
-        self._commit = Histogram(
-            "projection_commit_seconds",
-            "From the first decoded message of a batch to the end of its commit. A rise means a "
-            "slow disk, or a lock.",
-            buckets=COMMIT_BUCKETS,
-            registry=registry,
-        )
-        self._opened = Counter(
-            "projection_sessions_opened", "Sessions with the broker.", registry=registry
-        )
-        self._lost = Counter(
-            "projection_sessions_lost",
-            "Sessions that ended by a fault. A steady rise means an unstable network or broker.",
-            registry=registry,
-        )
-        self._waiting = Gauge(
-            "projection_waiting_messages",
-            "Messages that the broker has ready, as of the last look. In the queue: how far the "
-            "worker is behind. In dead_letters: what somebody has to look at.",
-            ["queue"],
-            registry=registry,
-        )
-        for verdict in Verdict:
-            self._messages.labels(verdict.value)
-        for reason in Reason:
-            self._dead_letters.labels(reason.value)
-        self.depths(math.nan, math.nan)
-        registry.register(_FactsCollector(facts))
-        ProcessCollector(registry=registry)
+    def __init__(self, facts: Facts, *, sqlite_version: str) -> None:
+        """Count from 0; what the facts say is looked up whenever somebody reads."""
+        # The time at which each counter was made would double their number. The switch is the
+        # whole process's, and no one else in it counts.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._count_messages()
+        self._count_sessions()
+        self._measure_depths()
+        self._look_up(facts)
+        versions = Info("projection_worker", "Versions in use.", registry=self._registry)
+        versions.info({"version": version("projection-worker"), "sqlite": sqlite_version})
+        ProcessCollector(registry=self._registry)
 
-    def batch_settled(self, batch: BatchReport) -> None:
-        """Count a batch."""
-        for verdict, count in batch.verdicts.items():
-            self._messages.labels(verdict.value).inc(count)
-        for outcome in batch.rejections:
+    def batch_settled(self, report: BatchReport) -> None:
+        """Count a batch that is committed and settled."""
+        for verdict, number in report.verdicts.items():
+            self._messages[verdict].inc(number)
+        for outcome in report.rejections:
             if outcome.rejected is not None:
-                self._dead_letters.labels(outcome.rejected.reason.value).inc()
-        self._redelivered.inc(batch.redelivered)
-        self._batch.observe(sum(batch.verdicts.values()))
-        self._commit.observe(batch.commit_seconds)
+                self._dead_letters[outcome.rejected.reason].inc()
+        self._redelivered.inc(report.redelivered)
+        self._batch_size.observe(sum(report.verdicts.values()))
+        self._commit_seconds.observe(report.commit_seconds)
 
     def session_opened(self) -> None:
-        """Count a session."""
-        self._opened.inc()
+        """Count a session that has begun."""
+        self._sessions_opened.inc()
 
     def session_lost(self) -> None:
-        """Count a session that ended by a fault."""
-        self._lost.inc()
+        """Count a session that has ended unasked."""
+        self._sessions_lost.inc()
 
-    def depths(self, queue: float, dead_letters: float) -> None:
-        """Note how many messages the broker has ready."""
-        self._waiting.labels("queue").set(queue)
-        self._waiting.labels("dead_letters").set(dead_letters)
+    def depths(self, ready: int, dead_letters: int) -> None:
+        """Note how many messages wait in the queue and in its dead-letter queue."""
+        self._queue.set(ready)
+        self._dead_letter_queue.set(dead_letters)
 
-    def render(self) -> bytes:
-        """Give all of them in Prometheus' text format, whose type is `CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+    def wal_bytes(self, size: int) -> None:
+        """Note the size of the database's write-ahead log."""
+        self._wal.set(size)
 
+    def render(self) -> tuple[bytes, str]:
+        """Give all of it as Prometheus reads it: the text, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-class _FactsCollector(Collector):
-    """What is so at the moment of asking."""
-
-    def __init__(self, facts: Facts, clock: Callable[[], float] = monotonic) -> None:
-        self._facts = facts
-        self._clock = clock
-
-    def collect(self) -> Iterable[Metric]:
-        facts, now = self._facts, self._clock()
-        unsettled = facts.oldest_unsettled_at
-        yield GaugeMetricFamily(
-            "projection_oldest_unsettled_seconds",
-            "Age of the oldest delivery that was taken and is not settled; 0 if there is none. "
-            "Above 60: the database or the dead letters hold the worker up.",
-            value=0.0 if unsettled is None else now - unsettled,
+    def _count_messages(self) -> None:
+        messages = Counter(
+            "projection_messages",
+            "Messages settled, by outcome. A standstill while messages wait: nothing is projected."
+            " Rising late or orphan: publishers send out of order, or plans are lost.",
+            ["outcome"],
+            registry=self._registry,
         )
-        yield GaugeMetricFamily(
-            "projection_last_commit_timestamp_seconds",
-            "Unix time of the last commit; absent before the first.",
-            value=facts.last_commit_at,
+        self._messages = {verdict: messages.labels(verdict.value) for verdict in Verdict}
+        dead_letters = Counter(
+            "projection_dead_letters",
+            "Messages dead-lettered, by reason. A rise: a publisher sends what cannot be applied,"
+            " or a handler fails; see 'projection-worker dead-letters list'.",
+            ["reason"],
+            registry=self._registry,
         )
-        yield GaugeMetricFamily(
-            "projection_loop_idle_seconds",
-            "Seconds since the event loop turned. Above 2: a handler blocks it.",
-            value=now - facts.loop_turned_at,
+        self._dead_letters = {reason: dead_letters.labels(reason.value) for reason in Reason}
+        self._redelivered = Counter(
+            "projection_redelivered_messages",
+            "Messages that the broker marked as delivered before. A rise: sessions are lost, or"
+            " workers die, before they ack.",
+            registry=self._registry,
         )
-        yield GaugeMetricFamily(
-            "projection_ready",
-            "1 if the worker consumes and commits, as /readyz says.",
-            value=float(ready(facts, now).is_well),
+        self._batch_size = Histogram(
+            "projection_batch_messages",
+            "Messages in one transaction. A rise to the batch size: messages arrive as fast as"
+            " they are projected, or faster.",
+            buckets=BATCH_BUCKETS,
+            registry=self._registry,
         )
-        states = GaugeMetricFamily(
+        self._commit_seconds = Histogram(
+            "projection_commit_seconds",
+            "Seconds from the first decoded message of a batch to the end of its COMMIT, holding"
+            " included. A rise: the disk or a handler is slow, or the file is locked.",
+            buckets=COMMIT_BUCKETS,
+            registry=self._registry,
+        )
+
+    def _count_sessions(self) -> None:
+        self._sessions_opened = Counter(
+            "projection_sessions_opened",
+            "Sessions opened with the broker. A rise after the first: reconnects.",
+            registry=self._registry,
+        )
+        self._sessions_lost = Counter(
+            "projection_sessions_lost",
+            "Sessions with the broker that ended unasked. A rise: the broker or the network fails.",
+            registry=self._registry,
+        )
+
+    def _measure_depths(self) -> None:
+        self._queue = self._gauge(
+            "projection_queue_messages",
+            "Messages that wait in the queue, undelivered. A rise: more arrives than is projected.",
+        )
+        self._dead_letter_queue = self._gauge(
+            "projection_dead_letter_queue_messages",
+            "Messages that wait in the dead-letter queue. A rise: somebody must look at them.",
+        )
+        self._wal = self._gauge(
+            "projection_wal_bytes",
+            "Size of the database's write-ahead log. A rise without end: a reader keeps its"
+            " transaction open, so that no checkpoint completes.",
+        )
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        gauge = Gauge(name, meaning, registry=self._registry)
+        gauge.set(nan)
+        return gauge
+
+    def _look_up(self, facts: Facts) -> None:
+        state = Gauge(
             "projection_state",
-            "1 for the state the worker is in, 0 for all others.",
-            None,
+            "1 for the worker's state, 0 for all others. Anything but consuming for long: see"
+            " /readyz for the reason.",
             ["state"],
+            registry=self._registry,
         )
-        for state in State:
-            states.add_metric([state.value], float(state is facts.state))
-        yield states
-        build = GaugeMetricFamily(
-            "projection_build_info", "1, with the worker's version.", None, ["version"]
-        )
-        build.add_metric([version("projection-worker")], 1.0)
-        yield build
+        for each in State:
+            state.labels(each.value).set_function(partial(_is_in, facts, each))
+        self._gauge(
+            "projection_oldest_unsettled_seconds",
+            "Age of the oldest delivery that is not settled; 0 if there is none. A rise: the"
+            " database cannot commit, a handler hangs, or dead letters cannot be published.",
+        ).set_function(lambda: _age(facts.oldest_unsettled_at))
+        self._gauge(
+            "projection_transaction_seconds",
+            "Age of the transaction that runs now; 0 if none does. A rise: a handler or the disk"
+            " hangs; /livez fails in the end.",
+        ).set_function(lambda: _age(facts.projecting_since))
+        self._gauge(
+            "projection_loop_lag_seconds",
+            "Seconds since the event loop last turned; below about 1 when well. A rise: a handler"
+            " blocks it, or the machine is starved; /livez fails in the end.",
+        ).set_function(lambda: _age(facts.loop_turned_at))
+        self._gauge(
+            "projection_last_commit_timestamp_seconds",
+            "Unix time of the last commit. A standstill while messages wait: nothing is projected.",
+        ).set_function(lambda: nan if facts.last_commit_at is None else facts.last_commit_at)
+
+
+def _is_in(facts: Facts, state: State) -> float:
+    return float(facts.state is state)
+
+
+def _age(since: float | None) -> float:
+    return 0.0 if since is None else time.monotonic() - since

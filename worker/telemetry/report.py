@@ -96,9 +96,10 @@ class Report:
         if self.facts.state is State.CONSUMING:
             self.facts.problem = self._topology_problem
 
-    def depths(self, queue: int, dead_letters: int) -> None:
-        """Note how many messages wait."""
+    def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
+        """Note how many messages wait, and how large the file's write-ahead log is."""
         self._metrics.depths(queue, dead_letters)
+        self._metrics.wal_bytes(wal_bytes)
 
     def quarantine(self, suspect: Delivery | None) -> None:
         """Name a message that consumers may have ended of, and which is tried alone; None: past."""
@@ -150,11 +151,11 @@ class Report:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Note how long a transaction has been running."""
-        self.facts.transaction_began_at = time.monotonic()
+        self.facts.projecting_since = time.monotonic()
         try:
             yield
         finally:
-            self.facts.transaction_began_at = None
+            self.facts.projecting_since = None
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
         """Note what a batch did that has been committed and settled."""

@@ -1,0 +1,87 @@
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.cli.commands import run_command
+from worker.telemetry.health import Facts, State
+from worker.telemetry.http import HealthServer
+from worker.telemetry.metrics import Metrics
+
+
+async def checked(
+    state: State, folder: Path, *options: str, bound: str = "127.0.0.1", asked: str | None = None
+) -> tuple[int, str, str]:
+    """Ask a worker in some state for its health."""
+    facts = Facts(state)
+    async with HealthServer(bound, 0, facts, Metrics(facts, sqlite_version="3")) as server:
+        port = urlsplit(server.url).port
+        return await run_command(
+            "healthcheck", *options, folder=folder, health_host=asked or bound, health_port=port
+        )
+
+
+class TestHealthcheck:
+    """Is what a container's runtime calls: its exit code counts."""
+
+    async def test_of_a_standby_is_good(self, tmp_path: Path) -> None:
+        """It lives, and a restart would gain nothing."""
+        code, out, err = await checked(State.STANDING_BY, tmp_path)
+
+        assert (code, out, err) == (0, "The worker is standing by.\n", "")
+
+    async def test_for_readiness_of_a_standby_is_not(self, tmp_path: Path) -> None:
+        """Exit 1, and the reason on standard error."""
+        code, out, err = await checked(State.STANDING_BY, tmp_path, "--ready")
+
+        assert (code, out, err) == (1, "", "The worker is standing by.\n")
+
+    async def test_for_readiness_of_a_consumer_is_good(self, tmp_path: Path) -> None:
+        """It projects."""
+        code, out, _ = await checked(State.CONSUMING, tmp_path, "--ready")
+
+        assert (code, out) == (0, "The worker is consuming.\n")
+
+    @pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "0.0.0.0"), ("::1", "::")])
+    async def test_asks_on_the_loopback(self, tmp_path: Path, bound: str, asked: str) -> None:
+        """Where the worker listens on every address."""
+        code, _, _ = await checked(State.CONSUMING, tmp_path, bound=bound, asked=asked)
+
+        assert code == 0
+
+    async def test_uses_no_proxy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A container's proxy does not know the worker."""
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+        assert (await checked(State.CONSUMING, tmp_path))[0] == 0
+
+    async def test_without_a_worker_is_bad(self, tmp_path: Path) -> None:
+        """Exit 1, with what to look at."""
+        with socket.socket() as unheard:
+            # Bound and not listening: the port is nobody else's, and refuses.
+            unheard.bind(("127.0.0.1", 0))
+            port = unheard.getsockname()[1]
+            code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=port)
+
+        assert code == 1
+        assert f"127.0.0.1:{port}/livez" in err
+        assert "WORKER_HEALTH_PORT" in err
+
+    async def test_of_something_else_is_bad(self, tmp_path: Path) -> None:
+        """Another program on that port is not taken for a worker."""
+        facts = Facts()
+        async with HealthServer("127.0.0.1", 0, facts, Metrics(facts, sqlite_version="3")) as other:
+            other._paths.clear()
+            port = urlsplit(other.url).port
+            code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=port)
+
+        assert code == 1
+        assert "Something else" in err
+
+    async def test_of_any_port_is_no_check(self, tmp_path: Path) -> None:
+        """Port 0 names none, which is a fault of the settings."""
+        code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=0)
+
+        assert code == 2
+        assert "WORKER_HEALTH_PORT" in err

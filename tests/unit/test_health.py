@@ -1,0 +1,78 @@
+import pytest
+
+from worker.telemetry.health import COMMIT_SECONDS, LOOP_SECONDS, Facts, State, live, ready
+
+NOW = 10_000.0
+
+
+def facts(state: State = State.CONSUMING, **others: float | str | None) -> Facts:
+    """Give what a well worker knows of itself, with changes."""
+    known = Facts(state, loop_turned_at=NOW)
+    for name, value in others.items():
+        setattr(known, name, value)
+    return known
+
+
+class TestLive:
+    """Whether a restart would not help."""
+
+    @pytest.mark.parametrize("state", State)
+    def test_is_a_worker_in_any_state(self, state: State) -> None:
+        """A standby, and one whose database cannot commit, are better left alone."""
+        health = live(facts(state, problem="The disk is full."), NOW)
+
+        assert health.is_well
+        assert state.replace("_", " ") in health.reason
+
+    def test_is_not_a_worker_whose_loop_is_blocked(self) -> None:
+        """It may take its time, and then it is told with the seconds."""
+        known = facts(loop_turned_at=NOW - LOOP_SECONDS)
+
+        assert live(known, NOW).is_well
+        late = live(known, NOW + 1)
+        assert not late.is_well
+        assert "16 seconds" in late.reason
+
+    def test_is_not_a_worker_whose_transaction_does_not_end(self) -> None:
+        """It may take its time, and then it is told with the seconds."""
+        known = facts(projecting_since=NOW - COMMIT_SECONDS)
+
+        assert live(known, NOW).is_well
+        known.loop_turned_at = NOW + 1
+        late = live(known, NOW + 1)
+        assert not late.is_well
+        assert "transaction" in late.reason
+        assert "121 seconds" in late.reason
+
+    def test_is_a_worker_that_starts(self) -> None:
+        """Nothing has happened yet, and that is no fault."""
+        known = Facts()
+
+        assert live(known, known.loop_turned_at).is_well
+
+
+class TestReady:
+    """Whether messages are projected now."""
+
+    @pytest.mark.parametrize("state", State)
+    def test_is_only_a_worker_that_consumes(self, state: State) -> None:
+        """Every other state is named."""
+        health = ready(facts(state), NOW)
+
+        assert health.is_well == (state is State.CONSUMING)
+        assert state.replace("_", " ") in health.reason
+
+    def test_is_not_a_worker_with_a_problem(self) -> None:
+        """A consumer whose dead letters have nowhere to go says so."""
+        health = ready(facts(problem="The queue has no dead-letter exchange."), NOW)
+
+        assert not health.is_well
+        assert "consuming" in health.reason
+        assert "no dead-letter exchange" in health.reason
+
+    def test_is_not_a_worker_that_is_not_live(self) -> None:
+        """The reason is the one of not being live."""
+        known = facts(loop_turned_at=0.0)
+
+        assert ready(known, NOW) == live(known, NOW)
+        assert not ready(known, NOW).is_well
