@@ -126,13 +126,18 @@ StartWorker = Callable[..., Awaitable[WorkerProcess]]
 
 @asynccontextmanager
 async def worker_process(
-    *arguments: str, settings: dict[str, str], folder: Path, inside: Sequence[str] = ()
+    *arguments: str,
+    settings: dict[str, str],
+    folder: Path,
+    inside: Sequence[str] = (),
+    module: str = "worker",
 ) -> AsyncIterator[WorkerProcess]:
     """Start `python -m worker` with arguments; kill it, by its pid, at the end of the block.
 
-    `inside` is a program that makes a surrounding for the worker and then becomes it.
+    `inside` is a program that makes a surrounding for the worker and then becomes it; `module` is
+    started in the place of `worker`.
     """
-    program = [*inside, sys.executable, "-m", "worker", *arguments]
+    program = [*inside, sys.executable, "-m", module, *arguments]
     if shutil.which("setpriv"):
         # The kernel ends it with the test run, even if that is killed.
         program = ["setpriv", "--pdeathsig", "KILL", *program]

@@ -62,7 +62,9 @@ class TestHealthcheck:
             # Bound and not listening: the port is nobody else's, and refuses.
             unheard.bind(("127.0.0.1", 0))
             port = unheard.getsockname()[1]
-            code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=port)
+            code, _, err = await run_command(
+                "healthcheck", folder=tmp_path, health_host="0.0.0.0", health_port=port
+            )
 
         assert code == 1
         assert f"127.0.0.1:{port}/livez" in err

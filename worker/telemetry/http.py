@@ -27,9 +27,10 @@ from worker.telemetry.metrics import Metrics
 # From accepting to closing, whatever the client does.
 REQUEST_SECONDS = 5
 # A client that means it is answered within milliseconds; the oldest of too many does not mean it.
-MAX_CONNECTIONS = 128
+# All of them together cost 3 MB.
+MAX_CONNECTIONS = 256
 # asyncio accepts as many at one turn of its loop, and a request is answered within three.
-BACKLOG = 32
+BACKLOG = 64
 MAX_HEADER_BYTES = 8 * 1024
 CLOSE_SECONDS = 2
 JSON = "application/json"
@@ -99,7 +100,7 @@ class HealthServer:
             host, port = server.sockets[0].getsockname()[:2]
             listens.set_result((url(host, port), lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
-            # Python 3.12.1 and later wait for them at the end of the block.
+            # From Python 3.12 on, the end of the block waits for them.
             for connection in self._connections:
                 connection.cancel()
 

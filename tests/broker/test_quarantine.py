@@ -1,0 +1,197 @@
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.builders import body, planned, started
+from tests.database import rows
+from tests.deadly import deadly
+from tests.oracle import expected_rows
+from tests.processes import StartWorker, WorkerProcess, environment, worker_process
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+from tests.raw_amqp import raw_publisher
+from tests.waiting import eventually
+
+DEADLY_EXIT = 66
+LIMIT = 5
+GOOD = [make(f"e-{number}") for number in range(40) for make in (planned, started)]
+MICROSECONDS = struct.pack(">Q", 1_764_000_000_000_000)
+
+
+def table(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+def nested(depth: int) -> bytes:
+    content = b""
+    for _ in range(depth):
+        content = b"\x01kF" + table(content)
+    return content
+
+
+StartModule = Callable[..., Awaitable[WorkerProcess]]
+"""Starts a module in the worker's place, with settings as keywords."""
+
+
+@pytest.fixture
+async def start(queues: Queues, database: Path, tmp_path: Path) -> AsyncIterator[StartModule]:
+    """Give a function that starts a worker which is not quite the one that ships."""
+    async with AsyncExitStack() as stack:
+
+        async def start(module: str, **settings: object) -> WorkerProcess:
+            common = {**queues.settings, "database": database, "secrets_dir": tmp_path}
+            of_this = environment(**common | {"delivery_limit": LIMIT} | settings)
+            process = worker_process("run", settings=of_this, folder=tmp_path, module=module)
+            return await stack.enter_async_context(process)
+
+        yield start
+
+
+class TestAMessageThatKillsTheProcess:
+    async def test_ends_alone_as_a_dead_letter(
+        self, queues: Queues, database: Path, start: StartModule, start_command: StartWorker
+    ) -> None:
+        """Its neighbours are projected once each, however many share its window."""
+        bomb = deadly("e-20")
+        await queues.declare(LIMIT)
+        await queues.publish([*GOOD[:40], bomb, *GOOD[40:]])
+
+        deaths = 0
+        while deaths <= LIMIT:
+            worker = await start("tests.deadly", prefetch=1000, batch_size=500)
+            assert await worker.exit_code() == DEADLY_EXIT, worker.output
+            deaths += 1
+        last = await start("tests.deadly")
+        await last.wait_for_log("quarantine_ended")
+        await eventually(lambda: nothing_left(queues))
+
+        assert rows(database) == expected_rows(GOOD)
+        letter = await queues.next_dead_letter()
+        assert letter.body == body(bomb)
+        assert letter.headers["x-first-death-reason"] == "delivery_limit"
+        assert await queues.take_dead_letters() == []
+
+    async def test_is_named_before_it_kills(self, queues: Queues, start: StartModule) -> None:
+        """The last line of a worker that dies again and again says of which message."""
+        await queues.declare(LIMIT)
+        await queues.publish([*GOOD, deadly("e-1")], message_id="the-bomb")
+        for _ in range(2):
+            assert await (await start("tests.deadly")).exit_code() == DEADLY_EXIT
+
+        worker = await start("tests.deadly")
+        await worker.exit_code()
+
+        assert worker.lines[-1]["event"] in ("quarantined", "batch_committed")
+        (line,) = worker.said("quarantined")
+        assert line["losses"] == 2
+        assert line["message_id"] == "the-bomb"
+
+
+async def nothing_left(queues: Queues) -> bool:
+    depth = await queues.depth()
+    return depth.ready == 0
+
+
+class TestAMessageThatKillsTheConnection:
+    async def test_ends_alone_as_a_dead_letter(
+        self,
+        queues: Queues,
+        database: Path,
+        node: RabbitMQNode,
+        start: StartModule,
+        start_command: StartWorker,
+    ) -> None:
+        """Before any code of the worker sees it; the commands can show and drop it."""
+        limit = 3
+        await queues.declare(limit)
+        await queues.publish(GOOD[:40])
+        async with raw_publisher(node.port) as raw:
+            await raw.publish(queues.name, b"poison", headers=nested(900))
+        await queues.publish(GOOD[40:])
+
+        worker = await start("tests.intolerant", delivery_limit=limit)
+        await eventually(lambda: nothing_left(queues), within=60)
+        await worker.wait_for_log("quarantine_ended")
+
+        assert rows(database) == expected_rows(GOOD)
+        listed = await start_command("dead-letters", "list")
+        assert await listed.exit_code() == 0
+        assert "delivery_limit" in listed.output
+        assert worker.total("applied") == len(GOOD)
+
+
+class TestOddProperties:
+    @pytest.mark.parametrize(
+        ("headers", "timestamp"),
+        [
+            (b"", MICROSECONDS),
+            (b"", struct.pack(">Q", 2**64 - 1)),
+            (b"\x02\xff\xfeS" + table(b"v"), b""),
+            (nested(900), b""),
+            (b"\x01kA" + table(b"V" * 100_000), b""),
+        ],
+        ids=[
+            "timestamp in microseconds",
+            "timestamp beyond all years",
+            "key not UTF-8",
+            "nested 900 deep",
+            "100,000 empty values",
+        ],
+    )
+    async def test_harm_neither_their_message_nor_any_other(
+        self,
+        queues: Queues,
+        database: Path,
+        node: RabbitMQNode,
+        start_worker: StartWorker,
+        headers: bytes,
+        timestamp: bytes,
+    ) -> None:
+        """The connection lives; a message whose body is well is projected."""
+        plan, odd = planned("e-0"), started("e-0")
+        await queues.declare()
+        async with raw_publisher(node.port) as raw:
+            await raw.publish(queues.name, body(plan))
+            await raw.publish(queues.name, body(odd), headers=headers, timestamp=timestamp)
+            await raw.publish(queues.name, b"broken", headers=headers, timestamp=timestamp)
+        await queues.publish([planned("e-1")])
+
+        worker = await start_worker()
+        await worker.wait_until_settled(4)
+
+        assert [row[3] for row in rows(database)] == ["active", "planned"]
+        assert worker.said("connection_lost") == []
+        (letter,) = await queues.take_dead_letters()
+        assert letter.body == b"broken"
+        assert letter.headers["x-reason"] == "not_json"
+
+
+class TestAWindow:
+    async def test_is_one_message_until_one_is_committed(
+        self, queues: Queues, database: Path, start_worker: StartWorker
+    ) -> None:
+        """Whatever kills a worker at its first message has cost one delivery."""
+        await queues.declare()
+        await queues.publish(GOOD)
+        worker = await start_worker()
+        await worker.wait_until_settled(len(GOOD))
+
+        sizes = [line["messages"] for line in worker.said("batch_committed")]
+
+        assert sizes[0] == 1
+        assert max(sizes) > 1
+
+    async def test_stays_open_where_nothing_was_lost(
+        self, queues: Queues, start_worker: StartWorker
+    ) -> None:
+        """A clean restart is no suspicion."""
+        await queues.declare()
+        await queues.publish(GOOD)
+        worker = await start_worker()
+        await worker.wait_until_settled(len(GOOD))
+
+        assert worker.said("quarantined") == []
+        assert (await queues.depth()).consumers == 1
