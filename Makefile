@@ -13,8 +13,8 @@ venv:
 	@deploy/setup.sh
 
 .PHONY: setup
-setup: venv ## Build .venv from the pinned packages, and install RabbitMQ where it is missing
-	@deploy/install-rabbitmq.sh
+setup: venv ## Build .venv from the pinned packages, and install the tools of the tests where they are missing
+	@deploy/install-test-tools.sh
 
 # Without the broker's package: the demo looks for a broker first.
 .PHONY: demo
