@@ -111,7 +111,7 @@ class TestAMessageThatKillsTheConnection:
             await raw.publish(queues.name, b"poison", headers=nested(900))
         await queues.publish(GOOD[40:])
 
-        worker = await start("tests.intolerant", delivery_limit=limit)
+        await start("tests.intolerant", delivery_limit=limit)
         await eventually(lambda: has_dead_letter(queues), within=60)
         await eventually(lambda: rows(database) == expected_rows(GOOD))
 
