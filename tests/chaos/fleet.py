@@ -17,6 +17,10 @@ LONG_SECONDS = 3_600
 RESTART_SECONDS = 0.2
 # A drain has 4.5 seconds; a machine with other things to do gets more.
 DRAIN_SECONDS = 30
+CHANGES = (
+    "connected", "connection_lost", "holding", "resumed", "blocked", "unblocked", "standing_by",
+    "taking_over", "draining", "drain_timed_out", "ended_at_once",
+)  # fmt: skip
 
 
 class Fleet:
@@ -38,6 +42,8 @@ class Fleet:
         self.failures: Counter[str] = Counter()
         """Why workers gave up by themselves, in their words."""
         self.verdicts: Counter[str] = Counter()
+        self.changes: Counter[str] = Counter()
+        """How often workers said that something begins or ends, by the word of their log."""
         self.foreign: list[str] = []
         """What a worker said that is no log line, or has a traceback in it."""
 
@@ -109,6 +115,7 @@ class Fleet:
         self.exit_codes[exit_code] += 1
         self.failures.update(line["reason"] for line in worker.said("failed"))
         self.verdicts.update({each.value: worker.total(each) for each in Verdict})
+        self.changes.update({each: len(worker.said(each)) for each in CHANGES})
         self.foreign += [
             line
             for line in worker.output.splitlines()

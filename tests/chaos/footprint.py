@@ -1,7 +1,11 @@
 """What a worker holds of its machine: it must be the same after many lost connections."""
 
+import asyncio
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 from tests.chaos.fleet import Fleet
 from tests.processes import WorkerProcess
@@ -58,7 +62,25 @@ async def growth_after_cuts(worker: WorkerProcess, proxy: Proxy, cuts: int) -> s
     return Footprint.of(worker.pid).growth(before)
 
 
+def free_port() -> int:
+    """Find a port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+async def metrics(port: int) -> bytes:
+    """Ask a worker for its metrics; nothing if it serves none."""
+
+    def ask() -> bytes:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return bytes(answer.read())
+        return b""
+
+    return await asyncio.to_thread(ask)
+
+
 def words_in(fleet: Fleet, database: Path, secret: str) -> list[str]:
     """Name the files in which a secret stands: what workers said, and what they wrote."""
-    files = [fleet.output, *database.parent.glob(f"{database.name}*")]
+    folder = database.parent
+    files = [fleet.output, folder / "metrics", *folder.glob(f"{database.name}*")]
     return [file.name for file in files if secret.encode() in file.read_bytes()]

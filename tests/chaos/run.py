@@ -22,7 +22,7 @@ from tests.chaos.ending import (
 )
 from tests.chaos.faults import Stage
 from tests.chaos.fleet import Fleet
-from tests.chaos.footprint import growth_after_cuts, words_in
+from tests.chaos.footprint import free_port, growth_after_cuts, metrics, words_in
 from tests.chaos.ledger import Ledger
 from tests.chaos.moments import pause
 from tests.chaos.nemesis import steps, torment
@@ -77,7 +77,7 @@ async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict
             say(f"{len(ledger.reasons)} things published; waiting until the queue is drained")
             left = await until_drained(node, queues)
         checks = [Check("the queue is drained", left)]
-        checks += [check async for check in _last_worker(fleet, proxy, node, queues, plan)]
+        checks += [check async for check in _last_worker(stage, queues, plan)]
         dead, queued = [await take_all(queues, n) for n in (queues.dead_letters, queues.name)]
         say("Comparing")
         findings = Findings(database, ledger, dead, queued)
@@ -99,6 +99,7 @@ async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict
                 "late, as workers reported": fleet.verdicts["late"],
                 "workers started": fleet.starts,
                 **by_reason(dead),
+                **{f"workers said {word}": number for word, number in fleet.changes.items()},
             },
             exit_codes=fleet.exit_codes,
             failures=fleet.failures,
@@ -149,19 +150,20 @@ async def _publishing(publisher: Publisher) -> AsyncIterator[None]:
         publisher.finish()
 
 
-async def _last_worker(
-    fleet: Fleet, proxy: Proxy, node: RabbitMQNode, queues: Queues, plan: Plan
-) -> AsyncIterator[Check]:
+async def _last_worker(stage: Stage, queues: Queues, plan: Plan) -> AsyncIterator[Check]:
     """Run a worker in calm weather, but for cuts, and end it."""
     cuts = CALM_CUTS if plan.seconds > 300 else CALM_CUTS // 2
-    async with fleet.worker() as worker:
+    port = free_port()
+    fleet, folder = stage.fleet, stage.database.parent
+    async with fleet.worker(WORKER_HEALTH_PORT=str(port)) as worker:
         yield Check(
             f"a worker holds no more after {cuts} cuts than before",
-            await growth_after_cuts(worker, proxy, cuts),
+            await growth_after_cuts(worker, stage.proxy, cuts),
         )
+        (folder / "metrics").write_bytes(await metrics(port))
         fleet.send(worker, Signals.SIGTERM)
         yield Check("it ends with exit code 0", differ(await worker.exit_code(), 0))
-    yield Check("no message is ready or unacked", await left_in(node, queues))
+    yield Check("no message is ready or unacked", await left_in(stage.node, queues))
 
 
 async def _rebuilds(fleet: Fleet, database: Path, folder: Path) -> AsyncIterator[Check]:
@@ -179,7 +181,7 @@ def _sayings(fleet: Fleet, database: Path) -> list[Check]:
         Check("workers print log lines, and no traceback", some(iter(fleet.foreign))),
         Check("no worker ends in a way that is not known", str(crashes) if crashes else ""),
         Check(
-            "the broker's password is in no log line and no file",
+            "the broker's password is in no log line, metric or file",
             ", ".join(words_in(fleet, database, CANARY)),
         ),
     ]
