@@ -19,7 +19,7 @@ RESTART_SECONDS = 0.2
 DRAIN_SECONDS = 30
 CHANGES = (
     "connected", "connection_lost", "holding", "resumed", "blocked", "unblocked", "standing_by",
-    "taking_over", "draining", "drain_timed_out", "ended_at_once",
+    "taking_over", "draining", "drain_timed_out", "ended_at_once", "quarantined", "topology_wrong",
 )  # fmt: skip
 
 
