@@ -25,6 +25,11 @@ demo: venv ## Show what the worker does, in about a minute
 run: venv ## Run the worker (settings from the environment: WORKER_AMQP_URL ...)
 	@$(BIN)/projection-worker run
 
+# Reproducible: the same SEED chooses the same faults in the same order.
+.PHONY: chaos
+chaos: setup ## Inject faults for SECONDS (600), and see that nothing is lost; SEED chooses them
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 # After lint, also under -j: the cheap answer comes first.
 .PHONY: test
 test: setup lint ## Check everything: lint, then all tests
