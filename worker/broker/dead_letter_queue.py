@@ -98,16 +98,14 @@ class DeadLetterQueue:
                 known.ROUTING_KEY: letter.routing_key,
             }
         )
-        wanted_properties = {**letter.properties, "content_type": letter.content_type}
-        properties = known.sendable_properties(wanted_properties)
+        properties = known.sendable_properties(letter.properties)
         await self._publish(letter, headers, properties)
         await self.discard(letter)
-        return sorted((wanted.keys() - headers) | (wanted_properties.keys() - properties))
+        return sorted((wanted.keys() - headers) | (letter.properties.keys() - properties))
 
     async def _publish(
         self, letter: DeadLetter, headers: dict[str, object], properties: dict[str, object]
     ) -> None:
-        content_type = properties.pop("content_type", None)
         again = "run the command again: for the worker, a message that comes twice is a duplicate."
         try:
             with _told(f"message {letter.name} was requeued; it may be in both queues", again):
@@ -116,7 +114,7 @@ class DeadLetterQueue:
                         letter.body,
                         # The default exchange: to the queue of this name, and to no other.
                         routing_key=self._work_queue,
-                        content_type=content_type if isinstance(content_type, str) else None,
+                        content_type=known.sendable_text(letter.content_type),
                         headers=headers,
                         properties=properties,
                     )

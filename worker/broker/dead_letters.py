@@ -33,7 +33,7 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
     await publisher.publish(
         delivery.body,
         routing_key=delivery.routing_key,
-        content_type=delivery.content_type if known.fits(delivery.content_type) else None,
+        content_type=known.sendable_text(delivery.content_type),
         headers={
             **known.sendable(kept),
             known.REASON: outcome.rejected.reason.value,

@@ -60,16 +60,20 @@ def sendable(headers: Mapping[str, object]) -> dict[str, object]:
 
 
 def sendable_properties(properties: Mapping[str, object]) -> dict[str, object]:
-    """Give those properties that can be sent again.
+    """Give those properties that can be sent again."""
+    return {
+        name: value
+        for name, value in properties.items()
+        if not isinstance(value, str) or sendable_text(value) is not None
+    }
+
+
+def sendable_text(value: str | None) -> str | None:
+    """Give a property's text if it can be sent again, else None.
 
     What is not UTF-8 is decoded with escapes, which may not fit where the bytes did.
     """
-    return {name: value for name, value in properties.items() if fits(value)}
-
-
-def fits(value: object) -> bool:
-    """Tell whether a property's value can be sent."""
-    return not isinstance(value, str) or len(value.encode()) <= MAX_SHORT_TEXT_BYTES
+    return value if value and len(value.encode()) <= MAX_SHORT_TEXT_BYTES else None
 
 
 def requeue_count(headers: Mapping[str, object]) -> int:
