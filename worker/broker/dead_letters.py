@@ -1,30 +1,24 @@
-"""Dead letters: publishing a rejected message with its reason, and looking at those there are.
+"""Dead letters: a rejected message with its reason, as it is published and as it is read.
 
 Promise: a dead letter keeps the raw body, and is confirmed before `publish` returns.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
-from aio_pika.abc import AbstractIncomingMessage, HeadersType
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.abc import AbstractIncomingMessage
 
-from worker.broker.connection import BrokerAddress, closing, connection
-from worker.broker.publisher import Publisher, can_be_sent
-from worker.broker.topology import Topology
+from worker.broker import headers as known
+from worker.broker.publisher import Publisher
 from worker.deliveries import Outcome
-from worker.errors import BrokerRefused
 from worker.messages import now
 
-# Why, in the worker's own words; the broker's own dead letters have x-death instead.
-REASON = "x-reason"
-DETAIL = "x-detail"
-QUEUE = "x-queue"
-REJECTED_AT = "x-rejected-at"
-OWN_HEADERS = (REASON, DETAIL, QUEUE, REJECTED_AT)
-# The broker's account of the delivery that was rejected; on a new message it would be a lie.
-NOT_KEPT = ("x-delivery-count", "x-acquired-count")
+# What a dead letter keeps beside its content type, by the names that aio-pika gives.
+PROPERTIES = ("app_id", "content_encoding", "correlation_id", "message_id", "timestamp", "type")
+ID_MAX_CHARACTERS = 255
 
 
 async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
@@ -35,19 +29,19 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
     if outcome.rejected is None:
         raise ValueError(f"Only a rejected delivery is a dead letter, not {outcome.verdict}.")
     delivery = outcome.delivery
-    kept = {name: value for name, value in delivery.headers.items() if name not in NOT_KEPT}
+    kept = {k: v for k, v in delivery.headers.items() if k not in known.DELIVERY_HEADERS}
     await publisher.publish(
         delivery.body,
         routing_key=delivery.routing_key,
-        content_type=delivery.content_type,
+        content_type=known.sendable_text(delivery.content_type),
         headers={
-            **(kept if can_be_sent(kept) else {}),
-            REASON: outcome.rejected.reason.value,
-            DETAIL: outcome.rejected.detail,
-            QUEUE: queue,
-            REJECTED_AT: now(),
+            **known.sendable(kept),
+            known.REASON: outcome.rejected.reason.value,
+            known.DETAIL: outcome.rejected.detail,
+            known.QUEUE: queue,
+            known.REJECTED_AT: now(),
         },
-        properties=delivery.properties,
+        properties=known.sendable_properties(delivery.properties),
     )
 
 
@@ -57,66 +51,80 @@ class DeadLetter:
 
     number: int
     """Its place in the queue, from 1."""
+    tag: int
+    """The delivery tag: means something only on the channel that delivered it."""
     reason: str
+    """The worker's reason; the broker's, such as delivery_limit; or unknown."""
     detail: str
-    rejected_at: str | None
+    rejected_at: datetime | None
+    kind: str | None
+    id: str | None
+    """What the body says, as far as it can be read; None if it says nothing."""
     message_id: str | None
+    """The AMQP property."""
     routing_key: str
+    """The one with which it was first published, also if it has been requeued since."""
+    requeue_count: int
     content_type: str | None
+    properties: Mapping[str, object]
     headers: Mapping[str, object]
+    """All but what the other fields say."""
     body: bytes
 
     @classmethod
     def of(cls, number: int, message: AbstractIncomingMessage) -> "DeadLetter":
-        """Read the headers, which the worker or the broker wrote."""
+        """Read what the worker or the broker, and before them a publisher, wrote."""
         headers = message.headers
+        reason, detail, rejected_at = _cause(headers)
+        kind, message_id = _kind_and_id(message.body)
+        requeue_count = known.requeue_count(headers)
+        original = headers.get(known.ROUTING_KEY) if requeue_count else None
+        told = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
         return cls(
             number=number,
-            reason=str(headers.get(REASON) or _broker_reason(headers)),
-            detail=str(headers.get(DETAIL, "")),
-            rejected_at=_text(headers.get(REJECTED_AT)),
+            tag=message.delivery_tag or 0,
+            reason=reason,
+            detail=detail,
+            rejected_at=rejected_at,
+            kind=kind,
+            id=message_id,
             message_id=message.message_id,
-            routing_key=message.routing_key or "",
+            routing_key=original if isinstance(original, str) else message.routing_key or "",
+            requeue_count=requeue_count,
             content_type=message.content_type,
-            headers={k: v for k, v in headers.items() if k not in (*OWN_HEADERS, *NOT_KEPT)},
+            properties={
+                name: value for name in PROPERTIES if (value := getattr(message, name)) is not None
+            },
+            headers={name: value for name, value in headers.items() if name not in told},
             body=message.body,
         )
 
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _broker_reason(headers: HeadersType) -> object:
-    return headers.get("x-first-death-reason", "unknown")
+    @property
+    def name(self) -> str:
+        """How people tell it from others: the message's id, or else its place in the queue."""
+        return self.id or self.message_id or f"number {self.number}"
 
 
-@asynccontextmanager
-async def browse(
-    address: BrokerAddress, topology: Topology
-) -> AsyncIterator[AsyncIterator[DeadLetter]]:
-    """Look at the dead letters, oldest first, and leave them all in the queue.
+def _cause(headers: Mapping[str, object]) -> tuple[str, str, datetime | None]:
+    """Give reason, detail and time."""
+    own = [headers.get(name) for name in known.OWN_HEADERS]
+    # A publisher's header may have one of these names; all four, the worker alone writes.
+    if all(isinstance(value, str) for value in own):
+        reason, detail, _, rejected_at = own
+        return str(reason), str(detail), known.moment(rejected_at)
+    broker_reason, queue, died_at = known.death(headers)
+    if broker_reason is None:
+        return "unknown", "", died_at
+    return broker_reason, f"The broker took it out of queue {queue or 'unknown'}.", died_at
 
-    Raises what `connection` raises, and `BrokerRefused` if there is no such queue.
-    """
-    async with connection(address, "projection-worker dead-letters") as opened:
-        channel = await opened.channel()
-        try:
-            queue = await channel.get_queue(topology.dead_letters, ensure=True)
-        except ChannelNotFoundEntity as error:
-            raise BrokerRefused(
-                f"There is no queue {topology.dead_letters!r} on the broker.",
-                "make it with 'projection-worker topology apply', or set WORKER_QUEUE.",
-            ) from error
 
-        async def look() -> AsyncIterator[DeadLetter]:
-            number = 0
-            while message := await queue.get(no_ack=False, fail=False):
-                number += 1
-                yield DeadLetter.of(number, message)
+def _kind_and_id(body: bytes) -> tuple[str | None, str | None]:
+    content: object = None
+    with suppress(ValueError, RecursionError):
+        content = json.loads(body)
+    message = content if isinstance(content, dict) else {}
+    return _word(message.get("kind")), _word(message.get("id"))
 
-        try:
-            yield look()
-        finally:
-            # What was delivered and not acked goes back to its place in the queue.
-            await closing(channel)
+
+def _word(value: object) -> str | None:
+    return value[:ID_MAX_CHARACTERS] if isinstance(value, str) and value else None

@@ -1,56 +1,96 @@
 """`dead-letters`: what was rejected, and why."""
 
 import asyncio
-import json
-from contextlib import suppress
-from itertools import count
+import itertools
+from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from worker.broker.dead_letters import DeadLetter, browse
+from worker.broker.dead_letter_queue import Selection, dead_letter_queue
+from worker.broker.dead_letters import DeadLetter
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, plain, print_json, print_raw, say, table
+from worker.cli.requeue import discard, requeue
+from worker.cli.selecting import ByAge, ByKind, ByReason, selection, summary, written
 from worker.service import address_of, topology_of
 from worker.settings import load_settings
 
+LISTED = 100
+COLUMNS = ("number", "reason", "kind", "id", "rejected_at", "requeued", "bytes", "detail")
+
 dead_letters = typer.Typer(
-    name="dead-letters", help="Look at the messages that were rejected.", no_args_is_help=True
+    name="dead-letters",
+    help="Look at the messages that were rejected, send them back, or discard them.",
+    no_args_is_help=True,
 )
 app.add_typer(dead_letters)
+dead_letters.command()(requeue)
+dead_letters.command()(discard)
+
+
+class Grouping(StrEnum):
+    """By what a list may be grouped."""
+
+    REASON = "reason"
+    KIND = "kind"
 
 
 @dead_letters.command("list")
 def list_(
     *,
-    limit: Annotated[int, typer.Option(min=1, help="Most dead letters to look at.")] = 100,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default=False, help=f"Most to list ({LISTED}) or to count in groups (all)."
+        ),
+    ] = None,
+    group_by: Annotated[Grouping | None, typer.Option(help="Only count them.")] = None,
+    reason: ByReason = None,
+    kind: ByKind = None,
+    older_than: ByAge = None,
     as_json: AsJson = False,
 ) -> None:
     """List the dead letters, oldest first; they all stay where they are."""
-    found = asyncio.run(_browse(limit))
+    wanted = selection(None, reason, kind, older_than)
+    rows: list[dict[str, Any]] = []
+    groups: dict[str | None, dict[str, Any]] = {}
+    numbers = itertools.count(1)
+    most = limit or (LISTED if group_by is None else None)
+
+    def add(letter: DeadLetter) -> bool:
+        if group_by is None:
+            rows.append(summary(letter))
+        else:
+            _count(groups, group_by, letter)
+        return next(numbers) == most
+
+    waiting = asyncio.run(_look(wanted, add))
+    if group_by is not None:
+        rows = sorted(groups.values(), key=lambda group: -group["count"])
     if as_json:
-        print_json([_summary(each) for each in found])
-    elif not found:
-        say("There are no dead letters.")
+        print_json(rows)
+    elif not rows:
+        say("There are no dead letters." if not waiting else f"None of {waiting:,} is selected.")
     else:
-        rows = [_summary(each) for each in found]
-        columns = ("number", "reason", "kind", "id", "rejected_at", "bytes", "detail")
+        columns = COLUMNS if group_by is None else tuple(rows[0])
         table(columns, [[row[column] for column in columns] for row in rows])
+        if waiting > len(rows) == LISTED and limit is None:
+            say(f"There are {waiting:,} dead letters; --limit lists more, --group-by counts them.")
 
 
 @dead_letters.command("show")
 def show(
-    number: Annotated[int, typer.Argument(min=1, help="Its number in the list.")],
+    which: Annotated[
+        str, typer.Argument(metavar="NUMBER|ID", help="Its number in the list, or its message id.")
+    ],
     *,
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter whole: why, its headers, and its body as it was published."""
-    found = asyncio.run(_browse(number))
-    if len(found) < number:
-        complain(f"There are only {len(found)} dead letters.", "see 'dead-letters list'.")
-        raise typer.Exit(1)
-    letter = found[-1]
-    document = _summary(letter) | {
+    letter = _find(which)
+    document = summary(letter) | {
         "routing_key": letter.routing_key,
         "message_id": letter.message_id,
         "content_type": letter.content_type,
@@ -65,32 +105,42 @@ def show(
     print_raw(str(text))
 
 
-async def _browse(limit: int) -> list[DeadLetter]:
-    settings = load_settings()
-    found: list[DeadLetter] = []
-    async with browse(address_of(settings), topology_of(settings)) as letters:
-        for _ in count():
-            if len(found) == limit or (letter := await anext(letters, None)) is None:
-                return found
-            found.append(letter)
+def _find(which: str) -> DeadLetter:
+    is_number = which.isascii() and which.isdigit()
+    found: DeadLetter | None = None
+
+    def take(letter: DeadLetter) -> bool:
+        nonlocal found
+        if not is_number or str(letter.number) == which:
+            found = letter
+        return found is not None
+
+    waiting = asyncio.run(_look(Selection() if is_number else Selection(id=which), take))
+    if found is None:
+        there = f"There are only {waiting:,} dead letters."
+        none = f"None of {waiting:,} dead letters has the id {which!r}."
+        complain(there if is_number else none, "see 'dead-letters list'.")
+        raise typer.Exit(1)
     return found
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
-    body: object = None
-    with suppress(ValueError, RecursionError):
-        body = json.loads(letter.body)
-    message = body if isinstance(body, dict) else {}
-    return {
-        "number": letter.number,
-        "reason": letter.reason,
-        "kind": _word(message.get("kind")),
-        "id": _word(message.get("id")) or letter.message_id,
-        "rejected_at": letter.rejected_at,
-        "bytes": len(letter.body),
-        "detail": letter.detail,
-    }
+async def _look(wanted: Selection, add: Callable[[DeadLetter], bool]) -> int:
+    """Hand over the selected ones until that is enough; give how many there are in all."""
+    settings = load_settings()
+    async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
+        async for letter in queue.letters(wanted):
+            if add(letter):
+                break
+        return queue.count
 
 
-def _word(value: object) -> str | None:
-    return value[:255] if isinstance(value, str) else None
+def _count(
+    groups: dict[str | None, dict[str, Any]], group_by: Grouping, letter: DeadLetter
+) -> None:
+    key = letter.reason if group_by is Grouping.REASON else letter.kind
+    at = written(letter.rejected_at)
+    group = groups.setdefault(key, {group_by.value: key, "count": 0, "oldest": at, "newest": at})
+    group["count"] += 1
+    if at is not None:
+        group["oldest"] = min(group["oldest"] or at, at)
+        group["newest"] = max(group["newest"] or at, at)

@@ -1,0 +1,174 @@
+"""The dead-letter queue as an operator's command holds it: looking, requeueing, discarding.
+
+Promise: at every moment a message is in at least one queue, and one that is neither requeued nor
+discarded goes back to its place when the queue is let go.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from worker.broker import headers as known
+from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
+from worker.broker.dead_letters import DeadLetter
+from worker.broker.publisher import Publisher
+from worker.broker.topology import Topology
+from worker.errors import BrokerRefused, SessionLost
+
+NAME = "projection-worker dead-letters"
+# A message that is rejected this often needs another handler, or another publisher.
+MAX_REQUEUES = 3
+# Confirms take milliseconds; a broker in an alarm gives none.
+CONFIRM_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters are meant: those that match all that is given."""
+
+    id: str | None = None
+    """The message's own id, or the AMQP message_id."""
+    reason: str | None = None
+    kind: str | None = None
+    rejected_before: datetime | None = None
+    """One whose time is not known does not match."""
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Tell whether a dead letter is meant."""
+        if self.id is not None and self.id not in (letter.id, letter.message_id):
+            return False
+        if self.reason is not None and self.reason != letter.reason:
+            return False
+        if self.kind is not None and self.kind != letter.kind:
+            return False
+        if self.rejected_before is None:
+            return True
+        return letter.rejected_at is not None and letter.rejected_at < self.rejected_before
+
+
+class DeadLetterQueue:
+    """The dead letters that there were when it was opened."""
+
+    def __init__(self, queue: AbstractQueue, publisher: Publisher, work_queue: str) -> None:
+        """Read from a queue; send what is requeued back to the worker's queue."""
+        self._queue = queue
+        self._publisher = publisher
+        self._work_queue = work_queue
+        self.count = queue.declaration_result.message_count or 0
+        """How many there were; what is dead-lettered meanwhile is not looked at."""
+
+    async def letters(self, selection: Selection) -> AsyncIterator[DeadLetter]:
+        """Give the selected ones, oldest first, one at a time.
+
+        Raises `SessionLost` if the connection ends.
+        """
+        for number in range(1, self.count + 1):
+            with _told(f"dead letter {number} was read", "run the command again."):
+                message = await self._queue.get(no_ack=False, fail=False)
+            if message is None:
+                return
+            letter = DeadLetter.of(number, message)
+            if selection.takes(letter):
+                yield letter
+
+    async def discard(self, letter: DeadLetter) -> None:
+        """Remove a letter that `letters` gave, for good."""
+        again = "the last ones may still be there: see 'dead-letters list'."
+        with _told(f"dead letter {letter.name} was discarded", again):
+            channel = await self._queue.channel.get_underlay_channel()
+            await channel.basic_ack(letter.tag)
+
+    async def requeue(self, letter: DeadLetter) -> list[str]:
+        """Send a letter that `letters` gave back to the worker's queue, and then remove it.
+
+        No other queue gets it. Gives the names of headers and properties that cannot be sent
+        again and were left out. Raises `BrokerRefused` or `SessionLost` if it is not confirmed:
+        the letter stays then.
+        """
+        wanted = known.of_the_publisher(letter.headers)
+        headers = known.sendable(
+            wanted
+            | {
+                known.REQUEUE_COUNT: letter.requeue_count + 1,
+                known.ROUTING_KEY: letter.routing_key,
+            }
+        )
+        properties = known.sendable_properties(letter.properties)
+        await self._publish(letter, headers, properties)
+        await self.discard(letter)
+        return sorted((wanted.keys() - headers) | (letter.properties.keys() - properties))
+
+    async def _publish(
+        self, letter: DeadLetter, headers: dict[str, object], properties: dict[str, object]
+    ) -> None:
+        again = "run the command again: for the worker, a message that comes twice is a duplicate."
+        try:
+            with _told(f"message {letter.name} was requeued; it may be in both queues", again):
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await self._publisher.publish(
+                        letter.body,
+                        # The default exchange: to the queue of this name, and to no other.
+                        routing_key=self._work_queue,
+                        content_type=known.sendable_text(letter.content_type),
+                        headers=headers,
+                        properties=properties,
+                    )
+        except BrokerRefused as error:
+            raise BrokerRefused(
+                f"The broker did not take message {letter.name} back into queue "
+                f"{self._work_queue!r}; it stays a dead letter.",
+                "see that the queue is there and not full (projection-worker check).",
+            ) from error
+
+
+@contextmanager
+def _told(what: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except SessionLost as error:
+        raise SessionLost(f"The connection ended while {what}.", hint) from error
+    except TimeoutError as error:
+        raise SessionLost(
+            f"The broker did not answer in time while {what}; it may be in an alarm.", hint
+        ) from error
+    except LOST as error:
+        raise SessionLost(
+            f"The connection ended while {what} ({sentence(error)}).", hint
+        ) from error
+
+
+@asynccontextmanager
+async def dead_letter_queue(
+    address: BrokerAddress, topology: Topology
+) -> AsyncIterator[DeadLetterQueue]:
+    """Hold the dead letters; let go of them, those that are left are in their places again.
+
+    Raises what `connection` raises, and `BrokerRefused` if there is no such queue.
+    """
+    async with connection(address, NAME) as opened:
+        channel = await opened.channel()
+        try:
+            yield await _open(opened, channel, topology)
+        finally:
+            # What was delivered and not acked goes back to its place in the queue.
+            await closing(channel)
+
+
+async def _open(
+    opened: AbstractConnection, channel: AbstractChannel, topology: Topology
+) -> DeadLetterQueue:
+    try:
+        queue = await channel.get_queue(topology.dead_letters, ensure=True)
+    except ChannelNotFoundEntity as error:
+        raise BrokerRefused(
+            f"There is no queue {topology.dead_letters!r} on the broker.",
+            "make it with 'projection-worker topology apply', or set WORKER_QUEUE.",
+        ) from error
+    # A channel of its own: what goes wrong with a publish must not let go of the letters.
+    publishing = await opened.channel(publisher_confirms=True, on_return_raises=True)
+    return DeadLetterQueue(queue, Publisher(publishing.default_exchange, opened), topology.queue)

@@ -1,0 +1,78 @@
+"""What a message would do if it came now: projected for real, on a copy of its event in memory.
+
+For `requeue --dry-run`. The copy is made of the live log by today's handlers, in a database that
+nobody else sees; nothing else is written anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from worker.deliveries import Delivery, Outcome, Rejected
+from worker.fold import fold
+from worker.messages import AnyMessage, decode
+from worker.projector import Projector
+from worker.rebuild import create_tables
+from worker.registry import Registry
+from worker.store import log, tables
+from worker.store.connection import Database, Writer
+from worker.store.transaction import Row
+
+TableRows = Mapping[str, Mapping[str, object] | None]
+"""Table -> an event's row in it, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What would become of a message, and of its event's rows."""
+
+    outcome: Outcome
+    before: TableRows
+    after: TableRows
+    """Both are empty if the delivery cannot be decoded: it belongs to no event then."""
+
+
+async def preview(
+    source: Database | None, registry: Registry, delivery: Delivery, max_message_bytes: int
+) -> Preview:
+    """Project a delivery on a copy of its event; `source` is the live database, if there is one."""
+    message = decode(registry.wire, delivery, max_message_bytes)
+    async with Writer(":memory:") as scratch:
+        await create_tables(scratch, registry)
+        if source is not None and not isinstance(message, Rejected):
+            stream = await log.history(source, message.event_id)
+            await _copy(scratch, registry, message.event_id, stream)
+        before = await _rows(scratch, registry, message)
+        projector = Projector(registry, scratch, max_message_bytes=max_message_bytes)
+        (outcome,) = await projector.project([delivery])
+        return Preview(outcome, before, await _rows(scratch, registry, message))
+
+
+async def _copy(scratch: Writer, registry: Registry, event_id: str, stream: Sequence[Row]) -> None:
+    """Give the copy the event's log and, folded from it, its rows."""
+    if not stream:
+        return
+    last = stream[-1]
+    async with scratch.transaction() as tx:
+        await log.append(tx, [log.Entry(event_id=event_id, **dict(entry)) for entry in stream])
+        head = (last["sequence"], last["occurred_at"], last["id"])
+        await log.advance(tx, {event_id: head})
+    for entry in stream:
+        # A message that today's handlers cannot apply is in the live row or not; the others are.
+        with suppress(Exception):
+            async with scratch.transaction() as tx:
+                message = registry.wire.validate_json(entry["body"])
+                await fold(registry, tx, event_id, [message])
+
+
+async def _rows(
+    scratch: Writer, registry: Registry, message: AnyMessage | Rejected
+) -> dict[str, Mapping[str, object] | None]:
+    if isinstance(message, Rejected):
+        return {}
+    async with scratch.transaction() as tx:
+        found = {
+            table: await tables.rows_of(tx, [table], message.event_id)
+            for table in registry.versions
+        }
+    return {table: rows[0] if rows else None for table, rows in found.items()}
