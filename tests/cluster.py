@@ -55,7 +55,6 @@ async def cluster() -> AsyncIterator[Cluster]:
         first = await stack.enter_async_context(RabbitMQNode())
         others = [RabbitMQNode(friend=first) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(node) for node in others))
-        for node in others:
-            # One after the other: two that join at once may wait for each other.
-            await node.join()
-        yield Cluster([first, *others])
+        running = Cluster([first, *others])
+        await running.whole()
+        yield running

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from typing import Self
@@ -47,6 +48,12 @@ class Proxy:
         """Whether it ends every new connection at once."""
         self.swallows: bytes | None = None
         """The method that the broker never gets from the worker, if there is one."""
+        self.spoils: Callable[[bytes], bytes] | None = None
+        """What happens to the next frame for the worker, if anything does."""
+        self.bytes_per_second: int | None = None
+        """How much each way of each connection carries; None: as much as there is."""
+        self.delay_seconds = 0.0
+        """How long everything is on its way."""
         self.connections = 0
         """How many there have been."""
         self.swallowed = 0
@@ -140,12 +147,20 @@ class Proxy:
             if method[:4] == BASIC_DELIVER:
                 # Behind the consumer's tag with its length, and the delivery's tag.
                 self.redelivered += method[5 + method[4] + 8] & 1
+            if self.spoils is not None:
+                frame, self.spoils = self.spoils(frame), None
             await self._pass(frame, worker, Way.TO_WORKER)
 
     async def _pass(self, content: bytes, to: StreamWriter, way: Way) -> None:
         await self._flowing[way].wait()
-        to.write(content)
-        await to.drain()
+        if self.bytes_per_second is not None:
+            await asyncio.sleep(len(content) / self.bytes_per_second)  # noqa: TID251 - a slow link
+        if self.delay_seconds:
+            # What follows is not held up: a long way is not a narrow one.
+            asyncio.get_running_loop().call_later(self.delay_seconds, to.write, content)
+        else:
+            to.write(content)
+            await to.drain()
 
 
 async def _frame(reader: StreamReader) -> tuple[bytes, bytes]:

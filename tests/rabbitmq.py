@@ -31,6 +31,7 @@ POLL_SECONDS = 0.05
 # nothing takes one of ours while the node is stopped.
 PORTS = range(20_000, 32_000)
 
+# What Erlang chose at the first start; who has it may join.
 COOKIE = ".erlang.cookie"
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
@@ -40,6 +41,12 @@ listeners.tcp.1 = 127.0.0.1:{port}
 # A test machine's disk may be nearly full; the default stops publishers at 50 MB.
 disk_free_limit.absolute = 1MB
 log.console = false
+"""
+
+# It joins when it first boots (rabbitmq.com/docs/cluster-formation).
+JOINING = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {friend}
 """
 
 
@@ -58,7 +65,7 @@ class RabbitMQNode:
     def __init__(self, configuration: str = "", friend: "RabbitMQNode | None" = None) -> None:
         """Take further lines of rabbitmq.conf; nothing is started or written yet.
 
-        A node with a friend, which runs, can be joined to its cluster.
+        A node with a friend, which runs, becomes a member of its cluster.
         """
         self._friend = friend
         self.port = 0
@@ -127,12 +134,15 @@ class RabbitMQNode:
         if server is not None:
             _kill_family(server)
 
-    async def join(self) -> None:
-        """Leave everything behind and become a member of the friend's cluster."""
-        assert self._friend is not None
-        await self.ctl("stop_app")
-        await self.ctl("join_cluster", self._friend.name)
-        await self.ctl("start_app")
+    def freeze(self) -> None:
+        """Let it do nothing while its connections stay open, until it is thawed."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
 
     async def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node and give what it prints."""
@@ -159,11 +169,13 @@ class RabbitMQNode:
         """Choose ports and lay out the folder."""
         self.port, self._epmd_port, distribution_port = _free_ports(3)
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-node-"))
+        configuration = CONFIGURATION.format(port=self.port) + self._configuration
         if self._friend is not None:
             self._epmd_port = self._friend._epmd_port
             shutil.copy(self._friend._folder / COOKIE, folder / COOKIE)
+            configuration += JOINING.format(friend=self._friend.name)
         files = {
-            "rabbitmq.conf": CONFIGURATION.format(port=self.port) + self._configuration,
+            "rabbitmq.conf": configuration,
             # Empty, but there: without them the machine's own would be read.
             "rabbitmq-env.conf": "",
             "advanced.config": "[].\n",

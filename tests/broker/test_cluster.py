@@ -104,6 +104,28 @@ class TestTheLeaderOfTheQueue:
         assert worker.said("holding") == []
 
 
+class TestAFrozenNode:
+    async def test_that_leads_and_serves_the_worker_is_found_and_nothing_comes_twice(
+        self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker
+    ) -> None:
+        """Its connections stay open, in silence; when it goes on, it finds a new leader."""
+        leader = await three.leader(queues.name)
+        other = next(node for node in three.nodes if node is not leader)
+        worker = await consuming(start_worker, queues, database, leader.url)
+
+        leader.freeze()
+        try:
+            await publish_through(other, queues)
+            await eventually(lambda: worker.said("connection_lost"), PATIENCE_SECONDS)
+        finally:
+            leader.thaw()
+        await until_logged(database, len(BEFORE) + len(AFTER))
+
+        assert rows(database) == expected_rows([*BEFORE, *AFTER])
+        assert await queues.take_dead_letters() == []
+        assert len(worker.said("connection_lost")) == 1
+
+
 class TestTheMajority:
     async def test_lost_is_waited_for(
         self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker

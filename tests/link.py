@@ -1,0 +1,119 @@
+"""A worker that consumes through a proxy of its own, and what is left of it at the end."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from tests.builders import Message, planned, started
+from tests.database import count_log, rows
+from tests.oracle import Row, expected_rows
+from tests.processes import WorkerProcess, environment, worker_process
+from tests.proxy import Proxy
+from tests.queues import Queues, queues_on
+from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
+
+# The worker finds a silent peer within 33 seconds, the broker a silent worker within 30; a machine
+# that does both for several workers at once may be slow.
+PATIENCE_SECONDS = 120
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What there is when the worker has drained."""
+
+    worker: WorkerProcess
+    published: list[Message]
+    rows: list[Row]
+    left: int
+    """Messages that are still in the queue."""
+    letters: list[AbstractIncomingMessage]
+
+    def require_whole(self) -> None:
+        """See that nothing was lost, and that nothing of it was dead-lettered."""
+        assert self.rows == expected_rows(self.published)
+        assert self.left == 0
+        assert self.letters == []
+        self.worker.require_calm()
+
+
+@dataclass
+class Link:
+    """The worker, what it consumes from, and what lies between."""
+
+    queues: Queues
+    proxy: Proxy
+    worker: WorkerProcess
+    database: Path
+    published: list[Message] = field(default_factory=list)
+
+    async def publish(self, events: int) -> None:
+        """Publish two messages for each of so many events, past the proxy."""
+        names = [f"e-{next(_numbers)}" for _ in range(events)]
+        messages = [make(name) for name in names for make in (planned, started)]
+        await self.queues.publish(messages)
+        self.published += messages
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that can be seen here."""
+        await eventually(condition, PATIENCE_SECONDS)
+
+    async def until_committed(self) -> None:
+        """Wait until all that was published is in the log."""
+        await self.until(lambda: count_log(self.database) >= len(self.published))
+
+    async def until_lost(self) -> None:
+        """Wait until the worker knows that its session is over."""
+        await self.until(lambda: bool(self.worker.said("connection_lost")))
+
+    async def until_delivered(self) -> None:
+        """Wait until the broker has handed everything out."""
+
+        async def is_delivered() -> bool:
+            return (await self.queues.depth()).ready == 0
+
+        await eventually(is_delivered, PATIENCE_SECONDS)
+
+    async def until_dropped(self) -> None:
+        """Wait until the broker has given the worker up."""
+
+        async def is_dropped() -> bool:
+            return (await self.queues.depth()).consumers == 0
+
+        await eventually(is_dropped, PATIENCE_SECONDS)
+
+    async def end(self) -> Ending:
+        """Let the worker finish, drain it, and give what there is."""
+        await self.until_committed()
+        await self.until_delivered()
+        self.worker.terminate()
+        assert await self.worker.exit_code() == 0
+        left = await self.queues.left()
+        letters = await self.queues.take_dead_letters()
+        return Ending(self.worker, self.published, rows(self.database), left, letters)
+
+
+@asynccontextmanager
+async def linked(node: RabbitMQNode, folder: Path) -> AsyncIterator[Link]:
+    """Give a link whose worker has projected something; leaving the block removes every trace."""
+    async with AsyncExitStack() as stack:
+        queues = await stack.enter_async_context(queues_on(node.url))
+        proxy = await stack.enter_async_context(Proxy(node.port))
+        await proxy.listen()
+        database = folder / "projection.db"
+        of_this = {**queues.settings, "amqp_url": proxy.url, "database": database}
+        process = worker_process(
+            "run", settings=environment(**of_this, secrets_dir=folder), folder=folder
+        )
+        worker = await stack.enter_async_context(process)
+        await worker.wait_for_log("connected")
+        link = Link(queues, proxy, worker, database)
+        await link.publish(1)
+        await worker.wait_until_settled(2)
+        yield link
