@@ -95,6 +95,24 @@ class TestARequeue:
         assert requeued == [letters[1], letters[3]]
         assert left == [letters[0], letters[2], letters[4]]
 
+    @pytest.mark.parametrize("stop", [3, 250, None])
+    async def test_keeps_the_order_of_many(self, queues: Queues, stop: int | None) -> None:
+        """Look after look, each stopping anywhere, with some letters discarded."""
+        await queues.declare()
+        expected = list(range(700))
+        await put(queues, [str(number).encode() for number in expected])
+
+        for _ in range(3):
+            async with dead_letter_queue(*place_of(queues)) as queue:
+                async for letter in queue.letters(EVERY):
+                    if letter.number % 3 == 0:
+                        await queue.discard(letter)
+                        expected.remove(int(letter.body))
+                    if letter.number == stop:
+                        break
+
+        assert [int(letter.body) for letter in await queues.take_dead_letters()] == expected
+
     async def test_looks_at_none_twice(self, queues: Queues) -> None:
         """What is rejected again while the command goes on is left for the next one."""
         await queues.declare()
