@@ -1,3 +1,5 @@
+import re
+import signal
 import struct
 from datetime import UTC, datetime
 from pathlib import Path
@@ -271,6 +273,28 @@ class TestABreakInTheMiddle:
         assert len(log(database)) == MANY
         assert worker.total("applied") == MANY
         assert worker.total("duplicate") == requeued - MANY
+
+    async def test_by_the_operator_says_how_far_it_came(
+        self, queues: Queues, start_command: StartWorker
+    ) -> None:
+        """Ctrl-C ends it with the number that was requeued, and that number is in the queue."""
+        await queues.declare()
+        await put(queues, [b"raw"] * MANY)
+        command = await start_command("dead-letters", "requeue", "--all", "--yes")
+        await eventually(lambda: command.output.count("\n") > 100)
+        command.send(signal.SIGINT)
+
+        code = await command.exit_code()
+        await eventually(lambda: _has_all(queues, MANY))
+        requeued = (await queues.depth()).ready
+
+        assert code != 0
+        assert 0 < requeued < MANY
+        told = re.search(r"([\d,]+) of 2,000 dead letters requeued", command.output)
+        assert told is not None
+        # The message at which it came may have been on its way.
+        assert requeued - 1 <= int(told[1].replace(",", "")) <= requeued
+        assert "Traceback" not in command.output
 
     async def test_between_confirm_and_ack_makes_duplicates(
         self, queues: Queues, proxy: Proxy, database: Path, start_worker: StartWorker
