@@ -13,8 +13,8 @@ venv:
 	@deploy/setup.sh
 
 .PHONY: setup
-setup: venv ## Build .venv from the pinned packages, and install RabbitMQ where it is missing
-	@deploy/install-rabbitmq.sh
+setup: venv ## Build .venv from the pinned packages, and install the tools of the tests where they are missing
+	@deploy/install-test-tools.sh
 
 # Without the broker's package: the demo looks for a broker first.
 .PHONY: demo
@@ -24,6 +24,11 @@ demo: venv ## Show what the worker does, in about a minute
 .PHONY: run
 run: venv ## Run the worker (settings from the environment: WORKER_AMQP_URL ...)
 	@$(BIN)/projection-worker run
+
+# Reproducible: the same SEED chooses the same faults in the same order.
+.PHONY: chaos
+chaos: setup ## Inject faults for SECONDS (600), and see that nothing is lost; SEED chooses them
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 # After lint, also under -j: the cheap answer comes first.
 .PHONY: test

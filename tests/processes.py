@@ -162,8 +162,12 @@ async def worker_process(
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Give the environment of a worker with these settings; none of the caller's own reach it."""
+    """Give the environment of a worker with these settings, but for those that are None.
+
+    None of the caller's own reach it.
+    """
     usual = {"log_format": "json", "log_level": "debug", "health_port": 0}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-    worker = {f"WORKER_{name.upper()}": str(value) for name, value in (usual | settings).items()}
+    wanted = {name: value for name, value in (usual | settings).items() if value is not None}
+    worker = {f"WORKER_{name.upper()}": str(value) for name, value in wanted.items()}
     return kept | {"PYTHONPATH": str(ROOT)} | worker

@@ -2,19 +2,30 @@
 
 import asyncio
 import socket
+import struct
 from asyncio import StreamReader, StreamWriter
 from contextlib import suppress
+from enum import Enum
 from typing import Self
 
 from tests.waiting import eventually
 
 PROTOCOL_HEADER_BYTES = 8
 FRAME_HEADER_BYTES = 7
-CHUNK_BYTES = 65_536
 # A frame of type 1 begins with the numbers of a class and a method (AMQP 0-9-1, section 1.8).
 METHOD_FRAME = 1
 BASIC_CONSUME = bytes((0, 60, 0, 20))
 BASIC_ACK = bytes((0, 60, 0, 80))
+BASIC_DELIVER = bytes((0, 60, 0, 60))
+# With SO_LINGER of no seconds, closing sends a reset and not an end (socket(7)).
+NO_LINGER = struct.pack("ii", 1, 0)
+
+
+class Way(Enum):
+    """The two ways of a connection."""
+
+    TO_BROKER = "to the broker"
+    TO_WORKER = "to the worker"
 
 
 class Proxy:
@@ -30,8 +41,8 @@ class Proxy:
         self._socket.bind(("127.0.0.1", 0))
         self._server: asyncio.Server | None = None
         self._writers: set[StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._flowing = {way: asyncio.Event() for way in Way}
+        self.flow()
         self.hangs_up = False
         """Whether it ends every new connection at once."""
         self.swallows: bytes | None = None
@@ -40,6 +51,8 @@ class Proxy:
         """How many there have been."""
         self.swallowed = 0
         """How often it has been swallowed."""
+        self.redelivered = 0
+        """How many deliveries the broker has marked as redelivered."""
 
     @property
     def url(self) -> str:
@@ -50,14 +63,28 @@ class Proxy:
         """Take connections from now on."""
         self._server = await asyncio.start_server(self._serve, sock=self._socket)
 
-    def stall(self) -> None:
-        """Become a black hole: connections stay open, and nothing passes in either direction."""
-        self._flowing.clear()
+    def stall(self, *ways: Way) -> None:
+        """Become a black hole: connections stay open, and nothing passes, one way or both."""
+        for way in ways or Way:
+            self._flowing[way].clear()
+
+    def flow(self) -> None:
+        """Let everything pass again, what has been held up included."""
+        for flowing in self._flowing.values():
+            flowing.set()
 
     def cut(self) -> None:
         """Break every connection."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def reset(self) -> None:
+        """Break every connection with a reset, as a firewall does that has forgotten it."""
+        for writer in self._writers:
+            peer: socket.socket = writer.get_extra_info("socket")
+            with suppress(OSError):
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        self.cut()
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,7 +93,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self.cut()
-            self._flowing.set()
+            self.flow()
             await self._server.wait_closed()
             await eventually(lambda: not self._writers)
         self._socket.close()
@@ -87,8 +114,8 @@ class Proxy:
         """Forward both ways until either side ends."""
         self._writers.add(broker[1])
         ways = [
-            asyncio.create_task(self._forward_frames(worker[0], broker[1])),
-            asyncio.create_task(self._forward_bytes(broker[0], worker[1])),
+            asyncio.create_task(self._to_broker(worker[0], broker[1])),
+            asyncio.create_task(self._to_worker(broker[0], worker[1])),
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
@@ -97,22 +124,32 @@ class Proxy:
         broker[1].transport.abort()
         self._writers.discard(broker[1])
 
-    async def _forward_frames(self, worker: StreamReader, broker: StreamWriter) -> None:
-        await self._pass(await worker.readexactly(PROTOCOL_HEADER_BYTES), broker)
+    async def _to_broker(self, worker: StreamReader, broker: StreamWriter) -> None:
+        header = await worker.readexactly(PROTOCOL_HEADER_BYTES)
+        await self._pass(header, broker, Way.TO_BROKER)
         while True:
-            header = await worker.readexactly(FRAME_HEADER_BYTES)
-            payload_and_end = await worker.readexactly(int.from_bytes(header[3:]) + 1)
-            method = payload_and_end[:4] if header[0] == METHOD_FRAME else b""
-            if method == self.swallows:
+            frame, method = await _frame(worker)
+            if method[:4] == self.swallows:
                 self.swallowed += 1
             else:
-                await self._pass(header + payload_and_end, broker)
+                await self._pass(frame, broker, Way.TO_BROKER)
 
-    async def _forward_bytes(self, broker: StreamReader, worker: StreamWriter) -> None:
-        while chunk := await broker.read(CHUNK_BYTES):
-            await self._pass(chunk, worker)
+    async def _to_worker(self, broker: StreamReader, worker: StreamWriter) -> None:
+        while True:
+            frame, method = await _frame(broker)
+            if method[:4] == BASIC_DELIVER:
+                # Behind the consumer's tag with its length, and the delivery's tag.
+                self.redelivered += method[5 + method[4] + 8] & 1
+            await self._pass(frame, worker, Way.TO_WORKER)
 
-    async def _pass(self, content: bytes, to: StreamWriter) -> None:
-        await self._flowing.wait()
+    async def _pass(self, content: bytes, to: StreamWriter, way: Way) -> None:
+        await self._flowing[way].wait()
         to.write(content)
         await to.drain()
+
+
+async def _frame(reader: StreamReader) -> tuple[bytes, bytes]:
+    """Read a frame, and give it whole; and the method in it, if it is one."""
+    header = await reader.readexactly(FRAME_HEADER_BYTES)
+    payload_and_end = await reader.readexactly(int.from_bytes(header[3:]) + 1)
+    return header + payload_and_end, payload_and_end[:-1] if header[0] == METHOD_FRAME else b""

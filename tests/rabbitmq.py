@@ -31,6 +31,7 @@ POLL_SECONDS = 0.05
 # nothing takes one of ours while the node is stopped.
 PORTS = range(20_000, 32_000)
 
+COOKIE = ".erlang.cookie"
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
 
@@ -54,8 +55,12 @@ class RabbitMQNode:
     they end with a test run that is killed.
     """
 
-    def __init__(self, configuration: str = "") -> None:
-        """Take further lines of rabbitmq.conf; nothing is started or written yet."""
+    def __init__(self, configuration: str = "", friend: "RabbitMQNode | None" = None) -> None:
+        """Take further lines of rabbitmq.conf; nothing is started or written yet.
+
+        A node with a friend, which runs, can be joined to its cluster.
+        """
+        self._friend = friend
         self.port = 0
         """Where it speaks AMQP; the same after every start."""
         self._configuration = configuration
@@ -64,6 +69,11 @@ class RabbitMQNode:
         self._epmd_port = 0
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the nodes of a cluster call it."""
+        return f"test-{self.port}@localhost"
 
     @property
     def url(self) -> str:
@@ -91,7 +101,7 @@ class RabbitMQNode:
             raise NodeFailed("No RabbitMQ server is installed; `make setup` installs one.")
         if not self._environment:
             self._prepare()
-        if self._epmd is None:
+        if self._epmd is None and self._friend is None:
             self._epmd = self._spawn("epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port))
             await self._until(lambda: _answer(self._epmd_port) is not None, self._epmd)
         if self._server is None:
@@ -116,6 +126,13 @@ class RabbitMQNode:
         server, self._server = self._server, None
         if server is not None:
             _kill_family(server)
+
+    async def join(self) -> None:
+        """Leave everything behind and become a member of the friend's cluster."""
+        assert self._friend is not None
+        await self.ctl("stop_app")
+        await self.ctl("join_cluster", self._friend.name)
+        await self.ctl("start_app")
 
     async def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node and give what it prints."""
@@ -142,6 +159,9 @@ class RabbitMQNode:
         """Choose ports and lay out the folder."""
         self.port, self._epmd_port, distribution_port = _free_ports(3)
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-node-"))
+        if self._friend is not None:
+            self._epmd_port = self._friend._epmd_port
+            shutil.copy(self._friend._folder / COOKIE, folder / COOKIE)
         files = {
             "rabbitmq.conf": CONFIGURATION.format(port=self.port) + self._configuration,
             # Empty, but there: without them the machine's own would be read.
@@ -160,7 +180,7 @@ class RabbitMQNode:
             "ERL_EPMD_PORT": str(self._epmd_port),
             # Whatever Erlang starts by itself: no epmd that we did not start, no port for others.
             "ERL_FLAGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-            "RABBITMQ_NODENAME": f"test-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),

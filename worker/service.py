@@ -37,7 +37,7 @@ OPEN_SECONDS = 10
 # Together with the time to open below ten seconds: what has been cured is noticed within them.
 RECONNECT_SECONDS = (0.5, 8.0)
 HOLD_SECONDS = (0.1, 2.0)
-VERIFY_SECONDS = 15
+VERIFY_SECONDS = 5
 
 
 class Service:

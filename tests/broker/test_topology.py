@@ -1,10 +1,12 @@
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.builders import planned
 from tests.processes import Line, StartWorker, WorkerProcess
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
@@ -166,3 +168,56 @@ class TestARefusal:
 
         assert "rabbitmqctl set_permissions" in (await refusal(worker))["hint"]
         assert "S3CR3T" not in worker.output
+
+
+class TestARefusalWhileItRuns:
+    async def test_of_a_changed_password_ends_with_the_new_one(
+        self,
+        queues: Queues,
+        broker_url: str,
+        user: str,
+        node: RabbitMQNode,
+        tmp_path: Path,
+        start_worker: StartWorker,
+    ) -> None:
+        """It is read from its file at each connection: no restart, and one line each way."""
+        await node.ctl("set_permissions", user, ".*", ".*", ".*")
+        secret = tmp_path / "worker_amqp_url"
+        secret.write_text(broker_url.replace("guest:guest", f"{user}:{PASSWORD}"))
+        worker = await start_worker(amqp_url=None)
+        await worker.wait_for_log("connected")
+
+        await node.ctl("change_password", user, f"{PASSWORD}-new")
+        await node.ctl("close_all_connections", "by an operator")
+        refused = await worker.wait_for_log("connection_refused")
+        await worker.wait_for_log("connection_failed")
+        secret.write_text(broker_url.replace("guest:guest", f"{user}:{PASSWORD}-new"))
+        await worker.wait_for_log("connected", times=2)
+        await queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)
+
+        assert "WORKER_AMQP_URL" in refused["hint"]
+        assert len(worker.said("connection_refused")) == 1
+        assert "S3CR3T" not in worker.output
+
+    async def test_of_permissions_ends_when_they_are_granted_again(
+        self,
+        queues: Queues,
+        broker_url: str,
+        user: str,
+        node: RabbitMQNode,
+        start_worker: StartWorker,
+    ) -> None:
+        """The next session finds them gone; a later one finds them again."""
+        await node.ctl("set_permissions", user, ".*", ".*", ".*")
+        url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
+        worker = await start_worker(amqp_url=url)
+        await worker.wait_for_log("connected")
+
+        await node.ctl("set_permissions", user, "^$", "^$", "^$")
+        await node.ctl("close_all_connections", "by an operator")
+        await worker.wait_for_log("connection_failed")
+        await node.ctl("set_permissions", user, ".*", ".*", ".*")
+        await worker.wait_for_log("connected", times=2)
+        await queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)

@@ -22,7 +22,7 @@ from worker.broker.connection import BrokerAddress
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.topology import Topology
 
-INSTALL = Path(__file__).parents[2] / "deploy" / "install-rabbitmq.sh"
+INSTALL = Path(__file__).parents[2] / "deploy" / "install-test-tools.sh"
 LOCAL = "amqp://guest:guest@localhost:5672/"
 PROBE_SECONDS = 5
 DELIVERY_LIMIT = 20

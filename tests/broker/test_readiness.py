@@ -1,0 +1,178 @@
+"""What an orchestrator is told, through each fault and its cure."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.builders import planned
+from tests.database import locked
+from tests.processes import StartWorker, WorkerProcess
+from tests.proxy import Proxy
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
+
+
+def asked(url: str) -> tuple[bool, str]:
+    """Give whether a worker says that it is well, and its reason."""
+    try:
+        with urlopen(url, timeout=30) as answer:
+            document = json.load(answer)
+    except HTTPError as error:
+        document = json.load(error)
+    return document["ok"], document["reason"]
+
+
+def read(url: str) -> str:
+    with urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+Ask = Callable[[str], Awaitable[tuple[bool, str]]]
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker, proxy: Proxy) -> WorkerProcess:
+    """Give a worker that consumes through a proxy."""
+    await proxy.listen()
+    running = await start_worker(amqp_url=proxy.url)
+    await running.wait_for_log("connected")
+    return running
+
+
+@pytest.fixture
+def ask(worker: WorkerProcess) -> Ask:
+    """Give a function that asks the worker at a path."""
+    return asking(worker)
+
+
+def asking(worker: WorkerProcess) -> Ask:
+    async def ask(path: str) -> tuple[bool, str]:
+        (line,) = worker.said("health_served")
+        return await asyncio.to_thread(asked, line["url"] + path)
+
+    return ask
+
+
+async def until_ready(ask: Ask) -> None:
+    async def is_ready() -> bool:
+        return (await ask("/readyz"))[0]
+
+    await eventually(is_ready)
+
+
+async def until_not_ready(ask: Ask) -> str:
+    """Wait for a worker that is not ready, and lives; give the reason."""
+
+    async def reason() -> str | None:
+        is_well, reason = await ask("/readyz")
+        return None if is_well else reason
+
+    found = await eventually(reason)
+    assert (await ask("/livez"))[0]
+    return found
+
+
+class TestReadiness:
+    async def test_ends_with_a_locked_database_and_comes_back(
+        self, queues: Queues, database: Path, worker: WorkerProcess, ask: Ask
+    ) -> None:
+        """The reason names the lock; no restart is asked for."""
+        await until_ready(ask)
+        with locked(database):
+            await queues.publish([planned("e-1")])
+            assert "locked" in await until_not_ready(ask)
+
+        await until_ready(ask)
+        assert len(worker.said("holding")) == len(worker.said("resumed")) == 1
+
+    async def test_ends_with_the_broker_and_comes_back(
+        self, node: RabbitMQNode, worker: WorkerProcess, ask: Ask
+    ) -> None:
+        """From the first refused connection on."""
+        await until_ready(ask)
+        await node.stop()
+        await until_not_ready(ask)
+        await node.start()
+
+        await until_ready(ask)
+        assert len(worker.said("connection_lost")) == 1
+        assert len(worker.said("connected")) == 2
+
+    async def test_ends_with_the_queue_and_comes_back(
+        self,
+        queues: Queues,
+        node: RabbitMQNode,
+        worker: WorkerProcess,
+        ask: Ask,
+        start_command: StartWorker,
+    ) -> None:
+        """The reason names what is missing."""
+        await until_ready(ask)
+        await node.ctl("delete_queue", queues.name)
+        await worker.wait_for_log("connection_refused")
+        assert queues.name in await until_not_ready(ask)
+        await (await start_command("topology", "apply")).exit_code()
+
+        await until_ready(ask)
+
+    async def test_ends_with_the_dead_letter_queue_and_comes_back(
+        self, queues: Queues, node: RabbitMQNode, ask: Ask, start_command: StartWorker
+    ) -> None:
+        """Before there is a dead letter to lose."""
+        await until_ready(ask)
+        await node.ctl("delete_queue", queues.dead_letters)
+        assert queues.dead_letters in await until_not_ready(ask)
+        await (await start_command("topology", "apply")).exit_code()
+
+        await until_ready(ask)
+
+    async def test_waits_for_dead_letters_that_an_alarm_blocks(
+        self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """The worker goes on with what can be settled, and says that something cannot."""
+        await queues.declare()
+        await queues.publish([b"broken"])
+        await node.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            worker = await start_worker()
+            await worker.wait_for_log("blocked")
+            assert "alarm" in await until_not_ready(asking(worker))
+        finally:
+            await node.ctl("set_vm_memory_high_watermark", "0.4")
+
+        await until_ready(asking(worker))
+
+    async def test_is_not_for_a_standby(
+        self, worker: WorkerProcess, ask: Ask, start_worker: StartWorker
+    ) -> None:
+        """It lives, and says for whom it waits."""
+        standby = await start_worker()
+        await standby.wait_for_log("standing_by")
+        (line,) = standby.said("health_served")
+
+        is_ready, reason = await asyncio.to_thread(asked, line["url"] + "/readyz")
+        lives, _ = await asyncio.to_thread(asked, line["url"] + "/livez")
+
+        assert (is_ready, lives) == (False, True)
+        assert f"pid {worker.pid}" in reason
+
+
+class TestMetrics:
+    async def test_tell_what_a_worker_has_done(self, queues: Queues, worker: WorkerProcess) -> None:
+        """Messages by outcome, dead letters by reason."""
+        await queues.publish([only := planned("e-1"), only, b"broken"])
+        await worker.wait_until_settled(3)
+        (line,) = worker.said("health_served")
+
+        text = await asyncio.to_thread(read, f"{line['url']}/metrics")
+
+        assert 'projection_messages_total{outcome="applied"} 1.0' in text
+        assert 'projection_messages_total{outcome="duplicate"} 1.0' in text
+        assert 'projection_dead_letters_total{reason="not_json"} 1.0' in text
+        assert 'projection_state{state="consuming"} 1.0' in text

@@ -1,0 +1,172 @@
+"""When the last fault is undone: wait until the queue is drained, then look at everything."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aio_pika.abc import HeadersType
+
+from tests.builders import Message
+from tests.chaos.fleet import Fleet
+from tests.chaos.ledger import Ledger, identity_of
+from tests.chaos.moments import pause
+from tests.chaos.verdict import Check, Counts
+from tests.chaos.witness import appended, appended_twice
+from tests.database import query, rows
+from tests.oracle import expected_rows
+from tests.processes import worker_process
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+
+DRAIN_SECONDS = 300
+COMMAND_SECONDS = 600
+LOOK_SECONDS = 1.0
+TAKE_SECONDS = 30
+SHOWN = 3
+LOG = "SELECT event_id, id, body FROM log"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message that was taken out of the dead-letter queue, or out of the queue."""
+
+    identity: str
+    reason: str
+
+
+async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
+    """Wait until nothing is ready or unacked; say what still is if that takes too long."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while left := await left_in(node, queues):
+        if time.monotonic() > deadline:
+            return left
+        await pause(LOOK_SECONDS)
+    return ""
+
+
+async def left_in(node: RabbitMQNode, queues: Queues) -> str:
+    """Say what is ready or unacked in the queue; nothing if nothing is."""
+    columns = ("name", "messages_ready", "messages_unacknowledged")
+    listed = await node.ctl("list_queues", *columns, "--formatter", "json")
+    (found,) = (each for each in json.loads(listed) if each["name"] == queues.name)
+    ready, unacked = found["messages_ready"], found["messages_unacknowledged"]
+    return f"{ready} ready and {unacked} unacked" if ready or unacked else ""
+
+
+async def take_all(queues: Queues, name: str) -> list[Letter]:
+    """Take everything out of a queue that nobody consumes."""
+    letters = []
+    async with queues.channel() as channel:
+        queue = await channel.declare_queue(name, passive=True)
+        if not (count := queue.declaration_result.message_count):
+            return []
+        # As a consumer: a queue with a single active consumer lets nobody get from it.
+        async with queue.iterator(no_ack=True, timeout=TAKE_SECONDS) as messages:
+            async for found in messages:
+                letters.append(Letter(found.message_id or "", _reason(found.headers)))
+                if len(letters) == count:
+                    break
+    return letters
+
+
+def _reason(headers: HeadersType) -> str:
+    """Give the worker's reason, or the broker's."""
+    own = headers.get("x-reason")
+    return str(own) if own else f"broker: {headers.get('x-first-death-reason')!s}"
+
+
+async def command(fleet: Fleet, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command of the worker to its end, however long the log is."""
+    async with worker_process(*arguments, settings=fleet.settings, folder=folder) as process:
+        await process.outlives(COMMAND_SECONDS)
+        return await process.exit_code(), process.output
+
+
+class Findings:
+    """The file and the queues, held against the ledger."""
+
+    def __init__(
+        self, database: Path, ledger: Ledger, dead: list[Letter], queued: list[Letter]
+    ) -> None:
+        """Read everything once; no worker writes any more."""
+        self._database = database
+        self._ledger = ledger
+        self._dead = dead
+        self._queued = queued
+        self._log = {identity_of(row[0], row[1]): row[2] for row in query(database, LOG)}
+
+    def counts(self) -> Counts:
+        """Count what became of everything."""
+        return Counts.of(
+            attempted=set(self._ledger.reasons),
+            confirmed=self._ledger.confirmed,
+            applied=set(self._log),
+            dead={letter.identity for letter in self._dead},
+            queued={letter.identity for letter in self._queued},
+            applied_twice=appended_twice(self._database),
+        )
+
+    def checks(self) -> Iterator[Check]:
+        """Compare the log, the rows and the dead letters with what was published."""
+        counts = self.counts()
+        for name in ("lost", "unexpected", "applied_twice"):
+            number = getattr(counts, name)
+            yield Check(f"nothing is {name.replace('_', ' ')}", str(number) if number else "")
+        sound = dict(self._ledger.sound())
+        yield Check("what is in the log was published so, and is sound", some(self._changed(sound)))
+        yield Check(
+            "the log has as many rows as a trigger has counted appends",
+            differ(len(self._log), appended(self._database)),
+        )
+        accepted = [message for identity, message in sound.items() if identity in self._log]
+        yield Check(
+            "the rows are those of tests/oracle.py",
+            some(_different(rows(self._database), expected_rows(accepted))),
+        )
+        yield Check("each dead letter has the right reason", some(self._misjudged()))
+        found = query(self._database, "PRAGMA integrity_check")
+        yield Check("integrity_check finds nothing", "" if found == [("ok",)] else str(found))
+
+    def _changed(self, sound: dict[str, Message]) -> Iterator[str]:
+        for identity, body in self._log.items():
+            if json.loads(body) != sound.get(identity):
+                yield identity
+
+    def _misjudged(self) -> Iterator[str]:
+        """Name dead letters that are sound or have a reason that is not theirs."""
+        for letter in self._dead:
+            right = self._ledger.reasons.get(letter.identity)
+            if right != letter.reason:
+                yield f"{letter.identity}: {letter.reason} and not {right}"
+
+
+def _different(found: list[tuple[object, ...]], right: list[tuple[object, ...]]) -> Iterator[str]:
+    yield from (f"is {row}" for row in set(found) - set(right))
+    yield from (f"is not {row}" for row in set(right) - set(found))
+    if len(found) != len(right):
+        yield f"{len(found)} rows, and not {len(right)}"
+
+
+def digest(database: Path) -> str:
+    """Give the hash of all rows."""
+    return hashlib.sha256(repr(rows(database)).encode()).hexdigest()
+
+
+def differ(found: object, right: object) -> str:
+    """Say what was found and what is right; nothing if they are the same."""
+    return "" if found == right else f"{found} and not {right}"
+
+
+def some(problems: Iterator[str]) -> str:
+    """Give the first problems, and how many there are."""
+    found = list(problems)
+    return f"{len(found)}: {'; '.join(found[:SHOWN])}" if found else ""
+
+
+def by_reason(letters: list[Letter]) -> dict[str, int]:
+    """Count dead letters by their reason."""
+    return dict(Counter(f"dead letters: {letter.reason}" for letter in letters))

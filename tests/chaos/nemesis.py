@@ -1,0 +1,70 @@
+"""Who chooses the faults. The seed decides which, in which order, and how long each lasts."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.faults import FAULTS, Stage
+from tests.chaos.moments import pause
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Faults that happen together: during the recovery from one, another comes."""
+
+    number: int
+    faults: tuple[str, ...]
+    seed: int
+
+    async def happen(self, stage: Stage) -> None:
+        """Do all of it, and return when it is undone."""
+        async with asyncio.TaskGroup() as together:
+            for name in self.faults:
+                rng = Random(f"{self.seed}/{self.number}/{name}")
+                together.create_task(self._after_a_moment(stage, name, rng))
+
+    async def _after_a_moment(self, stage: Stage, name: str, rng: Random) -> None:
+        if name != self.faults[0]:
+            await pause(rng.uniform(0, 2))
+        await FAULTS[name].happens(stage, rng)
+
+
+def steps(seed: int, chosen: Sequence[str]) -> Iterator[Step]:
+    """Choose without an end; the same for the same seed and the same faults to choose from."""
+    rng = Random(seed)
+    number = 0
+    while True:
+        # Every kind once before chance decides, so that a short run has them all.
+        first = sorted(chosen, key=lambda name: (FAULTS[name].to == "broker", rng.random()))
+        for name in first if number == 0 else [_choose(rng, chosen)]:
+            number += 1
+            yield Step(number, (name, *_companion(rng, name, chosen)), seed)
+
+
+def _companion(rng: Random, name: str, chosen: Sequence[str]) -> list[str]:
+    """Choose what happens at the same time: mostly kills, sometimes another, sometimes nothing."""
+    chance = rng.random()
+    if chance < 0.2:
+        return []
+    if chance < 0.8 and "kill" in chosen and name not in ("kill", "long_stall"):
+        return ["kill"]
+    others = [each for each in chosen if FAULTS[each].to != FAULTS[name].to]
+    return [_choose(rng, others)] if others and chance > 0.5 else []
+
+
+def _choose(rng: Random, among: Sequence[str]) -> str:
+    return rng.choices(among, weights=[FAULTS[name].weight for name in among])[0]
+
+
+async def torment(
+    stage: Stage, plan: Iterator[Step], seconds: float, say: Callable[[str], None]
+) -> None:
+    """Let one step after the other happen; no further one begins when the time is over."""
+    begin = time.monotonic()
+    while (now := time.monotonic() - begin) < seconds:
+        step = next(plan)
+        say(f"{now:5.0f} s  step {step.number}: {' and '.join(step.faults)}")
+        await step.happen(stage)
+        await pause(Random(f"{step.seed}/{step.number}").uniform(0, 1.5))

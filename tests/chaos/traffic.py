@@ -1,0 +1,84 @@
+"""What is published: random histories without an end, and among them what must be dead-lettered."""
+
+import json
+from collections.abc import Callable
+from random import Random
+
+from tests.builders import Message, body, planned
+from tests.chaos.ledger import Publication, identity_of
+from tests.histories import histories
+from tests.unit.bad_messages import BAD
+from worker.deliveries import Reason
+
+# Nested 10,000 deep is larger than most messages; what is one byte larger still is too large.
+MAX_MESSAGE_BYTES = 100_000
+EVENTS_AT_ONCE = 8
+HELD_BACK = 0.05
+REMEMBERED = 2_000
+
+
+class Traffic:
+    """Gives one portion after the other; about thirty messages each."""
+
+    def __init__(self, rng: Random, in_log: Callable[[str, str], bool]) -> None:
+        """Ask `in_log` whether a message has been accepted, before another takes its id."""
+        self._rng = rng
+        self._in_log = in_log
+        self._portions = 0
+        self._bad = sorted(BAD)
+        self._held: list[Message] = []
+        self._old: list[Message] = []
+
+    def portion(self) -> list[Publication]:
+        """Give what is published next, in this order."""
+        rng = self._rng
+        self._portions += 1
+        # Now and then the events of an earlier portion go on, at positions of their own.
+        name = rng.randrange(self._portions) if rng.random() < 0.2 else self._portions
+        fresh = histories(rng, events=EVENTS_AT_ONCE, name=f"e-{name}")
+        held = [message for message in fresh if rng.random() < HELD_BACK]
+        late, self._held = self._late(), self._held + held
+        again = rng.sample(self._old, min(1, len(self._old)))
+        sent = [_sound(each) for each in fresh if each not in held] + list(
+            map(_sound, late + again)
+        )
+        sent += self._broken()
+        rng.shuffle(sent)
+        self._old = (self._old + fresh[:3])[-REMEMBERED:]
+        return sent
+
+    def rest(self) -> list[Publication]:
+        """Give what was held back until now."""
+        held, self._held = self._held, []
+        return list(map(_sound, held))
+
+    def _late(self) -> list[Message]:
+        """Take some of what was held back, long after its neighbours."""
+        count = len(self._held) // 10
+        late, self._held = self._held[:count], self._held[count:]
+        return late
+
+    def _broken(self) -> list[Publication]:
+        chance = self._rng.random()
+        number = f"{self._portions}"
+        if chance < 0.4:
+            name = self._bad[self._portions % len(self._bad)]
+            content, reason, _ = BAD[name]
+            raw = content if isinstance(content, bytes) else body(content)
+            return [Publication(f"bad {number}: {name}", raw, reason.value)]
+        if chance < 0.45:
+            large = body(planned("e-large", more="x" * MAX_MESSAGE_BYTES))
+            return [Publication(f"large {number}", large, Reason.TOO_LARGE.value)]
+        if chance < 0.55 and self._old:
+            known = self._rng.choice(self._old)
+            # The first of two contents counts: only what is in the log already is surely the first.
+            if self._in_log(known["payload"]["event_id"], known["id"]):
+                other = body(known | {"more": number})
+                return [Publication(f"conflict {number}", other, Reason.ID_CONFLICT.value)]
+        return []
+
+
+def _sound(message: Message) -> Publication:
+    # As text and not as `body` does, so that what the log keeps can be compared with it.
+    text = json.dumps(message)
+    return Publication(identity_of(message["payload"]["event_id"], message["id"]), text.encode())

@@ -1,0 +1,36 @@
+"""A second count of what is written: a trigger in the worker's file notes each row of the log.
+
+It is in the transaction that appends the row, and so is true through every crash; and it has no
+key, so that a message that were appended twice would be there twice.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from tests.database import change, query
+
+INSTALL = (
+    "CREATE TABLE chaos_appends (event_id TEXT NOT NULL, id TEXT NOT NULL)",
+    "CREATE TRIGGER chaos_append AFTER INSERT ON log "
+    "BEGIN INSERT INTO chaos_appends VALUES (new.event_id, new.id); END",
+)
+
+
+def install(database: Path) -> None:
+    """Begin to count, in a file that has the worker's tables."""
+    for statement in INSTALL:
+        change(database, statement)
+
+
+def appended(database: Path) -> int:
+    """Count the appends that are committed now; one look at the end of the table."""
+    try:
+        return int(query(database, "SELECT max(rowid) FROM chaos_appends")[0][0] or 0)
+    except sqlite3.OperationalError:
+        return 0
+
+
+def appended_twice(database: Path) -> int:
+    """Count the messages that were appended more than once."""
+    again = "SELECT 1 FROM chaos_appends GROUP BY event_id, id HAVING count(*) > 1"
+    return len(query(database, again))

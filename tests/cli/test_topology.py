@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from tests.cli.commands import run_command
+from tests.cli.conftest import Place
+from tests.rabbitmq import RabbitMQNode
+
+
+class TestTopology:
+    async def test_before_it_is_made_is_shown_with_what_is_missing(self, place: Place) -> None:
+        """Looking makes nothing; the fix is named."""
+        code, out, err = await run_command(
+            "topology", "show", folder=place.folder, **place.settings
+        )
+
+        assert code == 1
+        assert place.queues.dead_letters in out
+        assert "projection-worker topology apply" in err
+
+    async def test_that_was_applied_is_as_it_must_be(self, place: Place) -> None:
+        """Twice is once."""
+        for _ in range(2):
+            code, _, err = await run_command(
+                "topology", "apply", folder=place.folder, **place.settings
+            )
+            assert code == 0, err
+        await place.queues.publish([b"one", b"two"])
+
+        code, out, _ = await run_command("topology", "show", folder=place.folder, **place.settings)
+
+        assert code == 0
+        assert "2 messages and 0 dead letters wait" in out
+
+    async def test_that_is_otherwise_is_left_as_it_is(self, place: Place) -> None:
+        """A queue with other arguments is an error with its way out."""
+        await place.queues.declare(delivery_limit=7)
+
+        code, _, err = await run_command("topology", "apply", folder=place.folder, **place.settings)
+
+        assert code == 1
+        assert "x-delivery-limit" in err
+        assert f"rabbitmqctl delete_queue {place.queues.name}" in err
+
+    async def test_that_was_imported_from_its_export_is_as_it_must_be(
+        self, place: Place, node: RabbitMQNode
+    ) -> None:
+        """An operator who makes everything himself makes what the worker would."""
+        _, exported, _ = await run_command(
+            "topology", "export", folder=place.folder, **place.settings
+        )
+        file = place.folder / "definitions.json"
+        file.write_text(exported)
+        await node.ctl("import_definitions", str(file))
+
+        code, _, err = await run_command("topology", "show", folder=place.folder, **place.settings)
+        policies = await node.ctl("list_policies", "--formatter", "json")
+
+        assert code == 0, err
+        ours = [each for each in json.loads(policies) if each["name"] == place.queues.name]
+        assert [json.loads(each["definition"]) for each in ours] == [{"delivery-limit": 20}]
+        await node.ctl("clear_policy", place.queues.name)
+        await node.ctl("clear_policy", place.queues.dead_letters)
+
+    @pytest.mark.parametrize(
+        ("url", "vhost"),
+        [("amqp://localhost/", "/"), ("amqp://localhost/chat%2Fone", "chat/one")],
+    )
+    async def test_is_exported_for_the_virtual_host(
+        self, place: Place, url: str, vhost: str
+    ) -> None:
+        """Without asking any broker."""
+        code, out, _ = await run_command(
+            "topology", "export", folder=place.folder, **(place.settings | {"amqp_url": url})
+        )
+
+        assert code == 0
+        kinds = json.loads(out).values()
+        assert {each["vhost"] for kind in kinds for each in kind} == {vhost}

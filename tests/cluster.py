@@ -1,0 +1,61 @@
+"""Three RabbitMQ nodes of our own that are one broker."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tests.rabbitmq import NodeFailed, RabbitMQNode
+from tests.waiting import eventually
+
+PATIENCE_SECONDS = 90
+
+
+class Cluster:
+    """Its nodes, and what is asked of them together."""
+
+    def __init__(self, nodes: list[RabbitMQNode]) -> None:
+        self.nodes = nodes
+
+    @property
+    def urls(self) -> str:
+        """All of them, as a worker takes them."""
+        return " ".join(node.url for node in self.nodes)
+
+    async def leader(self, queue: str) -> RabbitMQNode:
+        """Give the node that leads a quorum queue, once there is one."""
+
+        async def look() -> RabbitMQNode | None:
+            for asked in self.nodes:
+                try:
+                    text = await asked.ctl("list_queues", "--formatter", "json", "name", "leader")
+                except NodeFailed:
+                    continue  # One that is down; another knows.
+                leaders = {each["name"]: each["leader"] for each in json.loads(text)}
+                return next((n for n in self.nodes if n.name == leaders.get(queue)), None)
+            return None
+
+        return await eventually(look, PATIENCE_SECONDS)
+
+    async def whole(self) -> None:
+        """Start what was stopped, and wait until all nodes see each other."""
+        await asyncio.gather(*(node.start() for node in self.nodes))
+
+        async def is_whole() -> bool:
+            status = json.loads(await self.nodes[0].ctl("cluster_status", "--formatter", "json"))
+            return len(status["running_nodes"]) == len(self.nodes)
+
+        await eventually(is_whole, PATIENCE_SECONDS)
+
+
+@asynccontextmanager
+async def cluster() -> AsyncIterator[Cluster]:
+    """Give three nodes, joined; leaving the block removes every trace."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(RabbitMQNode())
+        others = [RabbitMQNode(friend=first) for _ in range(2)]
+        await asyncio.gather(*(stack.enter_async_context(node) for node in others))
+        for node in others:
+            # One after the other: two that join at once may wait for each other.
+            await node.join()
+        yield Cluster([first, *others])
