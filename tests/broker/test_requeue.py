@@ -1,6 +1,7 @@
 import re
 import signal
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ class TestTheCount:
     ) -> None:
         """With the routing key, whatever else the publisher put beside them."""
         await queues.declare()
-        await queues.publish([b"broken"], headers={"large": "x" * 15_000, "more": "x" * 15_000})
+        await queues.publish([b"broken"], headers={"large": "x" * 40_000, "more": "x" * 40_000})
         worker = await start_worker()
 
         for times in (1, 2, 3):
@@ -308,10 +309,8 @@ class TestABreakInTheMiddle:
         await put(queues, messages)
         await proxy.listen()
         proxy.swallows = BASIC_ACK
-        async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
-            async for letter in queue.letters(EVERY):
-                await queue.requeue(letter)
-            proxy.cut()
+        with pytest.raises(SessionLost, match="the last ones may be there still"):
+            await _requeue_and(proxy.cut, queues, proxy.url)
         await eventually(lambda: _has_all(queues, 10))
 
         await requeue_all(queues)
@@ -327,13 +326,26 @@ class TestABreakInTheMiddle:
         await put(queues, [b"1", b"2"], message_id="a-1")
         await proxy.listen()
 
-        async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
-            letter = await anext(queue.letters(EVERY))
-            proxy.cut()
-            with pytest.raises(SessionLost, match="ended while message a-1 was requeued"):
-                await queue.requeue(letter)
+        with pytest.raises(SessionLost, match="ended while message a-1 was requeued"):
+            await _cut_and_requeue(proxy, queues)
 
         await eventually(lambda: _has_all(queues, 2))
+
+
+async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> None:
+    """Requeue all, and do something before the queue is let go."""
+    async with dead_letter_queue(*place_of(queues, url)) as queue:
+        async for letter in queue.letters(EVERY):
+            await queue.requeue(letter)
+        act()
+
+
+async def _cut_and_requeue(proxy: Proxy, queues: Queues) -> None:
+    """Cut the connection before the first is requeued."""
+    async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
+        async for letter in queue.letters(EVERY):
+            proxy.cut()
+            await queue.requeue(letter)
 
 
 async def _depth(queues: Queues, name: str) -> int:

@@ -6,7 +6,7 @@ nor discarded are in their order again when a command ends well.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -80,8 +80,14 @@ class DeadLetterQueue:
 
     async def finish(self) -> None:
         """See that those that are left come back in their order."""
-        with _told("the dead letters were put back", "none is lost; their order may be another."):
+        hint = "none is lost; the last ones may be there still: run the command again."
+        with _told("the dead letters were put back", hint):
             await self._pages.finish()
+
+    async def abandon(self) -> None:
+        """Let those that are left come back in any order, if the connection still stands."""
+        with suppress(*LOST):
+            await self._pages.flush()
 
     async def discard(self, letter: DeadLetter) -> None:
         """Remove a letter that `letters` gave, for good."""
@@ -166,7 +172,11 @@ async def dead_letter_queue(
         channel = await opened.channel()
         try:
             queue = await _open(opened, channel, topology)
-            yield queue
+            try:
+                yield queue
+            except BaseException:
+                await queue.abandon()
+                raise
             await queue.finish()
         finally:
             # What was delivered and not acked goes back to the queue.

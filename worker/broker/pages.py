@@ -58,6 +58,17 @@ class Pages:
         """Take the pages that are left: those in them would overtake the ones that come back."""
         while await self.next():
             pass
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Return when the queue has all acks: a channel that closes drops those it still holds.
+
+        A channel hands a quorum queue 32 commands at a time. A get waits until those that the
+        queue has are done, and a second one until the channel has handed over the others. What
+        they may give is new, and goes back with the rest.
+        """
+        for _ in range(2):
+            await self._channel.basic_get(self._queue, timeout=DELIVERY_SECONDS)
 
     async def _on_delivery(self, message: DeliveredMessage) -> None:
         self._inbox.put_nowait(message)
