@@ -1,4 +1,7 @@
+import re
+import signal
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from tests.rabbitmq import RabbitMQNode
 from tests.raw_amqp import raw_publisher
 from tests.waiting import eventually
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue
+from worker.broker.pages import FIRST_PAGE
 from worker.errors import BrokerRefused, SessionLost
 
 MANY = 2_000
@@ -95,19 +99,39 @@ class TestARequeue:
         assert requeued == [letters[1], letters[3]]
         assert left == [letters[0], letters[2], letters[4]]
 
+    @pytest.mark.parametrize("stop", [3, 250])
+    async def test_keeps_the_order_of_many(self, queues: Queues, stop: int) -> None:
+        """Look after look, each stopping anywhere, with some letters discarded."""
+        await queues.declare()
+        expected = list(range(700))
+        await put(queues, [str(number).encode() for number in expected])
+
+        for last in (None, stop, None, stop):
+            async with dead_letter_queue(*place_of(queues)) as queue:
+                async for letter in queue.letters(EVERY):
+                    if letter.number % 3 == 0:
+                        await queue.discard(letter)
+                        expected.remove(int(letter.body))
+                    if letter.number == last:
+                        break
+
+        assert [int(letter.body) for letter in await queues.take_dead_letters()] == expected
+
     async def test_looks_at_none_twice(self, queues: Queues) -> None:
         """What is rejected again while the command goes on is left for the next one."""
         await queues.declare()
-        await put(queues, [b"1", b"2"])
+        more_than_a_page = [b"first"] * (FIRST_PAGE + 20)
+        await put(queues, more_than_a_page)
 
         seen = []
         async with dead_letter_queue(*place_of(queues)) as queue:
             async for letter in queue.letters(EVERY):
                 seen.append(letter.body)
                 await queue.requeue(letter)
-                await put(queues, [b"again"])
+                if letter.number == 1:
+                    await put(queues, [b"again", b"again"])
 
-        assert seen == [b"1", b"2"]
+        assert seen == more_than_a_page
         assert len(await queues.take_dead_letters()) == 2
 
     async def test_that_the_queue_does_not_take_leaves_the_letter(self, queues: Queues) -> None:
@@ -129,7 +153,7 @@ class TestTheCount:
     ) -> None:
         """With the routing key, whatever else the publisher put beside them."""
         await queues.declare()
-        await queues.publish([b"broken"], headers={"large": "x" * 15_000, "more": "x" * 15_000})
+        await queues.publish([b"broken"], headers={"large": "x" * 40_000, "more": "x" * 40_000})
         worker = await start_worker()
 
         for times in (1, 2, 3):
@@ -254,6 +278,28 @@ class TestABreakInTheMiddle:
         assert worker.total("applied") == MANY
         assert worker.total("duplicate") == requeued - MANY
 
+    async def test_by_the_operator_says_how_far_it_came(
+        self, queues: Queues, start_command: StartWorker
+    ) -> None:
+        """Ctrl-C ends it with the number that was requeued, and that number is in the queue."""
+        await queues.declare()
+        await put(queues, [b"raw"] * MANY)
+        command = await start_command("dead-letters", "requeue", "--all", "--yes")
+        await eventually(lambda: command.output.count("\n") > 100)
+        command.send(signal.SIGINT)
+
+        code = await command.exit_code()
+        await eventually(lambda: _has_all(queues, MANY))
+        requeued = (await queues.depth()).ready
+
+        assert code != 0
+        assert 0 < requeued < MANY
+        told = re.search(r"([\d,]+) of 2,000 dead letters requeued", command.output)
+        assert told is not None
+        # The message at which it came may have been on its way.
+        assert requeued - 1 <= int(told[1].replace(",", "")) <= requeued
+        assert "Traceback" not in command.output
+
     async def test_between_confirm_and_ack_makes_duplicates(
         self, queues: Queues, proxy: Proxy, database: Path, start_worker: StartWorker
     ) -> None:
@@ -263,10 +309,8 @@ class TestABreakInTheMiddle:
         await put(queues, messages)
         await proxy.listen()
         proxy.swallows = BASIC_ACK
-        async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
-            async for letter in queue.letters(EVERY):
-                await queue.requeue(letter)
-            proxy.cut()
+        with pytest.raises(SessionLost, match="the last ones may be there still"):
+            await _requeue_and(proxy.cut, queues, proxy.url)
         await eventually(lambda: _has_all(queues, 10))
 
         await requeue_all(queues)
@@ -282,13 +326,26 @@ class TestABreakInTheMiddle:
         await put(queues, [b"1", b"2"], message_id="a-1")
         await proxy.listen()
 
-        async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
-            letter = await anext(queue.letters(EVERY))
-            proxy.cut()
-            with pytest.raises(SessionLost, match="ended while message a-1 was requeued"):
-                await queue.requeue(letter)
+        with pytest.raises(SessionLost, match="ended while message a-1 was requeued"):
+            await _cut_and_requeue(proxy, queues)
 
         await eventually(lambda: _has_all(queues, 2))
+
+
+async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> None:
+    """Requeue all, and do something before the queue is let go."""
+    async with dead_letter_queue(*place_of(queues, url)) as queue:
+        async for letter in queue.letters(EVERY):
+            await queue.requeue(letter)
+        act()
+
+
+async def _cut_and_requeue(proxy: Proxy, queues: Queues) -> None:
+    """Cut the connection before the first is requeued."""
+    async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
+        async for letter in queue.letters(EVERY):
+            proxy.cut()
+            await queue.requeue(letter)
 
 
 async def _depth(queues: Queues, name: str) -> int:

@@ -1,21 +1,24 @@
 """The dead-letter queue as an operator's command holds it: looking, requeueing, discarding.
 
-Promise: at every moment a message is in at least one queue, and one that is neither requeued nor
-discarded goes back to its place when the queue is let go.
+Promise: at every moment a message is in at least one queue, and those that are neither requeued
+nor discarded are in their order again when a command ends well.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika import IncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
+from aiormq.abc import DeliveredMessage
 
 from worker.broker import headers as known
 from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
 from worker.broker.dead_letters import DeadLetter
+from worker.broker.pages import Pages
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.errors import BrokerRefused, SessionLost
@@ -54,12 +57,12 @@ class Selection:
 class DeadLetterQueue:
     """The dead letters that there were when it was opened."""
 
-    def __init__(self, queue: AbstractQueue, publisher: Publisher, work_queue: str) -> None:
-        """Read from a queue; send what is requeued back to the worker's queue."""
-        self._queue = queue
+    def __init__(self, pages: Pages, count: int, publisher: Publisher, work_queue: str) -> None:
+        """Read so many letters; send what is requeued back to the worker's queue."""
+        self._pages = pages
         self._publisher = publisher
         self._work_queue = work_queue
-        self.count = queue.declaration_result.message_count or 0
+        self.count = count
         """How many there were; what is dead-lettered meanwhile is not looked at."""
 
     async def letters(self, selection: Selection) -> AsyncIterator[DeadLetter]:
@@ -67,21 +70,30 @@ class DeadLetterQueue:
 
         Raises `SessionLost` if the connection ends.
         """
-        for number in range(1, self.count + 1):
-            with _told(f"dead letter {number} was read", "run the command again."):
-                message = await self._queue.get(no_ack=False, fail=False)
-            if message is None:
-                return
-            letter = DeadLetter.of(number, message)
-            if selection.takes(letter):
-                yield letter
+        number = 0
+        while page := await self._next_page(number):
+            for message in page:
+                number += 1
+                letter = DeadLetter.of(number, IncomingMessage(message))
+                if selection.takes(letter):
+                    yield letter
+
+    async def finish(self) -> None:
+        """See that those that are left come back in their order."""
+        hint = "none is lost; the last ones may be there still: run the command again."
+        with _told("the dead letters were put back", hint):
+            await self._pages.finish()
+
+    async def abandon(self) -> None:
+        """Let those that are left come back in any order, if the connection still stands."""
+        with suppress(*LOST):
+            await self._pages.flush()
 
     async def discard(self, letter: DeadLetter) -> None:
         """Remove a letter that `letters` gave, for good."""
         again = "the last ones may still be there: see 'dead-letters list'."
         with _told(f"dead letter {letter.name} was discarded", again):
-            channel = await self._queue.channel.get_underlay_channel()
-            await channel.basic_ack(letter.tag)
+            await self._pages.ack(letter.tag)
 
     async def requeue(self, letter: DeadLetter) -> list[str]:
         """Send a letter that `letters` gave back to the worker's queue, and then remove it.
@@ -102,6 +114,10 @@ class DeadLetterQueue:
         await self._publish(letter, headers, properties)
         await self.discard(letter)
         return sorted((wanted.keys() - headers) | (letter.properties.keys() - properties))
+
+    async def _next_page(self, seen: int) -> list[DeliveredMessage]:
+        with _told(f"the dead letters after the first {seen:,} were read", "run it again."):
+            return await self._pages.next()
 
     async def _publish(
         self, letter: DeadLetter, headers: dict[str, object], properties: dict[str, object]
@@ -146,16 +162,24 @@ def _told(what: str, hint: str) -> Iterator[None]:
 async def dead_letter_queue(
     address: BrokerAddress, topology: Topology
 ) -> AsyncIterator[DeadLetterQueue]:
-    """Hold the dead letters; let go of them, those that are left are in their places again.
+    """Hold the dead letters; after the block, those that are left are in their places again.
+
+    If the block raises, they are in the queue, and their order may be another.
 
     Raises what `connection` raises, and `BrokerRefused` if there is no such queue.
     """
     async with connection(address, NAME) as opened:
         channel = await opened.channel()
         try:
-            yield await _open(opened, channel, topology)
+            queue = await _open(opened, channel, topology)
+            try:
+                yield queue
+            except BaseException:
+                await queue.abandon()
+                raise
+            await queue.finish()
         finally:
-            # What was delivered and not acked goes back to its place in the queue.
+            # What was delivered and not acked goes back to the queue.
             await closing(channel)
 
 
@@ -171,4 +195,7 @@ async def _open(
         ) from error
     # A channel of its own: what goes wrong with a publish must not let go of the letters.
     publishing = await opened.channel(publisher_confirms=True, on_return_raises=True)
-    return DeadLetterQueue(queue, Publisher(publishing.default_exchange, opened), topology.queue)
+    count = queue.declaration_result.message_count or 0
+    pages = Pages(await channel.get_underlay_channel(), queue.name, count)
+    publisher = Publisher(publishing.default_exchange, opened)
+    return DeadLetterQueue(pages, count, publisher, topology.queue)

@@ -1,6 +1,5 @@
 """The headers of dead letters: whose they are, what they tell, and which can be sent again."""
 
-import re
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -8,8 +7,6 @@ from typing import cast
 
 from pamqp import encode
 from pamqp.common import FieldTable
-
-from worker.broker.decoders import UNDECODED
 
 # Why, in the worker's own words; the broker's own dead letters have x-death instead.
 REASON = "x-reason"
@@ -27,10 +24,8 @@ DELIVERY_HEADERS = ("x-delivery-count", "x-acquired-count")
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
 # The broker sends a copy to each queue that these name (rabbitmq.com/docs/sender-selected).
 _MORE_ROUTES = ("CC", "BCC")
-# A short string's length, the name, the type of a long string, and its length.
-_FIRST_DEATH = re.compile(rb"\x14x-first-death-reasonS\0\0\0.([a-z_]+)", re.DOTALL)
-# Together with a detail of 2,000 characters, the table stays below what `decoders` decodes.
-MAX_KEPT_BYTES = 20 * 1024
+# All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
+MAX_KEPT_BYTES = 64 * 1024
 # pamqp cuts longer names, and then there may be two of one name.
 MAX_NAME_BYTES = 128
 MAX_SHORT_TEXT_BYTES = 255
@@ -84,9 +79,6 @@ def requeue_count(headers: Mapping[str, object]) -> int:
 
 def death(headers: Mapping[str, object]) -> tuple[str | None, str | None, datetime | None]:
     """Give the broker's reason for its dead letter, the queue and the time, as far as known."""
-    raw = headers.get(UNDECODED)
-    if isinstance(raw, bytearray) and (found := _FIRST_DEATH.search(raw)):
-        return found[1].decode(), None, None
     deaths = headers.get("x-death")
     last: object = deaths[0] if isinstance(deaths, list) and deaths else None
     last = last if isinstance(last, dict) else {}
