@@ -1,5 +1,6 @@
 """Three nodes, of which one or two are lost."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -115,10 +116,11 @@ class TestAFrozenNode:
 
         leader.freeze()
         try:
-            await publish_through(other, queues)
+            publishing = asyncio.create_task(publish_through(other, queues))
             await eventually(lambda: worker.said("connection_lost"), PATIENCE_SECONDS)
         finally:
             leader.thaw()
+        await publishing
         await until_logged(database, len(BEFORE) + len(AFTER))
 
         assert rows(database) == expected_rows([*BEFORE, *AFTER])
