@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -75,7 +74,6 @@ class _Ending:
 
 
 def _exit(code: int) -> None:
-    sys.stdout.flush()
     os._exit(code)
 
 

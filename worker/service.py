@@ -7,8 +7,8 @@ wants the process to end. One task runs the loop that commits and acks, and noth
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from worker.broker.connection import BrokerAddress
@@ -164,7 +164,7 @@ class Service:
                         return
                     self._report.connected(self._settings.broker)
                     was_connected, self._makes_topology = True, False
-                    await stack.enter_async_context(self._verifying(opened))
+                    await stack.enter_async_context(opened.beside(self._verify(opened)))
                     await self._consume(opened.consumer, projector)
             except (SessionLost, BrokerRefused) as error:
                 if isinstance(error, BrokerRefused) and not was_connected:
@@ -183,18 +183,8 @@ class Service:
             on_settled_late=self._report.settled,
         )
 
-    @asynccontextmanager
-    async def _verifying(self, opened: Session) -> AsyncIterator[None]:
-        """Look at the topology now and again, for as long as the block lasts."""
-        task = asyncio.create_task(self._verify_for_ever(opened))
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def _verify_for_ever(self, opened: Session) -> None:
+    async def _verify(self, opened: Session) -> None:
+        """Look at the topology now and again."""
         while True:
             await asyncio.sleep(VERIFY_SECONDS)
             try:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tests.chaos.fleet import Fleet
 from tests.chaos.moments import pause
+from tests.chaos.traffic import Traffic
 from tests.chaos.witness import appended
 from tests.proxy import BASIC_ACK, Proxy, Way
 from tests.rabbitmq import NodeFailed, RabbitMQNode
@@ -43,6 +44,7 @@ class Stage:
     node: RabbitMQNode
     proxy: Proxy
     fleet: Fleet
+    traffic: Traffic
     database: Path
     injected: Counter[str] = field(default_factory=Counter)
 
@@ -217,14 +219,12 @@ async def lock(stage: Stage, rng: Random) -> None:
 
 async def full(stage: Stage, rng: Random) -> None:
     """Let every write of a worker behind the first page of a file fail, as on a full disk."""
-    worker = stage.fleet.any(rng)
-    if worker is None:
-        return
+    stage.injected["full"] += 1
+    worker = rng.choice(await eventually(lambda: stage.fleet.workers))
     # It may end at any moment, and take its limits along.
     with suppress(ProcessLookupError):
         _, hard = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))
-        stage.injected["full"] += 1
         try:
             await pause(rng.uniform(0.5, 5))
         finally:
@@ -243,6 +243,13 @@ async def sync(stage: Stage, rng: Random) -> None:
     stage.fleet.send(stage.fleet.any(rng), Signals.SIGTERM)
 
 
+async def poison(stage: Stage, rng: Random) -> None:
+    """Publish a message of which every worker dies, until the broker takes it out."""
+    stage.injected["poison"] += 1
+    stage.traffic.poison()
+    await pause(rng.uniform(1, 20))
+
+
 class Fault(NamedTuple):
     """A fault, and what must be known to choose it."""
 
@@ -250,6 +257,8 @@ class Fault(NamedTuple):
     to: str
     """Two at a time are done to different things."""
     weight: int
+    is_usual: bool = True
+    """Whether it is chosen without being asked for."""
     longest: float = 0
     """Seconds; not chosen for a run in which it would take more than a tenth of the time."""
 
@@ -270,6 +279,8 @@ FAULTS = {
     "restart": Fault(restart, "broker", 1),
     "crash": Fault(crash, "broker", 1),
     "alarm": Fault(alarm, "broker", 2),
+    # Twenty workers die of it, and nothing else is projected until then.
+    "poison": Fault(poison, "messages", 1, is_usual=False),
     "lock": Fault(lock, "file", 3),
     "full": Fault(full, "file", 3),
 }

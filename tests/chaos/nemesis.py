@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 
 from tests.chaos.faults import FAULTS, Stage
@@ -17,6 +18,8 @@ class Step:
     number: int
     faults: tuple[str, ...]
     seed: int
+    is_first: bool
+    """Whether its kind has not come before."""
 
     async def happen(self, stage: Stage) -> None:
         """Do all of it, and return when it is undone."""
@@ -34,13 +37,12 @@ class Step:
 def steps(seed: int, chosen: Sequence[str]) -> Iterator[Step]:
     """Choose without an end; the same for the same seed and the same faults to choose from."""
     rng = Random(seed)
-    number = 0
-    while True:
-        # Every kind once before chance decides, so that a short run has them all.
-        first = sorted(chosen, key=lambda name: (FAULTS[name].to == "broker", rng.random()))
-        for name in first if number == 0 else [_choose(rng, chosen)]:
-            number += 1
-            yield Step(number, (name, *_companion(rng, name, chosen)), seed)
+    # Every kind once before chance decides, so that a short run has them all.
+    first = sorted(chosen, key=lambda name: (FAULTS[name].to == "broker", rng.random()))
+    for number in count(1):
+        name = first[number - 1] if number <= len(first) else _choose(rng, chosen)
+        companion = _companion(rng, name, chosen)
+        yield Step(number, (name, *companion), seed, is_first=number <= len(first))
 
 
 def _companion(rng: Random, name: str, chosen: Sequence[str]) -> list[str]:
@@ -61,10 +63,12 @@ def _choose(rng: Random, among: Sequence[str]) -> str:
 async def torment(
     stage: Stage, plan: Iterator[Step], seconds: float, say: Callable[[str], None]
 ) -> None:
-    """Let one step after the other happen; no further one begins when the time is over."""
+    """Let one step after the other happen, until the time is over and each kind has come once."""
     begin = time.monotonic()
-    while (now := time.monotonic() - begin) < seconds:
-        step = next(plan)
+    for step in plan:
+        now = time.monotonic() - begin
+        if now > seconds and not step.is_first:
+            return
         say(f"{now:5.0f} s  step {step.number}: {' and '.join(step.faults)}")
         await step.happen(stage)
         await pause(Random(f"{step.seed}/{step.number}").uniform(0, 1.5))

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from signal import Signals
@@ -41,6 +42,9 @@ USER, CANARY = "projection", "S3CR3T-canary"
 # for it again.
 WARM_SECONDS = 15
 CALM_CUTS = 10
+# Done; failed, or not drained in time; a second SIGTERM; tests/deadly.py; SIGKILL; SIGTERM before
+# the worker listens to it.
+KNOWN_CODES = (0, 1, 128 + Signals.SIGTERM, 66, -Signals.SIGKILL, -Signals.SIGTERM)
 
 Say = Callable[[str], None]
 
@@ -67,8 +71,11 @@ async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict
         ledger = stack.enter_context(Ledger(folder / "ledger.jsonl"))
         fleet = Fleet(await _settings(plan, node, proxy, queues, database), folder)
         await _prepare(fleet, database)
-        stage = Stage(node, proxy, fleet, database)
-        publisher = _publisher(plan, queues, ledger, database)
+        fleet.module = "tests.deadly" if "poison" in plan.faults else "worker"
+        rng = Random(plan.seed)
+        traffic = Traffic(rng, partial(_is_in_log, database))
+        stage = Stage(node, proxy, fleet, traffic, database)
+        publisher = Publisher(queues.url, queues.exchange, ledger, traffic, rng)
         async with fleet.kept():
             async with _publishing(publisher):
                 await pause(min(WARM_SECONDS, plan.seconds))
@@ -132,14 +139,10 @@ async def _prepare(fleet: Fleet, database: Path) -> None:
     install(database)
 
 
-def _publisher(plan: Plan, queues: Queues, ledger: Ledger, database: Path) -> Publisher:
-    def in_log(event_id: str, message_id: str) -> bool:
-        # Both are made of letters, digits and dashes.
-        where = f"event_id = '{event_id}' AND id = '{message_id}'"
-        return bool(query(database, f"SELECT 1 FROM log WHERE {where}"))
-
-    rng = Random(plan.seed)
-    return Publisher(queues.url, queues.exchange, ledger, Traffic(rng, in_log), rng)
+def _is_in_log(database: Path, event_id: str, message_id: str) -> bool:
+    # Both are made of letters, digits and dashes.
+    where = f"event_id = '{event_id}' AND id = '{message_id}'"
+    return bool(query(database, f"SELECT 1 FROM log WHERE {where}"))
 
 
 @asynccontextmanager
@@ -176,7 +179,7 @@ async def _rebuilds(fleet: Fleet, database: Path, folder: Path) -> AsyncIterator
 
 
 def _sayings(fleet: Fleet, database: Path) -> list[Check]:
-    crashes = {code: n for code, n in fleet.exit_codes.items() if code not in (0, 1, 143, -9, -15)}
+    crashes = {code: n for code, n in fleet.exit_codes.items() if code not in KNOWN_CODES}
     return [
         Check("workers print log lines, and no traceback", some(iter(fleet.foreign))),
         Check("no worker ends in a way that is not known", str(crashes) if crashes else ""),

@@ -6,6 +6,7 @@ from random import Random
 
 from tests.builders import Message, body, planned
 from tests.chaos.ledger import Publication, identity_of
+from tests.deadly import deadly
 from tests.histories import histories
 from tests.unit.bad_messages import BAD
 from worker.deliveries import Reason
@@ -13,6 +14,8 @@ from worker.deliveries import Reason
 # Nested 10,000 deep is larger than most messages; what is one byte larger still is too large.
 MAX_MESSAGE_BYTES = 100_000
 EVENTS_AT_ONCE = 8
+# The broker's own reason: no worker lives to give another.
+DELIVERY_LIMIT = "broker: delivery_limit"
 HELD_BACK = 0.05
 REMEMBERED = 2_000
 
@@ -28,6 +31,7 @@ class Traffic:
         self._bad = sorted(BAD)
         self._held: list[Message] = []
         self._old: list[Message] = []
+        self._extra: list[Publication] = []
 
     def portion(self) -> list[Publication]:
         """Give what is published next, in this order."""
@@ -42,10 +46,16 @@ class Traffic:
         sent = [_sound(each) for each in fresh if each not in held] + list(
             map(_sound, late + again)
         )
-        sent += self._broken()
+        sent += self._broken() + self._extra
+        self._extra = []
         rng.shuffle(sent)
         self._old = (self._old + fresh[:3])[-REMEMBERED:]
         return sent
+
+    def poison(self) -> None:
+        """Put a message into the next portion that kills each worker of `tests.deadly`."""
+        fatal = deadly(f"e-poison-{self._portions}")
+        self._extra.append(Publication(f"poison {fatal['id']}", body(fatal), DELIVERY_LIMIT))
 
     def rest(self) -> list[Publication]:
         """Give what was held back until now."""

@@ -34,8 +34,13 @@ class Life:
             )
             self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
 
+    def end_with(self, task: asyncio.Task[None]) -> None:
+        """End it with a task of it that ended by a bug: who waits gets what the task raised."""
+        if not task.cancelled() and (bug := task.exception()) and not self._lost.done():
+            self._lost.set_exception(bug)
+
     def require(self) -> None:
-        """Raise `SessionLost` if it has been lost."""
+        """Raise `SessionLost` if it has been lost, or the bug that ended a task of it."""
         if self._lost.done():
             self._lost.result()
 

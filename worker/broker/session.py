@@ -5,7 +5,7 @@ deliveries are forgotten, and the service opens a new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +29,20 @@ class Session:
     """What is open together."""
 
     consumer: Consumer
+    _life: Life
     _connection: AbstractConnection
     _topology: Topology
+
+    @asynccontextmanager
+    async def beside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+        """Let work go on for the length of the block; a bug in it ends the session."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._life.end_with)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def verify(self) -> Depths:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
@@ -94,7 +106,7 @@ async def session(
             await consumer.start()
         except LOST as error:
             raise _ended(error) from error
-        yield Session(consumer, consuming, topology)
+        yield Session(consumer, life, consuming, topology)
 
 
 def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:

@@ -50,6 +50,8 @@ class Settlement:
         self._on_settled_late = on_settled_late
         self._is_blocked = False
         self._unconfirmed: deque[Outcome] = deque()
+        # Tags that `settle` no longer waits for: whoever gets the confirm acks them.
+        self._left: set[int] = set()
         self._has_work = asyncio.Event()
         self._is_clear = asyncio.Event()
         self._is_clear.set()
@@ -57,6 +59,7 @@ class Settlement:
     async def __aenter__(self) -> Self:
         """Start the task that publishes dead letters."""
         self._publishing = asyncio.create_task(self._publish())
+        self._publishing.add_done_callback(self._life.end_with)
         return self
 
     async def __aexit__(
@@ -67,8 +70,7 @@ class Settlement:
     ) -> None:
         """Leave what is not confirmed to the broker, unacked."""
         self._publishing.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._publishing
+        await asyncio.wait({self._publishing})
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Dead-letter the rejected and wait for the confirms, then ack all with one frame.
@@ -84,8 +86,8 @@ class Settlement:
             # Tags rise with the order of delivery, and every earlier batch has been settled.
             await self._ack(max(outcome.delivery.tag for outcome in outcomes), multiple=True)
             return outcomes
-        waiting = {outcome.delivery.tag for outcome in self._unconfirmed}
-        settled = [outcome for outcome in outcomes if outcome.delivery.tag not in waiting]
+        self._left = {outcome.delivery.tag for outcome in self._unconfirmed}
+        settled = [outcome for outcome in outcomes if outcome.delivery.tag not in self._left]
         for outcome in settled:
             # One by one: `multiple` would ack those that wait before them, too.
             await self._ack(outcome.delivery.tag)
@@ -116,11 +118,13 @@ class Settlement:
         with suppress(SessionLost):
             while True:
                 await self._has_work.wait()
-                await self._publish_until_confirmed(self._unconfirmed[0])
-                outcome = self._unconfirmed.popleft()
-                if self._is_blocked:
+                outcome = self._unconfirmed[0]
+                await self._publish_until_confirmed(outcome)
+                if outcome.delivery.tag in self._left:
                     await self._ack(outcome.delivery.tag)
                     self._on_settled_late([outcome])
+                # Only now: while it stands there, `settle` acks nothing with `multiple`.
+                self._unconfirmed.popleft()
                 if not self._unconfirmed:
                     self._has_work.clear()
                     self._is_clear.set()

@@ -3,11 +3,53 @@
 Called "logs" because the log is the table of messages.
 """
 
+import json
 import logging
+import os
+import stat
 import sys
+from io import TextIOBase
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+
+class Lines(TextIOBase):
+    """Standard output for log lines, which never holds the worker up and never ends it.
+
+    A pipe whose reader stands still would block the event loop, and with it the heartbeats; a log
+    file on a full disk would end the process. Lines that cannot be written are dropped, and their
+    number is the next line that can be.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Write to a descriptor; one of a pipe does not block any more."""
+        super().__init__()
+        self._descriptor = descriptor
+        self._dropped = 0
+        # A terminal or a file may be shared with programs that do not expect it.
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            os.set_blocking(descriptor, False)
+
+    def write(self, line: str) -> int:
+        """Write a line whole, or drop it."""
+        rest = line.encode(errors="backslashreplace")
+        if self._dropped:
+            rest = self._account() + rest
+        try:
+            while rest:
+                # Whole or not at all for a pipe, up to 4,096 bytes (pipe(7)); few lines are longer.
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            self._dropped += 1
+        else:
+            self._dropped = 0
+        return len(line)
+
+    def _account(self) -> bytes:
+        account = {"event": "log_lines_dropped", "level": "warning", "lines": self._dropped}
+        return json.dumps(account).encode() + b"\n"
 
 
 def configure(log_format: str, level: str) -> None:
@@ -27,12 +69,13 @@ def configure(log_format: str, level: str) -> None:
         if for_people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
+    lines = cast("TextIO", Lines(sys.stdout.fileno()))
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(lines),
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,0 +1,27 @@
+"""A worker with a bug in a task beside its loop: `python -m tests.faulty run`."""
+
+from aio_pika.abc import AbstractConnection
+
+from worker import service
+from worker.broker.topology import Depths, Topology
+from worker.cli import main
+
+
+class Bug(Exception):
+    """Nothing that the worker knows."""
+
+
+async def look(self: Topology, connection: AbstractConnection) -> Depths:
+    """Succeed while a session opens, and fail at the first look after it."""
+    looks.append(1)
+    if len(looks) > 1:
+        raise Bug("a bug in a task beside the loop")
+    return Depths(0, 0)
+
+
+looks: list[int] = []
+
+if __name__ == "__main__":
+    service.VERIFY_SECONDS = 0
+    setattr(Topology, "verify", look)  # noqa: B010 - mypy lets nobody assign to a method
+    main()
