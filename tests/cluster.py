@@ -9,6 +9,9 @@ from tests.rabbitmq import NodeFailed, RabbitMQNode
 from tests.waiting import eventually
 
 PATIENCE_SECONDS = 90
+# A node that was away for a minute restarts by itself, and does not go on as a broker of its own
+# (rabbitmq.com/docs/partitions).
+PARTITIONS = "cluster_partition_handling = pause_minority\n"
 
 
 class Cluster:
@@ -52,8 +55,8 @@ class Cluster:
 async def cluster() -> AsyncIterator[Cluster]:
     """Give three nodes, joined; leaving the block removes every trace."""
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(RabbitMQNode())
-        others = [RabbitMQNode(friend=first) for _ in range(2)]
+        first = await stack.enter_async_context(RabbitMQNode(PARTITIONS))
+        others = [RabbitMQNode(PARTITIONS, friend=first) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(node) for node in others))
         running = Cluster([first, *others])
         await running.whole()

@@ -1,5 +1,6 @@
 """Three nodes, of which one or two are lost."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError
 from tests.builders import planned, started
 from tests.cluster import PATIENCE_SECONDS, Cluster, cluster
 from tests.database import count_log, rows
+from tests.health import asking, until_not_ready, until_ready
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
 from tests.queues import Queues, queues_on
@@ -115,10 +117,11 @@ class TestAFrozenNode:
 
         leader.freeze()
         try:
-            await publish_through(other, queues)
+            publishing = asyncio.create_task(publish_through(other, queues))
             await eventually(lambda: worker.said("connection_lost"), PATIENCE_SECONDS)
         finally:
             leader.thaw()
+        await publishing
         await until_logged(database, len(BEFORE) + len(AFTER))
 
         assert rows(database) == expected_rows([*BEFORE, *AFTER])
@@ -130,15 +133,20 @@ class TestTheMajority:
     async def test_lost_is_waited_for(
         self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker
     ) -> None:
-        """Nothing is delivered without it; with it, everything goes on."""
+        """Without it nothing is confirmed and the worker is not ready; with it, all goes on."""
         first, second, third = three.nodes
         worker = await consuming(start_worker, queues, database, first.url)
+        ask = asking(worker)
+        await until_ready(ask)
 
-        await second.stop()
-        await third.stop()
-        await worker.outlives(2)
+        await asyncio.gather(second.stop(), third.stop())
+        publishing = asyncio.create_task(publish_through(first, queues))
+        await until_not_ready(ask)
+        assert not publishing.done()
         await three.whole()
-        await publish_through(first, queues)
+        await publishing
         await until_logged(database, len(BEFORE) + len(AFTER))
+        await until_ready(ask)
 
         assert rows(database) == expected_rows([*BEFORE, *AFTER])
+        assert await queues.take_dead_letters() == []

@@ -1,39 +1,17 @@
 """What an orchestrator is told, through each fault and its cure."""
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 
 from tests.builders import planned
 from tests.database import locked
+from tests.health import Ask, asked, asking, read, until_not_ready, until_ready
 from tests.processes import StartWorker, WorkerProcess
 from tests.proxy import Proxy
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
-from tests.waiting import eventually
-
-
-def asked(url: str) -> tuple[bool, str]:
-    """Give whether a worker says that it is well, and its reason."""
-    try:
-        with urlopen(url, timeout=30) as answer:
-            document = json.load(answer)
-    except HTTPError as error:
-        document = json.load(error)
-    return document["ok"], document["reason"]
-
-
-def read(url: str) -> str:
-    with urlopen(url, timeout=30) as answer:
-        return str(answer.read().decode())
-
-
-Ask = Callable[[str], Awaitable[tuple[bool, str]]]
 
 
 @pytest.fixture
@@ -49,33 +27,6 @@ async def worker(start_worker: StartWorker, proxy: Proxy) -> WorkerProcess:
 def ask(worker: WorkerProcess) -> Ask:
     """Give a function that asks the worker at a path."""
     return asking(worker)
-
-
-def asking(worker: WorkerProcess) -> Ask:
-    async def ask(path: str) -> tuple[bool, str]:
-        (line,) = worker.said("health_served")
-        return await asyncio.to_thread(asked, line["url"] + path)
-
-    return ask
-
-
-async def until_ready(ask: Ask) -> None:
-    async def is_ready() -> bool:
-        return (await ask("/readyz"))[0]
-
-    await eventually(is_ready)
-
-
-async def until_not_ready(ask: Ask) -> str:
-    """Wait for a worker that is not ready, and lives; give the reason."""
-
-    async def reason() -> str | None:
-        is_well, reason = await ask("/readyz")
-        return None if is_well else reason
-
-    found = await eventually(reason)
-    assert (await ask("/livez"))[0]
-    return found
 
 
 class TestReadiness:

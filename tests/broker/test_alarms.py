@@ -1,0 +1,139 @@
+"""What the broker does to its clients when it is short of something."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import planned, started
+from tests.database import locked, rows
+from tests.oracle import expected_rows
+from tests.processes import StartWorker
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
+
+MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
+# What raises the alarm, and what ends it.
+ALARMS = {
+    "memory": (
+        ("set_vm_memory_high_watermark", "0.000001"),
+        ("set_vm_memory_high_watermark", "0.4"),
+    ),
+    "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "1MB")),
+}
+# How long a delivery may stay unacked, in milliseconds; and how often the broker looks.
+TIMEOUT = {"consumer_timeout": (3_000, 1_800_000), "channel_tick_interval": (500, 60_000)}
+
+
+class TestAnAlarm:
+    @pytest.mark.parametrize("resource", ALARMS)
+    async def test_lets_what_was_delivered_and_what_waits_be_projected(
+        self,
+        queues: Queues,
+        database: Path,
+        node: RabbitMQNode,
+        start_worker: StartWorker,
+        resource: str,
+    ) -> None:
+        """Acks go on, which is what drains the broker; a dead letter waits until it is over."""
+        begin, end = ALARMS[resource]
+        # A prefetch that leaves some in the queue when the alarm begins.
+        worker = await start_worker(prefetch=20, batch_size=20)
+        await worker.wait_for_log("connected")
+        try:
+            with locked(database):
+                await queues.publish([*MESSAGES[:10], b"broken", *MESSAGES[10:]])
+                await node.ctl(*begin)
+                assert resource in await node.ctl("eval", "rabbit_alarm:get_alarms().")
+            await worker.wait_for_log("blocked")
+            await worker.wait_until_settled(len(MESSAGES))
+            assert rows(database) == expected_rows(MESSAGES)
+            assert worker.said("dead_lettered") == []
+        finally:
+            await node.ctl(*end)
+        await worker.wait_for_log("unblocked")
+        await worker.wait_until_settled(len(MESSAGES) + 1)
+
+        (letter,) = await queues.take_dead_letters()
+        assert letter.body == b"broken"
+        assert worker.said("connection_lost") == []
+
+
+@pytest.fixture
+async def impatient(node: RabbitMQNode) -> AsyncIterator[RabbitMQNode]:
+    """Give a broker that waits for acks for seconds only."""
+    for name, (short, _) in TIMEOUT.items():
+        await node.ctl("eval", f"application:set_env(rabbit, {name}, {short}).")
+    yield node
+    for name, (_, usual) in TIMEOUT.items():
+        await node.ctl("eval", f"application:set_env(rabbit, {name}, {usual}).")
+
+
+class TestTheConsumerTimeout:
+    async def test_costs_a_held_batch_one_delivery(
+        self, queues: Queues, database: Path, impatient: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """The worker takes nothing again before the database commits; then all is as ever."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        with locked(database):
+            await queues.publish(MESSAGES)
+            lost = await worker.wait_for_log("connection_lost")
+            # Long enough for a second timeout.
+            assert await worker.outlives(5)
+            assert len(worker.said("connected")) == 1
+        await worker.wait_until_settled(len(MESSAGES))
+
+        assert "timeout" in lost["reason"]
+        assert rows(database) == expected_rows(MESSAGES)
+        assert await queues.take_dead_letters() == []
+        assert len(worker.said("connected")) == 2
+
+
+class TestTheDeadLetterQueue:
+    async def test_that_is_full_is_waited_for(
+        self, queues: Queues, database: Path, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """What does not fit stays unacked; the messages around it are projected."""
+        policy = f"full-{queues.name}"
+        full = '{"max-length": 1, "overflow": "reject-publish"}'
+        await queues.declare()
+        await node.ctl("set_policy", policy, f"^{queues.dead_letters}$", full)
+        try:
+            await queues.publish([b"broken 1", b"broken 2", *MESSAGES, b"broken 3"])
+            worker = await start_worker()
+            await worker.wait_for_log("blocked")
+            await eventually(lambda: rows(database) == expected_rows(MESSAGES))
+            assert await queues.take_dead_letters()
+        finally:
+            await node.ctl("clear_policy", policy)
+        await worker.wait_until_settled(len(MESSAGES) + 3)
+
+        assert worker.total("rejected") == 3
+        assert worker.said("connection_lost") == []
+
+    async def test_without_its_exchange_is_waited_for(
+        self,
+        queues: Queues,
+        database: Path,
+        start_worker: StartWorker,
+        start_command: StartWorker,
+    ) -> None:
+        """The broker ends the session for it; the bad message is kept until all is made anew."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+        async with queues.channel() as channel:
+            await channel.exchange_delete(queues.dead_letters)
+        await queues.publish([*MESSAGES[:50], b"broken", *MESSAGES[50:]])
+        refused = await worker.wait_for_log("connection_refused")
+
+        assert await (await start_command("topology", "apply")).exit_code() == 0
+        await worker.wait_until_settled(len(MESSAGES) + 1)
+
+        (letter,) = await queues.take_dead_letters()
+        assert letter.body == b"broken"
+        assert letter.headers["x-reason"] == "not_json"
+        assert queues.dead_letters in refused["reason"]
+        assert rows(database) == expected_rows(MESSAGES)
