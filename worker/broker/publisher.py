@@ -12,8 +12,6 @@ from typing import Any, cast
 import aio_pika
 from aio_pika.abc import AbstractConnection, HeadersType
 from aio_pika.exceptions import ChannelNotFoundEntity
-from pamqp import encode
-from pamqp.common import FieldTable
 
 from worker.broker.connection import (
     LOST,
@@ -24,8 +22,6 @@ from worker.broker.connection import (
 )
 from worker.errors import BrokerRefused, SessionLost
 
-# All headers of a message share one frame with its properties; the broker's frames have 128 KiB.
-MAX_HEADER_BYTES = 64 * 1024
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
 IN_FLIGHT = 1_000
 
@@ -90,14 +86,6 @@ class Publisher:
 def _fitting(routing_key: str) -> str:
     # AMQP has 255 bytes of UTF-8 for it (AMQP 0-9-1, "shortstr").
     return routing_key.encode(errors="ignore")[:255].decode(errors="ignore")
-
-
-def can_be_sent(headers: Mapping[str, object]) -> bool:
-    """Tell whether headers that were received can be sent again."""
-    try:
-        return len(encode.field_table(cast("FieldTable", dict(headers)))) <= MAX_HEADER_BYTES
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 async def publish_all(
