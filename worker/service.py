@@ -20,13 +20,12 @@ from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLo
 from worker.projector import Projector
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
 from worker.registry import Registry
-from worker.settings import Settings
+from worker.settings import Settings, SettingsError
 from worker.store import log
 from worker.store.connection import Writer
 from worker.store.lock import WriterLock
 from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions
-from worker.telemetry.health import State
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -75,10 +74,11 @@ class Service:
         lock = WriterLock(self._settings.database)
         try:
             if await self._become_writer(lock):
-                async with AsyncExitStack() as stack:
-                    writer = Writer(self._settings.database)
-                    stack.push_async_callback(writer.close)
+                writer = Writer(self._settings.database)
+                try:
                     await self._write(writer)
+                finally:
+                    await writer.close()
         finally:
             lock.release()
 
@@ -122,7 +122,7 @@ class Service:
                 attempt += 1
                 await self._pause(_backoff(attempt, HOLD_SECONDS))
             else:
-                self._report.commits(State.CONNECTING)
+                self._report.commits()
                 return not self._stop.is_set()
         return False
 
@@ -174,8 +174,13 @@ class Service:
                 await self._pause(_backoff(self._losses, RECONNECT_SECONDS))
 
     def _session(self) -> AbstractAsyncContextManager[Session]:
+        try:
+            address = self._address()
+        except SettingsError as error:
+            # A secret that is just being written, perhaps.
+            raise BrokerRefused(error.message, error.hint) from error
         return session(
-            self._address(),
+            address,
             topology_of(self._settings),
             Window(self._settings.prefetch, self._settings.batch_size),
             makes_topology=self._makes_topology,
@@ -188,11 +193,10 @@ class Service:
         while True:
             await asyncio.sleep(VERIFY_SECONDS)
             try:
-                depths = await opened.verify()
-            except BrokerRefused as error:
+                depths = await _in_time(opened.verify())
+            except (BrokerRefused, SessionLost) as error:
+                # Of a session that is over, the consumer tells the loop.
                 self._report.topology(error)
-            except SessionLost:
-                return  # The consumer tells the loop.
             else:
                 self._report.topology(None)
                 wal = wal_bytes(self._settings.database)
@@ -231,7 +235,7 @@ class Service:
                 if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
                     return None
             else:
-                self._report.commits(State.CONSUMING)
+                self._report.commits()
                 return outcomes
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
@@ -254,11 +258,11 @@ class Service:
                 await self._stop.wait()
 
 
-async def _in_time(opening: Awaitable[T]) -> T:
-    """Open a session, or give up: a node that is just starting may never answer a declaration."""
+async def _in_time(work: Awaitable[T]) -> T:
+    """Do what asks the broker, or give up: a node without a quorum may never answer."""
     try:
         async with asyncio.timeout(OPEN_SECONDS):
-            return await opening
+            return await work
     except TimeoutError as error:
         raise SessionLost(
             f"The broker did not answer within {OPEN_SECONDS} seconds.",

@@ -172,6 +172,11 @@ def load_settings() -> Settings:
         )
     try:
         return Settings(_secrets_dir=directory if is_directory else None)
+    except OSError as error:
+        raise SettingsError(
+            f"A file with settings cannot be read ({error.filename}: {error.strerror}).",
+            "see that this user may read it.",
+        ) from None
     except ValidationError as error:
         problems = [
             f"{PREFIX}{str(each['loc'][0]).upper()}: {_allowed(each['msg'])}"

@@ -268,32 +268,6 @@ class TestABlockedDeadLetter:
         assert letter.body == b"broken"
         assert queues.dead_letters in line["reason"]
 
-    async def test_that_a_full_queue_refuses_is_waited_for(
-        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
-    ) -> None:
-        """A queue for dead letters with a limit takes no more, and drops nothing."""
-        limit = '{"max-length": 1, "overflow": "reject-publish"}'
-        await node.ctl("set_policy", "full", f"^{queues.dead_letters}$", limit)
-        taken: list[bytes] = []
-
-        async def all_taken() -> bool:
-            taken.extend(letter.body for letter in await queues.take_dead_letters())
-            return len(taken) >= 4
-
-        try:
-            await queues.publish([b"broken"] * 4)
-            await worker.wait_for_log("blocked")
-            await eventually(all_taken)
-        finally:
-            await node.ctl("clear_policy", "full")
-        await worker.wait_for_log("dead_lettered", times=4)
-        await worker.wait_for_log("unblocked")
-        # An ack of what is acked already would end the session (406, unknown delivery tag).
-        assert worker.said("connection_lost") == []
-        assert worker.total("rejected") == len(worker.said("dead_lettered")) == 4
-
-        assert taken == [b"broken"] * 4
-
     async def test_that_is_still_blocked_at_the_end_stays_in_the_queue(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:

@@ -24,11 +24,12 @@ from aio_pika.exceptions import (
 from worker.broker import decoders
 from worker.errors import BrokerRefused, SessionLost
 
-# A dead peer is found after three missed heartbeats, 33 seconds at most; RabbitMQ advises 5 to 20
-# (rabbitmq.com/docs/heartbeats).
-HEARTBEAT_SECONDS = 10
+# aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
+# advises 5 to 20 (rabbitmq.com/docs/heartbeats).
+HEARTBEAT_SECONDS = 9
 CONNECT_SECONDS = 4
-CLOSE_SECONDS = 1
+# Two connections and a channel are closed, one after the other, within a drain.
+CLOSE_SECONDS = 0.5
 # What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
 LOST = (AMQPError, OSError, RuntimeError)
 
@@ -104,7 +105,8 @@ async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConne
             "see the user, password and virtual host in WORKER_AMQP_URL, and the user's "
             "permissions.",
         ) from error
-    except (AMQPError, OSError, TimeoutError) as error:
+    except (AMQPError, OSError, TimeoutError, ValueError) as error:
+        # ValueError is what a host that is no name raises.
         raise SessionLost(
             f"The broker cannot be reached ({shown(url)}: {sentence(error)}).",
             "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for "

@@ -13,20 +13,10 @@ from typing import Self
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from worker.broker.connection import LOST, is_cancelled_here, sentence
+from worker.broker.dead_letters import KEPT_PROPERTIES
 from worker.broker.life import Life
 from worker.broker.settlement import Settlement
 from worker.deliveries import Delivery, Outcome
-
-# What a dead letter keeps: the name that aio-pika's Message takes -> the one pamqp gives.
-KEPT_PROPERTIES = {
-    "app_id": "app_id",
-    "content_encoding": "content_encoding",
-    "correlation_id": "correlation_id",
-    "message_id": "message_id",
-    "timestamp": "timestamp",
-    "type": "message_type",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +95,39 @@ class Consumer:
         raise StopAsyncIteration
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-        """Settle a batch, as `Settlement.settle` does; open the window if nothing is suspect."""
-        is_calm = not any(outcome.delivery.is_suspect for outcome in outcomes)
-        if self._narrow_tag is not None and is_calm and not self._life.drains:
-            await self._widen(self._narrow_tag)
-        return await self._settlement.settle(outcomes)
+        """Settle a batch, as `Settlement.settle` does; open the window past the last suspect."""
+        if not any(outcome.delivery.is_suspect for outcome in outcomes):
+            await self._widen()
+        settled = await self._settlement.settle(outcomes)
+        if len(settled) < len(outcomes):
+            # A suspect that was decided has killed nobody; while its dead letter is blocked, it
+            # must not hold up all others.
+            await self._widen()
+        return settled
 
     async def _on_delivery(self, message: DeliveredMessage) -> None:
         # Nothing else: the client library runs this while it reads.
         self._waiting.append(message)
         self._arrived.set()
 
-    async def _widen(self, narrow_tag: str) -> None:
-        """Leave the queue to the consumer with the wide window."""
+    async def _widen(self) -> None:
+        """Leave the queue to the consumer with the wide window, if that has not been done."""
+        if self._narrow_tag is None or self._life.drains:
+            return
         # While its only delivery is not acked yet: no further one can be on its way to the narrow
         # consumer, and come back counted as lost.
-        try:
-            await self._channel.basic_cancel(narrow_tag)
-        except (*LOST, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
-                raise
-            self._life.lose(sentence(error))
-            self._life.require()
-        self._narrow_tag = None
+        narrow_tag, self._narrow_tag = self._narrow_tag, None
+        cancelling = asyncio.create_task(self._cancel(narrow_tag))
+        cancelling.add_done_callback(self._life.end_with)
+        is_done = asyncio.Event()
+        cancelling.add_done_callback(lambda _: is_done.set())
+        # Not longer than until a drain: a broker that has fallen silent answers nothing, and to
+        # cancel the request would close the channel, on which there is something to ack.
+        await self._life.wait(is_done)
+
+    async def _cancel(self, tag: str) -> None:
+        with self._life.depends_on_channel():
+            await self._channel.basic_cancel(tag)
 
 
 def _delivery(message: DeliveredMessage) -> Delivery:

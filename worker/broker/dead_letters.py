@@ -16,8 +16,15 @@ from worker.broker.publisher import Publisher
 from worker.deliveries import Outcome
 from worker.messages import now
 
-# What a dead letter keeps beside its content type, by the names that aio-pika gives.
-PROPERTIES = ("app_id", "content_encoding", "correlation_id", "message_id", "timestamp", "type")
+# What a dead letter keeps beside its content type: aio-pika's name for it -> the one of pamqp.
+KEPT_PROPERTIES = {
+    "app_id": "app_id",
+    "content_encoding": "content_encoding",
+    "correlation_id": "correlation_id",
+    "message_id": "message_id",
+    "timestamp": "timestamp",
+    "type": "message_type",
+}
 ID_MAX_CHARACTERS = 255
 
 
@@ -93,7 +100,9 @@ class DeadLetter:
             requeue_count=requeue_count,
             content_type=message.content_type,
             properties={
-                name: value for name in PROPERTIES if (value := getattr(message, name)) is not None
+                name: value
+                for name in KEPT_PROPERTIES
+                if (value := getattr(message, name)) is not None
             },
             headers={name: value for name, value in headers.items() if name not in told},
             body=message.body,

@@ -1,9 +1,20 @@
 """How long a session goes on: until it is lost, or the worker drains."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from worker.broker.connection import LOST, is_cancelled_here, sentence
 from worker.errors import SessionLost
+
+
+def ended(reason: str) -> SessionLost:
+    """Give the error that says why a session is over."""
+    return SessionLost(
+        f"The session with the broker ended ({reason}).",
+        "a new one is opened by itself; see RabbitMQ's log if it is not.",
+    )
 
 
 class Life:
@@ -26,13 +37,19 @@ class Life:
     def lose(self, reason: str) -> None:
         """End it, for the first reason that is given: what is not settled is the broker's again."""
         if not self._lost.done():
-            self._lost.set_exception(
-                SessionLost(
-                    f"The session with the broker ended ({reason}).",
-                    "a new one is opened by itself; see RabbitMQ's log if it is not.",
-                )
-            )
+            self._lost.set_exception(ended(reason))
             self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
+
+    @contextmanager
+    def depends_on_channel(self) -> Iterator[None]:
+        """Lose it, and raise `SessionLost`, if what the block asks of the channel fails."""
+        try:
+            yield
+        except (*LOST, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
+                raise
+            self.lose(sentence(error))
+            self.require()
 
     def end_with(self, task: asyncio.Task[None]) -> None:
         """End it with a task of it that ended by a bug: who waits gets what the task raised."""

@@ -17,11 +17,10 @@ from pamqp.commands import Basic
 from worker.broker import dead_letters
 from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
 from worker.broker.consumer import Consumer, Window
-from worker.broker.life import Life
+from worker.broker.life import Life, ended
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
 from worker.broker.topology import Depths, Topology
-from worker.errors import SessionLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,9 @@ class Session:
         Raises `SessionLost` if the session ends meanwhile.
         """
         try:
-            return await self._topology.verify(self._connection)
+            return await self._topology.verify(self._connection, binds=True)
         except LOST as error:
-            raise _ended(error) from error
+            raise ended(sentence(error)) from error
 
 
 @asynccontextmanager
@@ -79,7 +78,7 @@ async def session(
             if makes_topology:
                 async with consuming.channel() as applying:
                     await topology.apply(applying)
-            await topology.verify(consuming)
+            await topology.verify(consuming, binds=True)
             dead_letter_publisher = await stack.enter_async_context(
                 publisher(
                     address, topology.dead_letters, f"projection-worker {topology.dead_letters}"
@@ -105,7 +104,7 @@ async def session(
             consumer = Consumer(underlay, settlement, life, topology.queue, window)
             await consumer.start()
         except LOST as error:
-            raise _ended(error) from error
+            raise ended(sentence(error)) from error
         yield Session(consumer, life, consuming, topology)
 
 
@@ -114,7 +113,11 @@ def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
 
     def on_closed(closed: asyncio.Future[None]) -> None:
         error = None if closed.cancelled() else closed.exception()
-        life.lose(sentence(error) if error else "the channel was closed")
+        if isinstance(error, asyncio.CancelledError):
+            # The library's reader, which its heartbeat cancels.
+            life.lose("no heartbeat came from the broker")
+        else:
+            life.lose(sentence(error) if error else "the channel was closed")
 
     def on_cancelled(_: Basic.Cancel) -> None:
         # Only sets a flag: the library's reader waits for this to return.
@@ -123,10 +126,3 @@ def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
     channel.closing.add_done_callback(on_closed)
     channel.on_consumer_cancel_callbacks.add(on_cancelled)
     publisher.call_when_lost(life.lose)
-
-
-def _ended(error: BaseException) -> SessionLost:
-    return SessionLost(
-        f"The session with the broker ended ({sentence(error)}).",
-        "a new one is opened by itself; see RabbitMQ's log if it is not.",
-    )

@@ -14,7 +14,6 @@ from typing import Self
 
 from aiormq.abc import AbstractChannel
 
-from worker.broker.connection import LOST, is_cancelled_here, sentence
 from worker.broker.life import Life
 from worker.deliveries import Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
@@ -144,13 +143,8 @@ class Settlement:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _ack(self, tag: int, *, multiple: bool = False) -> None:
-        try:
+        with self._life.depends_on_channel():
             await self._channel.basic_ack(tag, multiple=multiple)
-        except (*LOST, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
-                raise
-            self._life.lose(f"no ack could be sent: {sentence(error)}")
-            self._life.require()
 
     def _block(self, reason: str | None) -> None:
         if (reason is not None) != self._is_blocked:

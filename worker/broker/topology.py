@@ -6,7 +6,7 @@ Makes them, and verifies them; what is missing or otherwise is an error that say
 from dataclasses import dataclass
 
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     AMQPChannelError,
     ChannelNotFoundEntity,
@@ -86,6 +86,7 @@ class Topology:
         """
         try:
             await self._declare(channel)
+            await self._bind(channel)
         except ChannelPreconditionFailed as error:
             raise self._otherwise(error) from error
         except AMQPChannelError as error:
@@ -96,10 +97,10 @@ class Topology:
                 "them as another user.",
             ) from error
 
-    async def verify(self, connection: AbstractConnection) -> Depths:
+    async def verify(self, connection: AbstractConnection, *, binds: bool = False) -> Depths:
         """See that everything is there as it must be, making no exchange and no queue.
 
-        A binding that somebody removed is put back: the broker tells no client which there are.
+        `binds` puts back bindings that somebody removed: no client can ask which there are.
         Raises `BrokerRefused` for what is missing or otherwise. A user who may not configure
         exchanges and queues can see that they are there, but not their arguments.
         """
@@ -107,6 +108,8 @@ class Topology:
             try:
                 depths = await self._look(channel)
                 await self._declare(channel)
+                if binds:
+                    await self._bind(channel)
             except ChannelNotFoundEntity as error:
                 raise BrokerRefused(
                     f"What the worker needs is not on the broker ({error}).",
@@ -131,13 +134,13 @@ class Topology:
     async def _declare(self, channel: AbstractChannel) -> None:
         for exchange, kind in self.exchanges.items():
             await channel.declare_exchange(exchange, kind, durable=True)
-        queues: dict[str, AbstractQueue] = {}
         for name, arguments in self.queues.items():
-            queues[name] = await channel.declare_queue(
-                name, durable=True, arguments=dict(arguments)
-            )
+            await channel.declare_queue(name, durable=True, arguments=dict(arguments))
+
+    async def _bind(self, channel: AbstractChannel) -> None:
         for exchange, name, routing_key in self.bindings:
-            await queues[name].bind(exchange, routing_key)
+            queue = await channel.get_queue(name, ensure=False)
+            await queue.bind(exchange, routing_key)
 
     def _otherwise(self, error: Exception) -> BrokerRefused:
         return BrokerRefused(

@@ -93,7 +93,8 @@ class HealthServer:
             server = await asyncio.start_server(
                 self._connected, self._host, self._port, limit=MAX_HEADER_BYTES, backlog=BACKLOG
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # ValueError is what a host that is no name raises.
             listens.set_exception(_unavailable(self._host, self._port, error))
             return
         async with server:
@@ -174,9 +175,9 @@ def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
 
 
-def _unavailable(host: str, port: int, error: OSError) -> HealthUnavailable:
+def _unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
     return HealthUnavailable(
-        f"Health cannot be served at {url(host, port)} ({error.strerror or error}).",
+        f"Health cannot be served at {url(host, port)} ({error}).",
         "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"
         " address of this machine.",
     )

@@ -28,10 +28,12 @@ class Report:
         self._summary = Summary(
             summary_seconds, lambda fields: self._log.info("projected", **fields)
         )
+        self._phase = (State.STARTING, "")
+        self._held_because = self._blocked_because = self._topology_problem = ""
         self._broker_trouble: type[Exception] | None = None
-        self._topology_problem: str | None = None
         self._attempts = 0
         self._is_quarantined = False
+        self._is_draining = False
 
     def starting(self, **settings: str) -> None:
         """Say who begins, with which files and queues."""
@@ -63,11 +65,11 @@ class Report:
 
     def connecting(self) -> None:
         """Note that a session is being opened."""
-        self._enter(State.CONNECTING, self.facts.problem)
+        self._enter(State.CONNECTING, self.facts.problem or "")
 
     def connected(self, broker: str) -> None:
         """Say that a session is open."""
-        self._broker_trouble = self._topology_problem = None
+        self._broker_trouble = None
         self._log.info("connected", broker=broker)
         self._metrics.session_opened()
         self._enter(State.CONSUMING)
@@ -75,26 +77,29 @@ class Report:
     def connection_lost(self, error: WorkerError, attempt: int) -> None:
         """Say why a session ended or could not be opened, once for each kind of trouble."""
         self.facts.oldest_unsettled_at = None
+        if self._phase[0] is State.CONSUMING:
+            self._metrics.session_lost()
         # A broker that is away and one that says no are two states.
         if type(error) is not self._broker_trouble:
             refuses = isinstance(error, BrokerRefused)
             event = "connection_refused" if refuses else "connection_lost"
             self._log.warning(event, reason=error.message, hint=error.hint)
-            self._metrics.session_lost()
             self._broker_trouble = type(error)
         else:
             self._log.debug("connection_failed", attempt=attempt, reason=error.message)
+        # What was so of this session is no more.
+        self._blocked_because = self._topology_problem = ""
+        self._is_quarantined = False
         self._enter(State.CONNECTING, error.message)
 
-    def topology(self, error: BrokerRefused | None) -> None:
+    def topology(self, error: WorkerError | None) -> None:
         """Say that the broker is not as it must be while the worker consumes; None: that it is."""
-        if error is not None and self._topology_problem is None:
+        if error is not None and not self._topology_problem:
             self._log.error("topology_wrong", reason=error.message, hint=error.hint)
-        elif error is None and self._topology_problem is not None:
+        elif error is None and self._topology_problem:
             self._log.info("topology_right")
-        self._topology_problem = error.message if error else None
-        if self.facts.state is State.CONSUMING:
-            self.facts.problem = self._topology_problem
+        self._topology_problem = error.message if error else ""
+        self._tell()
 
     def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
         """Note how many messages wait, and how large the file's write-ahead log is."""
@@ -103,17 +108,17 @@ class Report:
 
     def quarantine(self, suspect: Delivery | None) -> None:
         """Name a message that consumers may have ended of, and which is tried alone; None: past."""
-        if suspect is not None and not self._is_quarantined:
+        if suspect is not None:
             self._log.warning(
                 "quarantined",
                 losses=suspect.losses,
                 message_id=suspect.properties.get("message_id"),
                 routing_key=suspect.routing_key,
                 body_bytes=len(suspect.body),
-                hint="if the worker ends now, this message is the cause; the broker dead-letters "
-                "it at its delivery limit.",
+                hint="if this is the last line of a worker, this message is the cause; the broker "
+                "dead-letters it at its delivery limit.",
             )
-        elif suspect is None and self._is_quarantined:
+        elif self._is_quarantined:
             self._log.info("quarantine_ended")
         self._is_quarantined = suspect is not None
 
@@ -122,25 +127,27 @@ class Report:
         if not self._attempts:
             self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
         self._attempts += 1
-        self._enter(State.HOLDING, error.message)
+        self._held_because = error.message
+        self._tell()
 
-    def commits(self, state: State) -> None:
+    def commits(self) -> None:
         """Note that the database commits; say so if it did not before."""
         if self._attempts:
             self._log.info("resumed", attempts=self._attempts)
             self._attempts = 0
-            self._enter(state, self._topology_problem)
+            self._held_because = ""
+            self._tell()
 
     def blocked(self, reason: str | None) -> None:
         """Say why dead letters cannot be published; None: that they can again."""
         if reason is None:
             self._log.info("unblocked")
             self.facts.oldest_unsettled_at = None
-            self._enter(State.CONSUMING, self._topology_problem)
         else:
             hint = "see 'rabbitmqctl list_alarms' and the dead-letter queue."
             self._log.warning("blocked", reason=reason, hint=hint)
-            self._enter(State.BLOCKED, reason)
+        self._blocked_because = reason or ""
+        self._tell()
 
     def taken(self, batch: Sequence[Delivery]) -> None:
         """Note that a batch has been taken."""
@@ -159,10 +166,13 @@ class Report:
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
         """Note what a batch did that has been committed and settled."""
-        batch = BatchReport.of(outcomes, commit_seconds)
-        if self.facts.state is not State.BLOCKED:
+        if not self._blocked_because:
             self.facts.oldest_unsettled_at = None
-        self.facts.last_commit_at = time.time()
+        if not outcomes:
+            return  # All of it waits for the broker to take its dead letters.
+        batch = BatchReport.of(outcomes, commit_seconds)
+        if len(batch.rejections) < len(outcomes):
+            self.facts.last_commit_at = time.time()
         self._metrics.batch_settled(batch)
         self._summary.add(batch)
         self._log.debug(
@@ -178,7 +188,8 @@ class Report:
     def draining(self, signal_name: str) -> None:
         """Say that the worker takes no more and ends soon."""
         self._log.info("draining", signal=signal_name)
-        self._enter(State.DRAINING)
+        self._is_draining = True
+        self._tell()
 
     def ended_at_once(self, signal_name: str) -> None:
         """Say that a second signal ends the process now."""
@@ -207,7 +218,19 @@ class Report:
             body_bytes=len(outcome.delivery.body),
         )
 
-    def _enter(self, state: State, problem: str | None = None) -> None:
-        if self.facts.state is not State.DRAINING:
-            self.facts.state = state
-        self.facts.problem = problem
+    def _enter(self, state: State, problem: str = "") -> None:
+        self._phase = (state, problem)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Bring the facts up to all that is so: what weighs most comes first."""
+        state, problem = self._phase
+        is_consuming = state is State.CONSUMING
+        if self._held_because:
+            state, problem = State.HOLDING, self._held_because
+        elif is_consuming and self._blocked_because:
+            state, problem = State.BLOCKED, self._blocked_because
+        elif is_consuming:
+            problem = self._topology_problem
+        self.facts.state = State.DRAINING if self._is_draining else state
+        self.facts.problem = problem or None
