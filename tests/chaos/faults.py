@@ -22,7 +22,7 @@ from tests.rabbitmq import NodeFailed, RabbitMQNode
 from tests.waiting import eventually
 
 # A worker starts and commits its first batch in less, unless something else is wrong, too.
-COMMIT_SECONDS = 2.5
+COMMIT_SECONDS = 1.8
 # From the commit of a batch to its ack, and to the next commit.
 BATCH_SECONDS = 0.03
 # A page of SQLite's; every write behind it fails.
@@ -56,20 +56,21 @@ class Stage:
 
 async def kill(stage: Stage, rng: Random) -> None:
     """Kill workers: at any moment since their start, or right around a commit."""
-    for _ in range(rng.randrange(8, 16)):
-        if rng.random() < 0.3:
-            await pause(rng.uniform(0, 1.2))
+    for _ in range(rng.randrange(8, 20)):
+        if rng.random() < 0.4:
+            await pause(rng.uniform(0, 1))
         else:
-            await _until_commit(stage)
+            # A worker begins with one message, to see whether it is deadly; later batches are full.
+            await _until_appended(stage, rng.choice([1, 2, 100, 500, 1_000]))
             await pause(rng.uniform(0, BATCH_SECONDS))
         stage.injected["kill"] += stage.fleet.send(stage.fleet.any(rng), Signals.SIGKILL)
 
 
-async def _until_commit(stage: Stage) -> None:
-    """Wait until one more batch is committed, but not for long."""
-    before = appended(stage.database)
+async def _until_appended(stage: Stage, messages: int) -> None:
+    """Wait until so many more messages are committed, but not for long."""
+    wanted = appended(stage.database) + messages
     with suppress(AssertionError):
-        await eventually(lambda: appended(stage.database) > before, COMMIT_SECONDS)
+        await eventually(lambda: appended(stage.database) >= wanted, COMMIT_SECONDS)
 
 
 async def terminate(stage: Stage, rng: Random) -> None:

@@ -1,6 +1,7 @@
 """The workers: one is kept running, as a service manager does; sometimes a second stands by."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -102,10 +103,12 @@ class Fleet:
 
     def send(self, worker: WorkerProcess | None, number: Signals) -> bool:
         """Send a signal; tell whether there was still somebody to get it."""
-        if worker is None:
+        if worker not in self.workers:
             return False
+        # Not through the standard library's process: before it sends a signal, it asks whether the
+        # process has ended, and takes the exit code from who waits for it (and then says 255).
         with suppress(ProcessLookupError):
-            worker.send(number)
+            os.kill(worker.pid, number)
             return True
         return False
 

@@ -48,12 +48,12 @@ def steps(seed: int, chosen: Sequence[str]) -> Iterator[Step]:
 def _companion(rng: Random, name: str, chosen: Sequence[str]) -> list[str]:
     """Choose what happens at the same time: mostly kills, sometimes another, sometimes nothing."""
     chance = rng.random()
-    if chance < 0.2:
+    if chance < 0.1:
         return []
-    if chance < 0.8 and "kill" in chosen and name not in ("kill", "long_stall"):
+    if chance < 0.85 and "kill" in chosen and name not in ("kill", "long_stall"):
         return ["kill"]
     others = [each for each in chosen if FAULTS[each].to != FAULTS[name].to]
-    return [_choose(rng, others)] if others and chance > 0.5 else []
+    return [_choose(rng, others)] if others and chance >= 0.85 else []
 
 
 def _choose(rng: Random, among: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from tests.chaos.nemesis import steps, torment
 from tests.chaos.publisher import Publisher
 from tests.chaos.traffic import MAX_MESSAGE_BYTES, Traffic
 from tests.chaos.verdict import Check, Verdict
-from tests.chaos.witness import install
+from tests.chaos.witness import appended, install
 from tests.database import query
 from tests.processes import environment
 from tests.proxy import Proxy
@@ -76,12 +76,17 @@ async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict
         traffic = Traffic(rng, partial(_is_in_log, database))
         stage = Stage(node, proxy, fleet, traffic, database)
         publisher = Publisher(queues.url, queues.exchange, ledger, traffic, rng)
+
+        def tell(line: str) -> None:
+            behind = len(ledger.confirmed) - appended(database)
+            say(f"{line} ({behind:,} more confirmed than in the log)")
+
         async with fleet.kept():
             async with _publishing(publisher):
                 await pause(min(WARM_SECONDS, plan.seconds))
                 plan_of_faults = steps(plan.seed, plan.faults)
-                await torment(stage, plan_of_faults, plan.seconds - WARM_SECONDS, say)
-            say(f"{len(ledger.reasons)} things published; waiting until the queue is drained")
+                await torment(stage, plan_of_faults, plan.seconds - WARM_SECONDS, tell)
+            tell("Waiting until the queue is drained")
             left = await until_drained(node, queues)
         checks = [Check("the queue is drained", left)]
         checks += [check async for check in _last_worker(stage, queues, plan)]
