@@ -47,6 +47,7 @@ class Ending:
 class Link:
     """The worker, what it consumes from, and what lies between."""
 
+    node: RabbitMQNode
     queues: Queues
     proxy: Proxy
     worker: WorkerProcess
@@ -88,10 +89,19 @@ class Link:
 
         await eventually(is_dropped, PATIENCE_SECONDS)
 
+    async def until_acked(self) -> None:
+        """Wait until the broker has forgotten everything."""
+
+        async def is_acked() -> bool:
+            listed = await self.node.ctl("list_queues", "name", "messages")
+            return f"{self.queues.name}\t0\n" in listed
+
+        await eventually(is_acked, PATIENCE_SECONDS)
+
     async def end(self) -> Ending:
         """Let the worker finish, drain it, and give what there is."""
         await self.until_committed()
-        await self.until_delivered()
+        await self.until_acked()
         self.worker.terminate()
         assert await self.worker.exit_code() == 0
         left = await self.queues.left()
@@ -113,7 +123,7 @@ async def linked(node: RabbitMQNode, folder: Path) -> AsyncIterator[Link]:
         )
         worker = await stack.enter_async_context(process)
         await worker.wait_for_log("connected")
-        link = Link(queues, proxy, worker, database)
+        link = Link(node, queues, proxy, worker, database)
         await link.publish(1)
         await worker.wait_until_settled(2)
         yield link
