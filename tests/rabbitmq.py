@@ -167,7 +167,7 @@ class RabbitMQNode:
 
     def _prepare(self) -> None:
         """Choose ports and lay out the folder."""
-        self.port, self._epmd_port, distribution_port = _free_ports(3)
+        self.port, self._epmd_port, distribution_port = free_ports(3)
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-node-"))
         configuration = CONFIGURATION.format(port=self.port) + self._configuration
         if self._friend is not None:
@@ -253,7 +253,8 @@ def server_program() -> Path | None:
     return Path(found) if found else None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Give ports of 127.0.0.1 that nobody has, and that the kernel gives to nobody."""
     # Each is held until all are chosen, so that they differ.
     with ExitStack() as held:
         ports: list[int] = []

@@ -59,7 +59,8 @@ def noise(instead: bytes) -> Story:
 async def a_slow_link(link: Link) -> None:
     link.proxy.bytes_per_second, link.proxy.delay_seconds = BYTES_PER_SECOND, DELAY_SECONDS
     await link.publish(EVENTS_ON_A_SLOW_LINK)
-    await link.until_committed()
+    # What is still on its way would be overtaken by what is sent afterwards.
+    await link.until_acked()
     link.proxy.bytes_per_second, link.proxy.delay_seconds = None, 0.0
 
 

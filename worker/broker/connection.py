@@ -6,8 +6,8 @@ Knows nothing of what is sent over them.
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -116,9 +116,13 @@ async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConne
 
 async def closing(part: AbstractConnection | AbstractChannel) -> None:
     """Close, and wait a moment for the broker's answer, but not for ever."""
-    with suppress(*LOST, TimeoutError):
+    try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await part.close()
+    except (Exception, asyncio.CancelledError) as error:
+        # It may have ended already, and a timeout is an OSError.
+        if not is_loss(error):
+            raise
 
 
 def shown(url: str) -> str:
@@ -133,7 +137,24 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def is_cancelled_here() -> bool:
-    """Tell whether this task was cancelled, and not only a future of a channel that closes."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def is_loss(error: BaseException) -> bool:
+    """Tell whether a call of the library failed because its connection or channel has ended.
+
+    aiormq 7.2 rejects or cancels what waits on a channel that closes, with a bare `Exception` where
+    it knows no reason (its base.py, `reject_all`); a cancellation of this task is no loss.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() == 0
+    return isinstance(error, LOST) or type(error) is Exception
+
+
+@contextmanager
+def telling_loss(tell: Callable[[str], SessionLost]) -> Iterator[None]:
+    """Raise what `tell` makes of the reason if the block fails because a connection has ended."""
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        if not is_loss(error):
+            raise
+        raise tell(sentence(error)) from error

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from worker.broker.connection import LOST, is_cancelled_here, sentence
+from worker.broker.connection import telling_loss
 from worker.errors import SessionLost
 
 
@@ -36,25 +36,22 @@ class Life:
 
     def lose(self, reason: str) -> None:
         """End it, for the first reason that is given: what is not settled is the broker's again."""
-        if not self._lost.done():
-            self._lost.set_exception(ended(reason))
-            self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
+        self._end(ended(reason))
 
     @contextmanager
     def depends_on_channel(self) -> Iterator[None]:
         """Lose it, and raise `SessionLost`, if what the block asks of the channel fails."""
         try:
-            yield
-        except (*LOST, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
-                raise
-            self.lose(sentence(error))
+            with telling_loss(ended):
+                yield
+        except SessionLost as error:
+            self._end(error)
             self.require()
 
     def end_with(self, task: asyncio.Task[None]) -> None:
         """End it with a task of it that ended by a bug: who waits gets what the task raised."""
-        if not task.cancelled() and (bug := task.exception()) and not self._lost.done():
-            self._lost.set_exception(bug)
+        if not task.cancelled() and (bug := task.exception()):
+            self._end(bug)
 
     def require(self) -> None:
         """Raise `SessionLost` if it has been lost, or the bug that ended a task of it."""
@@ -76,3 +73,8 @@ class Life:
             for each in waits:
                 each.cancel()
         self.require()
+
+    def _end(self, error: BaseException) -> None:
+        if not self._lost.done():
+            self._lost.set_exception(error)
+            self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.

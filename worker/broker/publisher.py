@@ -13,13 +13,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection, HeadersType
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.broker.connection import (
-    LOST,
-    BrokerAddress,
-    connection,
-    is_cancelled_here,
-    sentence,
-)
+from worker.broker.connection import BrokerAddress, connection, sentence, telling_loss
 from worker.errors import BrokerRefused, SessionLost
 
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
@@ -65,22 +59,23 @@ class Publisher:
             headers=cast("HeadersType", dict(headers or {})),
             **cast("dict[str, Any]", dict(properties or {})),
         )
-        try:
-            await self._exchange.publish(message, _fitting(routing_key), mandatory=True)
-        except aio_pika.exceptions.DeliveryError as error:
-            raise BrokerRefused(
-                f"The broker did not take a message for exchange {self._exchange.name!r} "
-                f"({sentence(error)}).",
-                "see that a queue is bound to it and is not full; the worker binds its own at "
-                "its start.",
-            ) from error
-        except (*LOST, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled_here():
-                raise
-            raise SessionLost(
-                f"The connection ended before the broker confirmed ({sentence(error)}).",
-                "whether the message arrived is not known; publish it again, with the same id.",
-            ) from error
+        with telling_loss(_unconfirmed):
+            try:
+                await self._exchange.publish(message, _fitting(routing_key), mandatory=True)
+            except aio_pika.exceptions.DeliveryError as error:
+                raise BrokerRefused(
+                    f"The broker did not take a message for exchange {self._exchange.name!r} "
+                    f"({sentence(error)}).",
+                    "see that a queue is bound to it and is not full; the worker binds its own at "
+                    "its start.",
+                ) from error
+
+
+def _unconfirmed(reason: str) -> SessionLost:
+    return SessionLost(
+        f"The connection ended before the broker confirmed ({reason}).",
+        "whether the message arrived is not known; publish it again, with the same id.",
+    )
 
 
 def _fitting(routing_key: str) -> str:

@@ -15,7 +15,13 @@ from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
 from worker.broker import dead_letters
-from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
+from worker.broker.connection import (
+    BrokerAddress,
+    closing,
+    connection,
+    sentence,
+    telling_loss,
+)
 from worker.broker.consumer import Consumer, Window
 from worker.broker.life import Life, ended
 from worker.broker.publisher import Publisher, publisher
@@ -48,10 +54,8 @@ class Session:
 
         Raises `SessionLost` if the session ends meanwhile.
         """
-        try:
+        with telling_loss(ended):
             return await self._topology.verify(self._connection, binds=True)
-        except LOST as error:
-            raise ended(sentence(error)) from error
 
 
 @asynccontextmanager
@@ -71,7 +75,7 @@ async def session(
     broker cannot be reached, `BrokerRefused` if it says no.
     """
     async with AsyncExitStack() as stack:
-        try:
+        with telling_loss(ended):
             consuming = await stack.enter_async_context(
                 connection(address, f"projection-worker {topology.queue}")
             )
@@ -103,8 +107,6 @@ async def session(
             )
             consumer = Consumer(underlay, settlement, life, topology.queue, window)
             await consumer.start()
-        except LOST as error:
-            raise ended(sentence(error)) from error
         yield Session(consumer, life, consuming, topology)
 
 

@@ -144,7 +144,7 @@ class Report:
             self._log.info("unblocked")
             self.facts.oldest_unsettled_at = None
         else:
-            hint = "see 'rabbitmqctl list_alarms' and the dead-letter queue."
+            hint = "see 'rabbitmq-diagnostics alarms' and the dead-letter queue."
             self._log.warning("blocked", reason=reason, hint=hint)
         self._blocked_because = reason or ""
         self._tell()

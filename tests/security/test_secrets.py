@@ -1,0 +1,120 @@
+"""A password that stands nowhere else must not appear in anything that the worker writes."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+from uuid import uuid4
+
+import pytest
+
+from tests.builders import planned
+from tests.cli.commands import run_command
+from tests.processes import StartWorker, WorkerProcess
+from tests.proxy import Proxy
+from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
+
+# In parts, so that no file of ours holds what looks like a credential.
+CANARY = "-".join(["S3CR3T", "canary"])
+
+
+@pytest.fixture
+async def user(node: RabbitMQNode) -> AsyncIterator[str]:
+    """Give a user with the password, who may do everything."""
+    name = f"user-{uuid4().hex[:6]}"
+    await node.ctl("add_user", name, CANARY)
+    await node.ctl("set_permissions", name, ".*", ".*", ".*")
+    yield name
+    await node.ctl("delete_user", name)
+
+
+def with_password(url: str, user: str) -> str:
+    return url.replace("guest:guest", f"{user}:{CANARY}")
+
+
+class TestThePassword:
+    async def test_is_in_nothing_that_a_worker_writes(
+        self,
+        queues: Queues,
+        database: Path,
+        user: str,
+        node: RabbitMQNode,
+        proxy: Proxy,
+        start_worker: StartWorker,
+    ) -> None:
+        """Connected, cut, refused, with the log at debug: in no line, file, metric or argument."""
+        await proxy.listen()
+        worker = await start_worker(amqp_url=with_password(proxy.url, user))
+        await worker.wait_for_log("connected")
+        await queues.publish([planned("e-1"), b"broken"])
+        await worker.wait_until_settled(2)
+        proxy.cut()
+        await worker.wait_for_log("connected", times=2)
+        await node.ctl("clear_permissions", user)
+        proxy.cut()
+        await worker.wait_for_log("connection_refused")
+        (line,) = worker.said("health_served")
+        served = [read(f"{line['url']}/{path}") for path in ("metrics", "livez")]
+        arguments = told_to(worker, "cmdline")
+        worker.terminate()
+        await worker.exit_code()
+
+        files = [each.read_bytes() for each in database.parent.iterdir() if each.is_file()]
+        assert CANARY not in "".join([worker.output, arguments, *served])
+        assert not any(CANARY.encode() in content for content in files)
+        assert len(files) >= 2
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["check"],
+            ["check", "--json"],
+            ["topology", "show"],
+            ["topology", "export"],
+            ["dead-letters", "list"],
+            ["publish", "--kind", "event_started", "--event-id", "e-1"],
+            ["run"],
+        ],
+        ids=" ".join,
+    )
+    @pytest.mark.parametrize("flaw", ["refused", "absent"])
+    async def test_is_in_nothing_that_a_command_prints(
+        self, queues: Queues, tmp_path: Path, broker_url: str, command: list[str], flaw: str
+    ) -> None:
+        """Refused by the broker, or without one."""
+        url = broker_url.replace("guest:guest", f"nobody:{CANARY}")
+        if flaw == "absent":
+            url = f"amqp://nobody:{CANARY}@127.0.0.1:1/"
+            if command == ["run"]:
+                pytest.skip("a worker waits for an absent broker")
+        settings: dict[str, Any] = {
+            **queues.settings,
+            "database": tmp_path / "p.db",
+            "amqp_url": url,
+        }
+
+        _, out, err = await run_command(*command, folder=tmp_path, **settings)
+
+        assert out + err
+        assert CANARY not in out + err
+
+    async def test_comes_from_a_file_that_only_the_worker_reads(
+        self, tmp_path: Path, broker_url: str, user: str, start_worker: StartWorker
+    ) -> None:
+        """Nothing of it is in the environment of the process then."""
+        (tmp_path / "worker_amqp_url").write_text(with_password(broker_url, user))
+        worker = await start_worker(amqp_url=None)
+        await worker.wait_for_log("connected")
+
+        assert CANARY not in told_to(worker, "environ")
+
+
+def told_to(worker: WorkerProcess, what: str) -> str:
+    """Give a process's arguments or environment."""
+    return Path(f"/proc/{worker.pid}/{what}").read_text()
+
+
+def read(url: str) -> str:
+    with urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
