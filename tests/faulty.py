@@ -11,7 +11,7 @@ class Bug(Exception):
     """Nothing that the worker knows."""
 
 
-async def look(self: Topology, connection: AbstractConnection) -> Depths:
+async def look(self: Topology, connection: AbstractConnection, **_: object) -> Depths:
     """Succeed while a session opens, and fail at the first look after it."""
     looks.append(1)
     if len(looks) > 1:

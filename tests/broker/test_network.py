@@ -59,9 +59,9 @@ def noise(instead: bytes) -> Story:
 async def a_slow_link(link: Link) -> None:
     link.proxy.bytes_per_second, link.proxy.delay_seconds = BYTES_PER_SECOND, DELAY_SECONDS
     await link.publish(EVENTS_ON_A_SLOW_LINK)
-    # What is still on its way would be overtaken by what is sent afterwards.
-    await link.until_acked()
-    link.proxy.bytes_per_second, link.proxy.delay_seconds = None, 0.0
+    await link.until_committed()
+    # Still a long way: what is on it must not be overtaken by what is sent afterwards.
+    link.proxy.bytes_per_second = None
 
 
 async def a_frozen_worker(link: Link) -> None:

@@ -15,7 +15,7 @@ from tests.rabbitmq import RabbitMQNode
 
 SEED = 20_261_123
 # Each kind of fault comes once, however long that takes.
-SECONDS = 90
+SECONDS = 60
 
 
 class TestAShortRun:
