@@ -33,7 +33,7 @@ chaos: setup ## Inject faults for SECONDS (600), and see that nothing is lost; S
 # After lint, also under -j: the cheap answer comes first.
 .PHONY: test
 test: setup lint ## Check everything: lint, then all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: venv ## Check style, types, who imports whom, scripts and deployment files
