@@ -1,5 +1,4 @@
 import struct
-import time
 from datetime import UTC, datetime
 
 import pytest
@@ -86,7 +85,9 @@ class TestATimestamp:
 
         assert timestamp_property(struct.pack(">Q", int(moment.timestamp()))) == (8, moment)
 
-    @pytest.mark.parametrize("number", [2**64 - 1, time.time_ns(), time.time_ns() // 1000])
+    @pytest.mark.parametrize(
+        "number", [2**64 - 1, 1_777_000_000_000_000_000, 1_777_000_000_000_000]
+    )
     def test_in_another_unit_does_no_harm(self, number: int) -> None:
         """It is left out if no calendar has it."""
         consumed, _ = timestamp_property(struct.pack(">Q", number))
