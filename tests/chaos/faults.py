@@ -56,7 +56,7 @@ class Stage:
 
 async def kill(stage: Stage, rng: Random) -> None:
     """Kill workers: at any moment since their start, or right around a commit."""
-    for _ in range(rng.randrange(8, 20)):
+    for _ in range(rng.randrange(3, 7)):
         if rng.random() < 0.4:
             await pause(rng.uniform(0, 1))
         else:
