@@ -25,6 +25,8 @@ from tests.rabbitmq import RabbitMQNode
 DRAIN_SECONDS = 300
 COMMAND_SECONDS = 600
 LOOK_SECONDS = 1.0
+# What RabbitMQ lists of a quorum queue is up to five seconds old; just restarted, it lists nothing.
+STEADY_LOOKS = 8
 TAKE_SECONDS = 30
 SHOWN = 3
 LOG = "SELECT event_id, id, body FROM log"
@@ -41,8 +43,11 @@ class Letter:
 async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
     """Wait until nothing is ready or unacked; say what still is if that takes too long."""
     deadline = time.monotonic() + DRAIN_SECONDS
-    while left := await left_in(node, queues):
-        if time.monotonic() > deadline:
+    looks = 0
+    while looks < STEADY_LOOKS:
+        left = await left_in(node, queues)
+        looks = 0 if left else looks + 1
+        if left and time.monotonic() > deadline:
             return left
         await pause(LOOK_SECONDS)
     return ""

@@ -52,6 +52,8 @@ class BrokerAddress:
         """
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
+            # Left to the system otherwise, which may take less.
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate_file is not None:
                 context.load_cert_chain(self.certificate_file, self.key_file)
         except (OSError, ValueError) as error:
