@@ -46,7 +46,7 @@ class Life:
                 yield
         except SessionLost as error:
             self._end(error)
-            self.require()
+            raise
 
     def end_with(self, task: asyncio.Task[None]) -> None:
         """End it with a task of it that ended by a bug: who waits gets what the task raised."""

@@ -52,9 +52,12 @@ class Session:
     async def verify(self) -> Depths:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
 
-        Raises `SessionLost` if the session ends meanwhile.
+        Raises `SessionLost` if the session turns out to be over, and ends it: whatever the library
+        did not tell the consumer, this finds.
         """
-        with telling_loss(ended):
+        with self._life.depends_on_channel():
+            if self._connection.is_closed:
+                raise ended("its connection is closed")
             return await self._topology.verify(self._connection, binds=True)
 
 
