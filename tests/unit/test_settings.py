@@ -142,3 +142,47 @@ class TestPassword:
     ) -> None:
         """An unescaped / or # ends the password for a parser: that is refused, and not echoed."""
         assert PASSWORD not in refused(monkeypatch, amqp_url=url)
+
+
+class TestTheBrokersAddress:
+    @pytest.mark.parametrize("host", ["broker.example", "10.0.0.7", "[2001:db8::1]"])
+    def test_in_plain_text_may_not_leave_this_machine(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        """Unless somebody says so; the error names both ways out, and no password."""
+        url = f"amqp://user:{PASSWORD}@{host}:5672/"
+
+        sentence = refused(monkeypatch, amqp_url=url)
+
+        assert "amqps://" in sentence
+        assert "WORKER_AMQP_ALLOW_PLAIN_TEXT=true" in sentence
+        assert PASSWORD not in sentence
+        monkeypatch.setenv("WORKER_AMQP_ALLOW_PLAIN_TEXT", "true")
+        assert load_settings().amqp_urls == (url,)
+
+    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
+    def test_in_plain_text_may_stay_on_this_machine(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        """Nobody listens there."""
+        monkeypatch.setenv("WORKER_AMQP_URL", f"amqp://guest:guest@{host}/")
+
+        assert load_settings().broker == f"amqp://{host}/"
+
+    @pytest.mark.parametrize("option", ["?no_verify_ssl=1", "?heartbeat=0", "#fragment"])
+    def test_has_no_options(self, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+        """One of the library's verifies no certificate, another finds no dead peer."""
+        url = f"amqps://user:{PASSWORD}@broker.example/{option}"
+
+        assert "must look like amqps://" in refused(monkeypatch, amqp_url=url)
+
+    def test_may_name_several_nodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With spaces between; people see them without the password."""
+        nodes = " ".join(f"amqps://user:{PASSWORD}@node-{number}/chat" for number in (1, 2))
+        monkeypatch.setenv("WORKER_AMQP_URL", nodes)
+
+        settings = load_settings()
+
+        assert len(settings.amqp_urls) == 2
+        assert settings.broker == "amqps://node-1/chat amqps://node-2/chat"
+        assert settings.vhost == "chat"
