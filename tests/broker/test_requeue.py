@@ -23,6 +23,7 @@ from worker.broker.pages import FIRST_PAGE
 from worker.errors import BrokerRefused, SessionLost
 
 MANY = 2_000
+REQUEUE_ALL = ("dead-letters", "requeue", "--all", "--yes")
 SENT_AT = datetime(2026, 4, 27, 10, 39, tzinfo=UTC)
 EVERY = Selection()
 
@@ -175,11 +176,11 @@ class TestTheCount:
 
         outputs = []
         for times in range(1, 11):
-            command = await start_command("dead-letters", "requeue", "--all", "--yes")
+            command = await start_command(*REQUEUE_ALL)
             assert await command.exit_code() == 0
             outputs.append(command.output)
             await worker.wait_until_settled(min(times, 3) + 1)
-        forced = await start_command("dead-letters", "requeue", "--all", "--yes", "--force")
+        forced = await start_command(*REQUEUE_ALL, "--force")
         await forced.exit_code()
         await worker.wait_until_settled(5)
 
@@ -250,21 +251,23 @@ class TestABreakInTheMiddle:
     async def test_by_a_kill_loses_nothing(
         self,
         queues: Queues,
+        proxy: Proxy,
         database: Path,
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
         """Each message is in a queue at least; after another run each is applied once."""
         await queues.declare()
+        await _lengthen(proxy)
         messages = [planned(f"e-{number:04}") for number in range(MANY)]
         await put(queues, messages)
-        command = await start_command("dead-letters", "requeue", "--all", "--yes")
-        await eventually(lambda: command.output.count("\n") > MANY // 5)
+        command = await start_command(*REQUEUE_ALL, amqp_url=proxy.url)
+        await eventually(lambda: command.output.count("\n") > 100)
         await command.kill()
 
         await eventually(lambda: _has_all(queues, MANY))
         left = await _depth(queues, queues.dead_letters)
-        again = await start_command("dead-letters", "requeue", "--all", "--yes")
+        again = await start_command(*REQUEUE_ALL)
         assert await again.exit_code() == 0
         requeued = (await queues.depth()).ready
         worker = await start_worker()
@@ -279,12 +282,13 @@ class TestABreakInTheMiddle:
         assert worker.total("duplicate") == requeued - MANY
 
     async def test_by_the_operator_says_how_far_it_came(
-        self, queues: Queues, start_command: StartWorker
+        self, queues: Queues, proxy: Proxy, start_command: StartWorker
     ) -> None:
         """Ctrl-C ends it with the number that was requeued, and that number is in the queue."""
         await queues.declare()
+        await _lengthen(proxy)
         await put(queues, [b"raw"] * MANY)
-        command = await start_command("dead-letters", "requeue", "--all", "--yes")
+        command = await start_command(*REQUEUE_ALL, amqp_url=proxy.url)
         await eventually(lambda: command.output.count("\n") > 100)
         command.send(signal.SIGINT)
 
@@ -330,6 +334,12 @@ class TestABreakInTheMiddle:
             await _cut_and_requeue(proxy, queues)
 
         await eventually(lambda: _has_all(queues, 2))
+
+
+async def _lengthen(proxy: Proxy) -> None:
+    """Make the way to the broker so long that a requeue of many takes a while on any machine."""
+    proxy.delay_seconds = 0.005
+    await proxy.listen()
 
 
 async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> None:
