@@ -1,6 +1,7 @@
 """What tests of several folders need: a broker of their own, and workers as processes."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +13,10 @@ from tests.processes import StartWorker, WorkerProcess, environment, worker_proc
 from tests.proxy import Proxy
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode, server_program
+
+# A shell that runs the tests in the background ignores Ctrl-C, and their processes would inherit it
+# (signal(7): what is ignored stays so through execve, what has a handler does not).
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The node belongs to no event loop, so that one may start it and those of the tests use it.
