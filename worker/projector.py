@@ -6,7 +6,7 @@ found by itself, and its neighbours commit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
 from worker.errors import StoreUnavailable
@@ -187,7 +187,7 @@ class Projector:
         with_rows = await tables.with_rows(tx, self._registry.versions, event_ids)
         orphans = event_ids - with_rows
         return [
-            replace(outcome, verdict=Verdict.ORPHAN)
+            outcome._replace(verdict=Verdict.ORPHAN)
             if outcome.verdict in applied and outcome.event_id in orphans
             else outcome
             for outcome in outcomes

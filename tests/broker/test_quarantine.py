@@ -8,6 +8,7 @@ import pytest
 from tests.builders import body, planned, started
 from tests.database import rows
 from tests.deadly import deadly
+from tests.intolerant import POISON
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.queues import Queues
@@ -99,7 +100,6 @@ class TestAMessageThatKillsTheConnection:
         self,
         queues: Queues,
         database: Path,
-        node: RabbitMQNode,
         start: StartModule,
         start_command: StartWorker,
     ) -> None:
@@ -107,8 +107,7 @@ class TestAMessageThatKillsTheConnection:
         limit = 3
         await queues.declare(limit)
         await queues.publish(GOOD[:40])
-        async with raw_publisher(node.port) as raw:
-            await raw.publish(queues.name, b"poison", headers=nested(900))
+        await queues.publish([b"{}"], headers={POISON: True})
         await queues.publish(GOOD[40:])
 
         await start("tests.intolerant", delivery_limit=limit)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -22,6 +23,7 @@ from aio_pika.exceptions import (
 )
 
 from worker.broker import decoders
+from worker.broker.intake import Intake, IntakeTransport
 from worker.errors import BrokerRefused, SessionLost
 
 # aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
@@ -68,28 +70,35 @@ class BrokerAddress:
 
 
 @asynccontextmanager
-async def connection(address: BrokerAddress, name: str) -> AsyncIterator[AbstractConnection]:
+async def connection(
+    address: BrokerAddress, name: str, intake: Intake | None = None
+) -> AsyncIterator[AbstractConnection]:
     """Hold a connection that the broker shows under a name, to any node that answers.
 
-    Raises `BrokerRefused` if the broker says no, `SessionLost` if nobody answers.
+    Deliveries go to the intake. Raises `BrokerRefused` if the broker says no, `SessionLost` if
+    nobody answers.
     """
-    opened = await _connect_to_any(address, name)
+    opened = await _connect_to_any(address, name, intake)
     try:
         yield opened
     finally:
         await closing(opened)
 
 
-async def _connect_to_any(address: BrokerAddress, name: str) -> AbstractConnection:
+async def _connect_to_any(
+    address: BrokerAddress, name: str, intake: Intake | None
+) -> AbstractConnection:
     # In no fixed order: a first node that swallows connections must not be tried first each time.
     *others, last = random.sample(address.urls, len(address.urls))
     for url in others:
         with suppress(SessionLost):
-            return await _connect(url, address, name)
-    return await _connect(last, address, name)
+            return await _connect(url, address, name, intake)
+    return await _connect(last, address, name, intake)
 
 
-async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConnection:
+async def _connect(
+    url: str, address: BrokerAddress, name: str, intake: Intake | None
+) -> AbstractConnection:
     decoders.install()
     try:
         return await aio_pika.connect(
@@ -98,6 +107,7 @@ async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConne
             timeout=CONNECT_SECONDS,
             client_properties={"connection_name": name},
             heartbeat=HEARTBEAT_SECONDS,
+            connection_class=_through(intake),
         )
     except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
         # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
@@ -114,6 +124,20 @@ async def _connect(url: str, address: BrokerAddress, name: str) -> AbstractConne
             "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for "
             "amqps, that its certificate is for that host and from the right authority.",
         ) from error
+
+
+def _through(intake: Intake | None) -> type[aio_pika.Connection]:
+    """Give the library's class of connection, with the transport that an intake needs."""
+    if intake is None:
+        return aio_pika.Connection
+    transport = IntakeTransport(intake)
+
+    class Connection(aio_pika.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the library's
+            super().__init__(*args, **kwargs)
+            self.kwargs["transport_factory"] = transport
+
+    return Connection
 
 
 async def closing(part: AbstractConnection | AbstractChannel) -> None:

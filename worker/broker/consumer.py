@@ -5,15 +5,13 @@ code of ours, takes no neighbour along more than twice.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
 
-from worker.broker.dead_letters import KEPT_PROPERTIES
+from worker.broker.intake import Intake
 from worker.broker.life import Life
 from worker.broker.settlement import Settlement
 from worker.deliveries import Delivery, Outcome
@@ -39,21 +37,21 @@ class Consumer:
 
     def __init__(
         self,
+        intake: Intake,
         channel: AbstractChannel,
         settlement: Settlement,
         life: Life,
         queue: str,
         window: Window,
     ) -> None:
-        """Consume on a channel; nothing is asked of the broker yet."""
+        """Consume on a channel whose connection has this intake; nothing is asked of it yet."""
+        self._intake = intake
         self._channel = channel
         self._settlement = settlement
         self._life = life
         self._queue = queue
         self._window = window
         self._narrow_tag: str | None = None
-        self._waiting: deque[DeliveredMessage] = deque()
-        self._arrived = asyncio.Event()
 
     async def start(self) -> None:
         """Let the broker deliver, one message at a time."""
@@ -62,9 +60,9 @@ class Consumer:
         # applies a prefetch to the consumers that begin after it (rabbitmq.com/docs/
         # consumer-prefetch).
         await self._channel.basic_qos(prefetch_count=1)
-        narrow = await self._channel.basic_consume(self._queue, self._on_delivery)
+        narrow = await self._channel.basic_consume(self._queue, _taken_already)
         await self._channel.basic_qos(prefetch_count=self._window.prefetch)
-        await self._channel.basic_consume(self._queue, self._on_delivery)
+        await self._channel.basic_consume(self._queue, _taken_already)
         self._narrow_tag = narrow.consumer_tag
 
     def drain(self) -> None:
@@ -87,11 +85,11 @@ class Consumer:
         """Give what has arrived, at least one delivery and at most a batch."""
         while not self._life.drains:
             self._life.require()
-            if self._waiting:
-                count = min(len(self._waiting), self._window.batch_size)
-                return [_delivery(self._waiting.popleft()) for _ in range(count)]
-            self._arrived.clear()
-            await self._life.wait(self._arrived)
+            if waiting := self._intake.waiting:
+                count = min(len(waiting), self._window.batch_size)
+                return [waiting.popleft() for _ in range(count)]
+            self._intake.arrived.clear()
+            await self._life.wait(self._intake.arrived)
         raise StopAsyncIteration
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
@@ -104,11 +102,6 @@ class Consumer:
             # must not hold up all others.
             await self._widen()
         return settled
-
-    async def _on_delivery(self, message: DeliveredMessage) -> None:
-        # Nothing else: the client library runs this while it reads.
-        self._waiting.append(message)
-        self._arrived.set()
 
     async def _widen(self) -> None:
         """Leave the queue to the consumer with the wide window, if that has not been done."""
@@ -130,22 +123,5 @@ class Consumer:
             await self._channel.basic_cancel(tag)
 
 
-def _delivery(message: DeliveredMessage) -> Delivery:
-    properties: Basic.Properties = message.header.properties
-    kept = {name: getattr(properties, theirs) for name, theirs in KEPT_PROPERTIES.items()}
-    return Delivery(
-        body=message.body,
-        tag=message.delivery_tag or 0,
-        routing_key=message.routing_key or "",
-        content_type=properties.content_type,
-        redelivered=bool(message.redelivered),
-        losses=_losses(properties.headers or {}),
-        headers=properties.headers or {},
-        properties={name: value for name, value in kept.items() if value is not None},
-    )
-
-
-def _losses(headers: Mapping[str, object]) -> int:
-    # Absent for a first delivery since RabbitMQ 3.12, and 0 before.
-    count = headers.get("x-delivery-count")
-    return count if isinstance(count, int) else 0
+async def _taken_already(_: DeliveredMessage) -> None:
+    """Stand for what the library would do with a delivery, which the intake takes before."""

@@ -12,19 +12,11 @@ from datetime import datetime
 from aio_pika.abc import AbstractIncomingMessage
 
 from worker.broker import headers as known
+from worker.broker.properties import KEPT_PROPERTIES
 from worker.broker.publisher import Publisher
 from worker.deliveries import Outcome
 from worker.messages import now
 
-# What a dead letter keeps beside its content type: aio-pika's name for it -> the one of pamqp.
-KEPT_PROPERTIES = {
-    "app_id": "app_id",
-    "content_encoding": "content_encoding",
-    "correlation_id": "correlation_id",
-    "message_id": "message_id",
-    "timestamp": "timestamp",
-    "type": "message_type",
-}
 ID_MAX_CHARACTERS = 255
 
 
@@ -36,7 +28,8 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
     if outcome.rejected is None:
         raise ValueError(f"Only a rejected delivery is a dead letter, not {outcome.verdict}.")
     delivery = outcome.delivery
-    kept = {k: v for k, v in delivery.headers.items() if k not in known.DELIVERY_HEADERS}
+    properties = delivery.read_properties()
+    kept = {k: v for k, v in properties.headers.items() if k not in known.DELIVERY_HEADERS}
     await publisher.publish(
         delivery.body,
         routing_key=delivery.routing_key,
@@ -48,7 +41,7 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
             known.QUEUE: queue,
             known.REJECTED_AT: now(),
         },
-        properties=known.sendable_properties(delivery.properties),
+        properties=known.sendable_properties(properties.kept),
     )
 
 

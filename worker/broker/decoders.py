@@ -21,7 +21,7 @@ MAX_TABLE_BYTES = 32 * 1024
 PREFIXED = (b"F", b"A", b"S", b"x")
 NESTED = (b"F", b"A")
 SCALAR_BYTES = 9
-UNDECODABLE = (ValueError, ArithmeticError, RecursionError, struct.error)
+UNDECODABLE = (ValueError, ArithmeticError, IndexError, RecursionError, struct.error)
 
 
 def install() -> None:

@@ -23,6 +23,7 @@ from worker.broker.connection import (
     telling_loss,
 )
 from worker.broker.consumer import Consumer, Window
+from worker.broker.intake import Intake
 from worker.broker.life import Life, ended
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
@@ -77,10 +78,11 @@ async def session(
     because messages may have been published to nowhere meanwhile. Raises `SessionLost` if the
     broker cannot be reached, `BrokerRefused` if it says no.
     """
+    intake = Intake()
     async with AsyncExitStack() as stack:
         with telling_loss(ended):
             consuming = await stack.enter_async_context(
-                connection(address, f"projection-worker {topology.queue}")
+                connection(address, f"projection-worker {topology.queue}", intake)
             )
             if makes_topology:
                 async with consuming.channel() as applying:
@@ -108,7 +110,7 @@ async def session(
                     on_settled_late,
                 )
             )
-            consumer = Consumer(underlay, settlement, life, topology.queue, window)
+            consumer = Consumer(intake, underlay, settlement, life, topology.queue, window)
             await consumer.start()
         yield Session(consumer, life, consuming, topology)
 

@@ -64,7 +64,6 @@ def _delivery(letter: DeadLetter) -> Delivery:
         body=letter.body,
         routing_key=letter.routing_key,
         content_type=letter.content_type,
-        headers=letter.headers,
     )
 
 

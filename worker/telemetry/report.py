@@ -1,7 +1,7 @@
 """What the worker says of itself: every change of state once, as a log line, a fact and a metric.
 
 The service tells what happens; this decides how it is told, so that log lines, /readyz and /metrics
-cannot disagree.
+cannot disagree. A line comes after its fact: who has read it may ask.
 """
 
 import os
@@ -45,23 +45,23 @@ class Report:
 
     def standing_by(self, reason: str) -> None:
         """Say that another process writes the file."""
-        self._log.info("standing_by", reason=reason)
         self._enter(State.STANDING_BY, reason)
+        self._log.info("standing_by", reason=reason)
 
     def taking_over(self) -> None:
         """Say that this process has ended."""
-        self._log.info("taking_over")
         self._enter(State.STARTING)
+        self._log.info("taking_over")
 
     def rebuilding(self, reason: str) -> None:
         """Say that the rows are folded anew before anything is consumed."""
-        self._log.info("rebuilding", reason=reason)
         self._enter(State.REBUILDING, reason)
+        self._log.info("rebuilding", reason=reason)
 
     def rebuilt(self, **figures: float) -> None:
         """Say that they have been."""
-        self._log.info("rebuilt", **figures)
         self._enter(State.STARTING)
+        self._log.info("rebuilt", **figures)
 
     def connecting(self) -> None:
         """Note that a session is being opened."""
@@ -70,15 +70,19 @@ class Report:
     def connected(self, broker: str) -> None:
         """Say that a session is open."""
         self._broker_trouble = None
-        self._log.info("connected", broker=broker)
-        self._metrics.session_opened()
         self._enter(State.CONSUMING)
+        self._metrics.session_opened()
+        self._log.info("connected", broker=broker)
 
     def connection_lost(self, error: WorkerError, attempt: int) -> None:
         """Say why a session ended or could not be opened, once for each kind of trouble."""
         self.facts.oldest_unsettled_at = None
         if self._phase[0] is State.CONSUMING:
             self._metrics.session_lost()
+        # What was so of this session is no more.
+        self._blocked_because = self._topology_problem = ""
+        self._is_quarantined = False
+        self._enter(State.CONNECTING, error.message)
         # A broker that is away and one that says no are two states.
         if type(error) is not self._broker_trouble:
             refuses = isinstance(error, BrokerRefused)
@@ -87,19 +91,15 @@ class Report:
             self._broker_trouble = type(error)
         else:
             self._log.debug("connection_failed", attempt=attempt, reason=error.message)
-        # What was so of this session is no more.
-        self._blocked_because = self._topology_problem = ""
-        self._is_quarantined = False
-        self._enter(State.CONNECTING, error.message)
 
     def topology(self, error: WorkerError | None) -> None:
         """Say that the broker is not as it must be while the worker consumes; None: that it is."""
-        if error is not None and not self._topology_problem:
-            self._log.error("topology_wrong", reason=error.message, hint=error.hint)
-        elif error is None and self._topology_problem:
-            self._log.info("topology_right")
-        self._topology_problem = error.message if error else ""
+        before, self._topology_problem = self._topology_problem, error.message if error else ""
         self._tell()
+        if error is not None and not before:
+            self._log.error("topology_wrong", reason=error.message, hint=error.hint)
+        elif error is None and before:
+            self._log.info("topology_right")
 
     def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
         """Note how many messages wait, and how large the file's write-ahead log is."""
@@ -112,7 +112,7 @@ class Report:
             self._log.warning(
                 "quarantined",
                 losses=suspect.losses,
-                message_id=suspect.properties.get("message_id"),
+                message_id=suspect.read_properties().kept.get("message_id"),
                 routing_key=suspect.routing_key,
                 body_bytes=len(suspect.body),
                 hint="if this is the last line of a worker, this message is the cause; the broker "
@@ -124,30 +124,30 @@ class Report:
 
     def holding(self, error: WorkerError, messages: int) -> None:
         """Say that the database cannot commit now."""
-        if not self._attempts:
-            self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
         self._attempts += 1
         self._held_because = error.message
         self._tell()
+        if self._attempts == 1:
+            self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
 
     def commits(self) -> None:
         """Note that the database commits; say so if it did not before."""
         if self._attempts:
-            self._log.info("resumed", attempts=self._attempts)
-            self._attempts = 0
+            attempts, self._attempts = self._attempts, 0
             self._held_because = ""
             self._tell()
+            self._log.info("resumed", attempts=attempts)
 
     def blocked(self, reason: str | None) -> None:
         """Say why dead letters cannot be published; None: that they can again."""
+        self._blocked_because = reason or ""
+        self._tell()
         if reason is None:
-            self._log.info("unblocked")
             self.facts.oldest_unsettled_at = None
+            self._log.info("unblocked")
         else:
             hint = "see 'rabbitmq-diagnostics alarms' and the dead-letter queue."
             self._log.warning("blocked", reason=reason, hint=hint)
-        self._blocked_because = reason or ""
-        self._tell()
 
     def taken(self, batch: Sequence[Delivery]) -> None:
         """Note that a batch has been taken."""
@@ -187,9 +187,9 @@ class Report:
 
     def draining(self, signal_name: str) -> None:
         """Say that the worker takes no more and ends soon."""
-        self._log.info("draining", signal=signal_name)
         self._is_draining = True
         self._tell()
+        self._log.info("draining", signal=signal_name)
 
     def ended_at_once(self, signal_name: str) -> None:
         """Say that a second signal ends the process now."""
