@@ -11,9 +11,8 @@ from collections.abc import Iterable
 
 from worker.messages import AnyMessage
 from worker.registry import Registry
+from worker.store.heads import Position
 from worker.store.transaction import Transaction
-
-Position = tuple[int, str, str]
 
 
 def position(message: AnyMessage) -> Position:
@@ -21,9 +20,9 @@ def position(message: AnyMessage) -> Position:
     return (message.sequence, message.occurred_at, message.id)
 
 
-def is_late(message: AnyMessage, head: Position | None) -> bool:
-    """Tell whether the stream's head, its last position so far, comes after the message."""
-    return head is not None and position(message) < head
+def is_late(place: Position, head: Position | None) -> bool:
+    """Tell whether the stream's head, its last position so far, comes after a message's place."""
+    return head is not None and place < head
 
 
 async def fold(
@@ -44,4 +43,4 @@ async def fold(
         for projection in registry.projections:
             await tx.execute(projection.removal, (event_id,))
     for message in sorted(messages, key=position):
-        await registry.apply(tx, message)
+        await registry.handlers[message.kind](tx, message)

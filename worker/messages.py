@@ -8,8 +8,9 @@ import json
 import re
 from collections import Counter
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import isfinite
-from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -106,6 +107,13 @@ Wire = TypeAdapter[AnyMessage]
 """The union of all registered kinds; `Registry.wire` builds it."""
 
 
+class Arrival(NamedTuple):
+    """A delivery, and the message in it or why there is none."""
+
+    delivery: Delivery
+    content: AnyMessage | Rejected
+
+
 def canonical_json(value: object) -> str:
     """One text for one JSON value: sorted keys, no spaces."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -114,6 +122,11 @@ def canonical_json(value: object) -> str:
 def same_content(one: str, other: str) -> bool:
     """Tell whether two bodies say the same, whatever their spaces and the order of their keys."""
     return one == other or canonical_json(json.loads(one)) == canonical_json(json.loads(other))
+
+
+def receive(wire: Wire, delivery: Delivery, max_bytes: int) -> Arrival:
+    """Give a delivery with what `decode` makes of it."""
+    return Arrival(delivery, decode(wire, delivery, max_bytes))
 
 
 def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejected:
@@ -144,6 +157,7 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
     return message
 
 
+@lru_cache(maxsize=64)
 def _is_json_type(content_type: str | None) -> bool:
     if not content_type:
         return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from worker.deliveries import Delivery, Outcome, Rejected
 from worker.fold import fold
-from worker.messages import AnyMessage, decode
+from worker.messages import AnyMessage, Arrival, decode
 from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.registry import Registry
@@ -43,8 +43,7 @@ async def preview(
             stream = await log.history(source, message.event_id)
             await _copy(scratch, registry, message.event_id, stream)
         before = await _rows(scratch, registry, message)
-        projector = Projector(registry, scratch, max_message_bytes=max_message_bytes)
-        (outcome,) = await projector.project([delivery])
+        (outcome,) = await Projector(registry, scratch).project([Arrival(delivery, message)])
         return Preview(outcome, before, await _rows(scratch, registry, message))
 
 
@@ -52,11 +51,8 @@ async def _copy(scratch: Writer, registry: Registry, event_id: str, stream: Sequ
     """Give the copy the event's log and, folded from it, its rows."""
     if not stream:
         return
-    last = stream[-1]
     async with scratch.transaction() as tx:
         await log.append(tx, [log.Entry(event_id=event_id, **dict(entry)) for entry in stream])
-        head = (last["sequence"], last["occurred_at"], last["id"])
-        await log.advance(tx, {event_id: head})
     for entry in stream:
         # A message that today's handlers cannot apply is in the live row or not; the others are.
         with suppress(Exception):

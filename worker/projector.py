@@ -5,38 +5,25 @@ every outcome but a rejection is on the disk; when it raises, nothing is. A mess
 found by itself, and its neighbours commit.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
+from worker.deliveries import Outcome, Reason, Rejected, Verdict
 from worker.errors import StoreUnavailable
-from worker.fold import Position, fold, is_late, position
-from worker.messages import AnyMessage, decode, now, same_content
+from worker.fold import fold, is_late, position
+from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
+from worker.store.heads import Heads, Position
 from worker.store.transaction import Transaction
 
 # A handler sees only the message and the database, so one that failed will fail again, but for
 # what nobody can rule out in foreign code. Three tries cost little, as they are rare.
 HANDLER_ATTEMPTS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A delivery that holds a message."""
-
-    delivery: Delivery
-    message: AnyMessage
-    body: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.message.event_id, self.message.id)
-
-    def outcome(self, verdict: Verdict, rejected: Rejected | None = None) -> Outcome:
-        event_id, message_id = self.key
-        return Outcome(self.delivery, verdict, rejected, self.message.kind, event_id, message_id)
+_Message = tuple[Arrival, AnyMessage]
+"""An arrival that holds a message, and that message."""
 
 
 @dataclass(slots=True)
@@ -46,19 +33,18 @@ class _Stream:
     stored_head: Position | None
     head: Position | None
     accepted: list[AnyMessage] = field(default_factory=list)
+    must_fold_anew: bool = False
 
     def accept(self, message: AnyMessage) -> bool:
         """Take a new message; tell whether one that comes after it arrived before it."""
-        was_late = is_late(message, self.head)
-        if not was_late:
-            self.head = position(message)
         self.accepted.append(message)
-        return was_late
-
-    @property
-    def must_fold_anew(self) -> bool:
+        place = position(message)
+        if not is_late(place, self.head):
+            self.head = place
+            return False
         # What came in the wrong order within the batch is sorted before it is applied.
-        return any(is_late(message, self.stored_head) for message in self.accepted)
+        self.must_fold_anew = self.must_fold_anew or is_late(place, self.stored_head)
+        return True
 
 
 class _HandlerFailed(Exception):
@@ -69,96 +55,100 @@ class Projector:
     """The machine that applies batches. Belongs to one task."""
 
     def __init__(
-        self,
-        registry: Registry,
-        writer: Writer,
-        *,
-        max_message_bytes: int,
-        clock: Callable[[], str] = now,
+        self, registry: Registry, writer: Writer, *, clock: Callable[[], str] = now
     ) -> None:
         """Project by the handlers of a registry into the writer's file."""
         self._registry = registry
         self._writer = writer
-        self._max_message_bytes = max_message_bytes
         self._clock = clock
+        self._heads = Heads()
 
-    async def project(self, batch: Sequence[Delivery]) -> list[Outcome]:
+    async def project(self, batch: Sequence[Arrival]) -> list[Outcome]:
         """Decide every delivery, in order, and commit.
 
         Raises `StoreUnavailable` if the database cannot commit now: nothing has happened then, and
         the same batch may be tried again.
         """
-        decoded = [self._decode(delivery) for delivery in batch]
-        arrivals = [each for each in decoded if isinstance(each, _Arrival)]
-        decided = iter(await self._commit(arrivals) if arrivals else [])
-        return [next(decided) if isinstance(each, _Arrival) else each for each in decoded]
+        messages = [(a, a.content) for a in batch if not isinstance(a.content, Rejected)]
+        decided = iter(await self._commit(messages) if messages else [])
+        return [
+            Outcome(arrival.delivery, Verdict.REJECTED, arrival.content)
+            if isinstance(arrival.content, Rejected)
+            else next(decided)
+            for arrival in batch
+        ]
 
-    def _decode(self, delivery: Delivery) -> _Arrival | Outcome:
-        message = decode(self._registry.wire, delivery, self._max_message_bytes)
-        if isinstance(message, Rejected):
-            return Outcome(delivery, Verdict.REJECTED, message)
-        return _Arrival(delivery, message, delivery.body.decode())
-
-    async def _commit(self, arrivals: Sequence[_Arrival]) -> list[Outcome]:
+    async def _commit(self, messages: Sequence[_Message]) -> list[Outcome]:
+        # What is remembered is dropped with a transaction that fails.
+        heads, self._heads = self._heads, Heads()
         try:
             async with self._writer.transaction() as tx:
-                return await self._write(tx, arrivals)
+                outcomes = await self._write(tx, messages, heads)
         except _HandlerFailed:
+            heads = Heads()
             async with self._writer.transaction() as tx:
-                return [await self._write_alone(tx, arrival) for arrival in arrivals]
+                outcomes = [await self._write_alone(tx, each, heads) for each in messages]
+        self._heads = heads
+        return outcomes
 
-    async def _write_alone(self, tx: Transaction, arrival: _Arrival) -> Outcome:
+    async def _write_alone(self, tx: Transaction, alone: _Message, heads: Heads) -> Outcome:
         """Write one message so that its failure undoes nothing but itself."""
         for _ in range(HANDLER_ATTEMPTS):
             try:
                 async with tx.savepoint():
-                    (outcome,) = await self._write(tx, [arrival])
+                    (outcome,) = await self._write(tx, [alone], heads)
                     return outcome
             except _HandlerFailed as failure:
                 cause = failure.__cause__
+        arrival, message = alone
         detail = (
-            f"The handler of {arrival.message.kind!r} failed {HANDLER_ATTEMPTS} times: "
+            f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: "
             f"{type(cause).__name__}: {cause}"
         )
-        return arrival.outcome(Verdict.REJECTED, Rejected(Reason.HANDLER_FAILED, detail))
+        return _outcome(arrival, message, Verdict.REJECTED, Rejected(Reason.HANDLER_FAILED, detail))
 
-    async def _write(self, tx: Transaction, arrivals: Sequence[_Arrival]) -> list[Outcome]:
-        streams = await self._streams(tx, arrivals)
-        outcomes = await self._accept(tx, arrivals, streams)
-        await log.advance(tx, {e: s.head for e, s in streams.items() if s.head != s.stored_head})
+    async def _write(
+        self, tx: Transaction, messages: Sequence[_Message], heads: Heads
+    ) -> list[Outcome]:
+        stored = await heads.of(tx, {message.event_id for _, message in messages})
+        streams: dict[str, _Stream] = {}
+        for _, message in messages:
+            event_id = message.event_id
+            if event_id not in streams:
+                streams[event_id] = _Stream(stored.get(event_id), stored.get(event_id))
+        outcomes = await self._accept(tx, messages, streams)
         await self._apply(tx, streams)
-        return await self._mark_orphans(tx, outcomes)
-
-    async def _streams(self, tx: Transaction, arrivals: Iterable[_Arrival]) -> dict[str, _Stream]:
-        event_ids = {arrival.message.event_id for arrival in arrivals}
-        heads = await log.heads(tx, event_ids)
-        return {e: _Stream(heads.get(e), heads.get(e)) for e in event_ids}
+        outcomes = await self._mark_orphans(tx, outcomes)
+        heads.remember({event_id: s.head for event_id, s in streams.items() if s.head})
+        return outcomes
 
     async def _accept(
-        self, tx: Transaction, arrivals: Sequence[_Arrival], streams: dict[str, _Stream]
+        self, tx: Transaction, messages: Sequence[_Message], streams: dict[str, _Stream]
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
-        known = await log.known(tx, [arrival.key for arrival in arrivals])
+        known = await log.known(tx, [(message.event_id, message.id) for _, message in messages])
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
-        for arrival in arrivals:
-            message = arrival.message
-            if arrival.key in known:
-                outcomes.append(_judge_again(arrival, known[arrival.key]))
+        for arrival, message in messages:
+            key = (message.event_id, message.id)
+            body = arrival.delivery.body.decode()
+            if key in known:
+                outcomes.append(_judge_again(arrival, message, known[key]))
                 continue
-            known[arrival.key] = arrival.body
-            was_late = streams[message.event_id].accept(message)
-            outcomes.append(arrival.outcome(Verdict.LATE if was_late else Verdict.APPLIED))
+            known[key] = body
+            was_late = streams[key[0]].accept(message)
+            verdict = Verdict.LATE if was_late else Verdict.APPLIED
+            outcomes.append(_outcome(arrival, message, verdict))
             entries.append(
                 log.Entry(
-                    *arrival.key,
+                    *key,
                     message.sequence,
                     message.occurred_at,
                     message.kind,
                     was_late,
                     appended_at,
-                    arrival.body,
+                    body,
                 )
             )
         await log.append(tx, entries)
@@ -184,8 +174,9 @@ class Projector:
     async def _mark_orphans(self, tx: Transaction, outcomes: list[Outcome]) -> list[Outcome]:
         applied = (Verdict.APPLIED, Verdict.LATE)
         event_ids = {o.event_id for o in outcomes if o.verdict in applied and o.event_id}
-        with_rows = await tables.with_rows(tx, self._registry.versions, event_ids)
-        orphans = event_ids - with_rows
+        orphans = event_ids - await tables.with_rows(tx, self._registry.versions, event_ids)
+        if not orphans:
+            return outcomes
         return [
             outcome._replace(verdict=Verdict.ORPHAN)
             if outcome.verdict in applied and outcome.event_id in orphans
@@ -194,13 +185,18 @@ class Projector:
         ]
 
 
-def _judge_again(arrival: _Arrival, first: str) -> Outcome:
+def _judge_again(arrival: Arrival, message: AnyMessage, first: str) -> Outcome:
     """Decide a message whose id is known: the first of two contents counts."""
-    if same_content(first, arrival.body):
-        return arrival.outcome(Verdict.DUPLICATE)
-    event_id, message_id = arrival.key
+    if same_content(first, arrival.delivery.body.decode()):
+        return _outcome(arrival, message, Verdict.DUPLICATE)
     detail = (
-        f"The id {message_id!r} of event {event_id!r} is taken by another message, which arrived "
-        f"first and counts. Publishers choose a new id for each message."
+        f"The id {message.id!r} of event {message.event_id!r} is taken by another message, which "
+        f"arrived first and counts. Publishers choose a new id for each message."
     )
-    return arrival.outcome(Verdict.REJECTED, Rejected(Reason.ID_CONFLICT, detail))
+    return _outcome(arrival, message, Verdict.REJECTED, Rejected(Reason.ID_CONFLICT, detail))
+
+
+def _outcome(
+    arrival: Arrival, message: AnyMessage, verdict: Verdict, rejected: Rejected | None = None
+) -> Outcome:
+    return Outcome(arrival.delivery, verdict, rejected, message.kind, message.event_id, message.id)

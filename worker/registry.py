@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import Field, TypeAdapter, create_model
 
 from worker.errors import RegistrationError
-from worker.messages import AnyMessage, Message, P, Payload, Wire
+from worker.messages import Message, P, Payload, Wire
 from worker.store.transaction import Transaction
 
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
@@ -43,7 +43,6 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class _Registration:
-    handler: Callable[[Transaction, Any], Awaitable[None]]
     payload: type[Payload]
     place: str
 
@@ -54,6 +53,8 @@ class Registry:
     def __init__(self) -> None:
         """Start empty."""
         self._kinds: dict[str, _Registration] = {}
+        self.handlers: dict[str, Callable[[Transaction, Any], Awaitable[None]]] = {}
+        """Kind -> handler; filled by `on`."""
         self._projections: dict[str, Projection] = {}
 
     def on(self, kind: str) -> Callable[[H], H]:
@@ -70,7 +71,8 @@ class Registry:
                     f"Kind {kind!r} is registered twice ({known.place} and {place}).",
                     "give one of the two another kind.",
                 )
-            self._kinds[kind] = _Registration(handler, _payload_model(handler, place), place)
+            self._kinds[kind] = _Registration(_payload_model(handler, place), place)
+            self.handlers[kind] = handler
             self.__dict__.pop("wire", None)
             return handler
 
@@ -87,11 +89,6 @@ class Registry:
             )
         self._projections[table] = Projection(table, version, schema)
         return self._projections[table]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """All kinds, sorted."""
-        return tuple(sorted(self._kinds))
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -117,10 +114,6 @@ class Registry:
         payload: Any = registration.payload
         only: Any = Literal[kind]
         return create_model(kind, __base__=Message[payload], kind=(only, ...))
-
-    async def apply(self, tx: Transaction, message: AnyMessage) -> None:
-        """Run the handler of the message's kind."""
-        await self._kinds[message.kind].handler(tx, message)
 
 
 def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:

@@ -9,14 +9,16 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from worker.broker.connection import BrokerAddress
-from worker.broker.consumer import Consumer, Window
+from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
 from worker.broker.topology import Topology
-from worker.deliveries import Delivery, Outcome
+from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
+from worker.messages import Arrival, receive
 from worker.projector import Projector
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
 from worker.registry import Registry
@@ -103,10 +105,7 @@ class Service:
         if not await self._until_possible(writer.open):
             return
         await self._until_possible(lambda: self._fold_anew(writer))
-        projector = Projector(
-            self._registry, writer, max_message_bytes=self._settings.max_message_bytes
-        )
-        await self._sessions(writer, projector)
+        await self._sessions(writer, Projector(self._registry, writer))
 
     async def _until_possible(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Do what needs the database, when it can be done; False if told to stop before.
@@ -182,7 +181,11 @@ class Service:
         return session(
             address,
             topology_of(self._settings),
-            Window(self._settings.prefetch, self._settings.batch_size),
+            Reception(
+                partial(receive, self._registry.wire, max_bytes=self._settings.max_message_bytes),
+                self._settings.prefetch,
+                self._settings.batch_size,
+            ),
             makes_topology=self._makes_topology,
             on_blocked=self._report.blocked,
             on_settled_late=self._report.settled,
@@ -207,7 +210,7 @@ class Service:
         draining.add_done_callback(lambda _: consumer.drain())
         try:
             async for batch in consumer:
-                self._report.taken(batch)
+                self._report.taken(batch[0].delivery)
                 started = time.monotonic()
                 outcomes = await self._project(batch, consumer, projector)
                 seconds = time.monotonic() - started
@@ -221,7 +224,7 @@ class Service:
             draining.cancel()
 
     async def _project(
-        self, batch: Sequence[Delivery], consumer: Consumer, projector: Projector
+        self, batch: Sequence[Arrival], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
         """Project a batch; hold it while the database cannot commit; None if the worker drains."""
         attempt = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders import completed, planned, reverted, started
-from tests.unit.projecting import deliveries, projecting
+from tests.unit.projecting import arrivals, projecting
 from worker.errors import StoreUnavailable
 
 
@@ -60,7 +60,7 @@ async def project(path: Path) -> None:
         hear()
         for _ in range(TRIES):
             try:
-                await projector.project(deliveries(BATCH))
+                await projector.project(arrivals(BATCH))
             except StoreUnavailable:
                 say("held")
             else:

@@ -16,7 +16,7 @@ from tests.database import log, query, rows
 from tests.histories import distinct
 from tests.oracle import expected_rows
 from tests.strace import traced
-from tests.unit.projecting import deliveries, project, projecting
+from tests.unit.projecting import arrivals, project, projecting
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
@@ -99,7 +99,7 @@ async def prepare(folder: Path, state: str) -> list[Message]:
         await project(folder / "p.db", BEFORE)
     else:
         async with projecting(folder / "open.db") as projector:
-            await projector.project(deliveries(BEFORE))
+            await projector.project(arrivals(BEFORE))
             for suffix in ("", "-wal"):
                 shutil.copy(folder / f"open.db{suffix}", folder / f"p.db{suffix}")
     return BEFORE

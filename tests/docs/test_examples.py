@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders import body, message, planned, started
-from worker.deliveries import Delivery
+from tests.unit.projecting import arrivals
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
@@ -22,6 +22,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 APPLY = """
 import asyncio, pathlib, sys
 from worker.deliveries import Delivery
+from worker.messages import receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
@@ -30,8 +31,9 @@ from worker.store.connection import Writer
 async def main():
     async with Writer(pathlib.Path("projection.db")) as writer:
         await create_tables(writer, load())
-        projector = Projector(load(), writer, max_message_bytes=10_000)
-        outcomes = await projector.project([Delivery(each.encode()) for each in sys.argv[1:]])
+        deliveries = [Delivery(each.encode()) for each in sys.argv[1:]]
+        batch = [receive(load().wire, each, 10_000) for each in deliveries]
+        outcomes = await Projector(load(), writer).project(batch)
         (row,) = await writer.fetch_all("SELECT planned_for FROM events")
         print([outcome.verdict.value for outcome in outcomes], row["planned_for"])
 
@@ -71,9 +73,8 @@ class TestTheExamples:
         registry = load()
         async with Writer(path) as writer:
             await create_tables(writer, registry)
-            projector = Projector(registry, writer, max_message_bytes=10_000)
             history = [planned("e-42", chat_id="chat-7"), started("e-42")]
-            await projector.project([Delivery(body(each)) for each in history])
+            await Projector(registry, writer).project(arrivals(history))
         text = example("list_active_events").replace("data/projection.db", str(path))
         lines = [re.sub(r"^    await (.*?)(?: +#.*)?$", r"    found.append(await \1)", line)
                  for line in text.splitlines()]  # fmt: skip

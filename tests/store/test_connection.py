@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders import completed, planned
 from tests.store.processes import line, process
-from tests.unit.projecting import change, deliveries, project, projecting, rows
+from tests.unit.projecting import arrivals, change, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
 from worker.store.checks import APPLICATION_ID
@@ -19,11 +19,11 @@ from worker.store.lock import WriterLock
 WRITE_AND_WAIT = """
 import asyncio, sys
 from tests.builders import planned
-from tests.unit.projecting import deliveries, projecting
+from tests.unit.projecting import arrivals, projecting
 from pathlib import Path
 async def main():
     async with projecting(Path(sys.argv[1])) as projector:
-        await projector.project(deliveries([planned("e")]))
+        await projector.project(arrivals([planned("e")]))
         print("written", flush=True)
         sys.stdin.read()
 asyncio.run(main())
@@ -185,7 +185,7 @@ class TestReader:
     async def test_sees_the_last_commit_while_the_worker_writes(self, tmp_path: Path) -> None:
         """A transaction that has not committed is not seen and does not block."""
         async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             async with projector._writer.transaction() as tx:
                 await tx.execute("UPDATE events SET status = 'active'")
                 await tx.flush()
@@ -219,7 +219,7 @@ class TestReader:
     @pytest.mark.parametrize(
         "sql",
         ["DELETE FROM events", "DROP TABLE log", "CREATE TABLE t (a)", "PRAGMA user_version = 9",
-         "INSERT INTO streams VALUES ('e', 1, '', '')"],
+         "INSERT INTO projections VALUES ('t', 1)"],
     )  # fmt: skip
     async def test_cannot_write(self, tmp_path: Path, sql: str) -> None:
         """SQLite refuses whatever would change the file."""

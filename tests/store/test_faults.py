@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import completed, planned, started
 from tests.oracle import expected_rows
-from tests.unit.projecting import EVENTS, audited, change, deliveries, project, projecting, rows
+from tests.unit.projecting import EVENTS, arrivals, audited, change, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.history import history
 from worker.projections import load
@@ -90,7 +90,7 @@ class TestADamagedFile:
             spoil_page(database, root_of(database, "log"))
 
             with pytest.raises(StoreUnusable, match="is damaged"):
-                await projector.project(deliveries([completed("e-1")]))
+                await projector.project(arrivals([completed("e-1")]))
 
     async def test_that_is_too_large_to_be_read_at_the_start_is_refused_later(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +103,7 @@ class TestADamagedFile:
 
         async with projecting(database) as projector:
             with pytest.raises(StoreUnusable, match="is damaged"):
-                await projector.project(deliveries([completed("e-1")]))
+                await projector.project(arrivals([completed("e-1")]))
 
     @pytest.mark.parametrize("use", [opened_by_a_writer, audited, rebuilt, shown])
     async def test_without_a_whole_header_is_not_ours(self, tmp_path: Path, use: Use) -> None:
@@ -140,7 +140,7 @@ async def fits(projector: Projector) -> bool:
     """Try the long batch twice; tell whether it was committed."""
     for _ in range(2):
         try:
-            await projector.project(deliveries(LONG))
+            await projector.project(arrivals(LONG))
         except StoreUnavailable:
             pass
         else:

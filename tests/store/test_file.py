@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import planned
-from tests.unit.projecting import audited, deliveries, project, projecting, rows
+from tests.unit.projecting import arrivals, audited, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections import load
 from worker.rebuild import rebuild
@@ -42,7 +42,7 @@ class TestNewFiles:
         database.chmod(0o640)
 
         async with projecting(database) as projector:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             seen = modes(folder)
 
         assert seen == dict.fromkeys(("p.db", "p.db-wal", "p.db-shm"), "0o640")
@@ -75,11 +75,11 @@ class TestAFileThatIsNoLongerInItsPlace:
     ) -> None:
         """What was committed into a file without a name would be gone with its process."""
         async with projecting(tmp_path / "p.db") as projector:
-            await projector.project(deliveries([planned("e-1")]))
+            await projector.project(arrivals([planned("e-1")]))
             await asyncio.to_thread(remove, tmp_path / "p.db")
 
             with pytest.raises(StoreUnusable, match="deleted, moved or replaced") as refused:
-                await projector.project(deliveries([planned("e-2")]))
+                await projector.project(arrivals([planned("e-2")]))
 
         assert str(tmp_path / "p.db") in refused.value.message
         assert (tmp_path / "p.db").exists() == (remove is replace)
@@ -97,7 +97,7 @@ class TestProbe:
     async def test_commits_and_changes_nothing(self, tmp_path: Path) -> None:
         """Each one writes a page into the WAL, which is the proof."""
         async with projecting(tmp_path / "p.db") as projector, Writer(tmp_path / "p.db") as writer:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             before, wals = rows(tmp_path / "p.db"), set()
             for _ in range(3):
                 await writer.probe()
@@ -130,7 +130,7 @@ class TestTheWAL:
         """It may never have been synced, and a batch of duplicates would sync nothing."""
         (tmp_path / "killed").mkdir()
         async with projecting(tmp_path / "p.db") as projector:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             for name in ("p.db", "p.db-wal"):
                 shutil.copy(tmp_path / name, tmp_path / "killed" / name)
 
@@ -145,7 +145,7 @@ class TestTheWAL:
         batches = [[planned(f"e-{number}")] for number in range(5)]
         async with projecting(tmp_path / "p.db") as projector:
             for batch in batches:
-                await projector.project(deliveries(batch))
+                await projector.project(arrivals(batch))
             for name in ("p.db", "p.db-wal"):
                 shutil.copy(tmp_path / name, folder / name)
         spoil_byte(folder / "p.db-wal", -5 * 4096)
@@ -160,7 +160,7 @@ class TestTheWAL:
     async def test_has_a_size(self, tmp_path: Path) -> None:
         """A worker that ends leaves none."""
         async with projecting(tmp_path / "p.db") as projector:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             size = (tmp_path / "p.db-wal").stat().st_size
 
             assert wal_bytes(tmp_path / "p.db") == size > 0

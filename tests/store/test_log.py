@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import planned, reverted, started
-from tests.unit.projecting import project, rows
+from tests.builders import planned, started
+from tests.unit.projecting import project
 from worker.store import log
 from worker.store.connection import Reader, Writer
+from worker.store.heads import HEADS
 from worker.store.log import Entry
 
 AT = "2026-04-27T10:00:00.000000Z"
@@ -53,39 +54,12 @@ class TestKnown:
     async def test_is_found_by_the_key(self, tmp_path: Path) -> None:
         """Nothing that is done for a message grows with the log."""
         async with Writer(tmp_path / "p.db") as writer:
-            for sql in (log.KNOWN, log.HEADS, log.BODIES):
+            for sql in (log.KNOWN, HEADS, log.BODIES):
                 plan = await writer.fetch_all(f"EXPLAIN QUERY PLAN {sql}", ("[]",))
 
                 steps = [row["detail"] for row in plan]
                 assert any("USING PRIMARY KEY" in step for step in steps)
-                assert not any("SCAN log" in step or "SCAN streams" in step for step in steps)
-
-
-class TestHeads:
-    async def test_are_the_last_that_was_noted(self, tmp_path: Path) -> None:
-        """A stream without a message has none; a new head replaces the old one."""
-        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            await log.advance(tx, {"e": (1, AT, "m"), "f": (2**63 - 1, AT, "n"), "g": None})
-            await log.advance(tx, {"e": (2, AT, "o")})
-
-            heads = await log.heads(tx, ["e", "f", "g", "h"])
-
-        assert heads == {"e": (2, AT, "o"), "f": (2**63 - 1, AT, "n")}
-
-    async def test_are_those_of_the_streams_in_the_log(self, tmp_path: Path) -> None:
-        """After any arrival the head is the greatest position in the stream."""
-        history = [planned("e", sequence=5), started("e", sequence=2), planned("f", sequence=0),
-                   started("f", sequence=0), reverted("e", "active", sequence=4)]  # fmt: skip
-
-        await project(tmp_path / "p.db", history[:2], history[2:])
-
-        heads = "SELECT event_id, sequence, occurred_at, id FROM streams ORDER BY event_id"
-        greatest = """
-            SELECT event_id, sequence, occurred_at, id FROM (SELECT *, row_number() OVER (
-                PARTITION BY event_id ORDER BY sequence DESC, occurred_at DESC, id DESC) AS place
-            FROM log) WHERE place = 1 ORDER BY event_id
-        """
-        assert rows(tmp_path / "p.db", heads) == rows(tmp_path / "p.db", greatest)
+                assert not any("SCAN log" in step for step in steps)
 
 
 class TestBodies:

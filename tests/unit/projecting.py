@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.builders import Message, body
 from worker.deliveries import Delivery, Outcome
-from worker.messages import now
+from worker.messages import Arrival, now, receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import Audit, audit, create_tables
@@ -30,13 +30,14 @@ async def projecting(
     async with Writer(path) as writer:
         if not await noted_versions(writer):
             await create_tables(writer, registry)
-        yield Projector(registry, writer, max_message_bytes=CAP, clock=clock)
+        yield Projector(registry, writer, clock=clock)
 
 
-def deliveries(bodies: Sequence[bytes | Message]) -> list[Delivery]:
+def arrivals(bodies: Sequence[bytes | Message], registry: Registry | None = None) -> list[Arrival]:
     """Hand over messages, or bytes as they are."""
+    wire = (registry or load()).wire
     return [
-        Delivery(each if isinstance(each, bytes) else body(each), tag=tag)
+        receive(wire, Delivery(each if isinstance(each, bytes) else body(each), tag=tag), CAP)
         for tag, each in enumerate(bodies, 1)
     ]
 
@@ -46,7 +47,7 @@ async def project(
 ) -> list[Outcome]:
     """Project some batches, and give the outcomes of all their deliveries."""
     async with projecting(path, registry) as projector:
-        return [o for batch in batches for o in await projector.project(deliveries(batch))]
+        return [o for batch in batches for o in await projector.project(arrivals(batch, registry))]
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[str]:

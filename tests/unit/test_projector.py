@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders import Message, completed, message, planned, started
 from tests.oracle import expected_rows
-from tests.unit.projecting import LOG, deliveries, project, projecting, rows, verdicts
+from tests.unit.projecting import LOG, arrivals, project, projecting, rows, verdicts
 from worker import Message as Message_
 from worker import Payload, Transaction
 from worker.deliveries import BatchReport
@@ -22,12 +22,12 @@ class TestOutcomes:
     async def test_stand_in_the_order_of_the_batch(self, tmp_path: Path) -> None:
         """One for each delivery, each with the delivery that it is about."""
         first, late = planned("e-1"), started("e-1", sequence=0)
-        batch = deliveries([b"{", first, started("e-2"), late, first, b"", completed("e-1")])
+        batch = arrivals([b"{", first, started("e-2"), late, first, b"", completed("e-1")])
 
         async with projecting(tmp_path / "p.db") as projector:
             outcomes = await projector.project(batch)
 
-        assert [outcome.delivery for outcome in outcomes] == batch
+        assert [outcome.delivery for outcome in outcomes] == [each.delivery for each in batch]
         assert verdicts(outcomes) == [
             "not_json", "applied", "orphan", "late", "duplicate", "not_json", "applied",
         ]  # fmt: skip
@@ -75,7 +75,7 @@ class TestOutcomes:
     async def test_are_in_the_log_with_the_clock_that_was_given(self, tmp_path: Path) -> None:
         """The worker's own time stands in the log, and only there."""
         async with projecting(tmp_path / "p.db", clock=lambda: "now") as projector:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
 
         assert rows(tmp_path / "p.db", "SELECT appended_at, is_late FROM log") == [("now", 0)]
         assert "now" not in str(rows(tmp_path / "p.db"))
@@ -98,10 +98,10 @@ class TestHops:
                 batch += [*reversed(life)] if is_late else life
             async with projecting(tmp_path / f"{events}.db") as projector:
                 before = [started(f"e-{event}", sequence=9) for event in range(events)]
-                await projector.project(deliveries(before if is_late else []))
+                await projector.project(arrivals(before if is_late else []))
                 with caplog.at_level(logging.DEBUG, "aiosqlite"):
                     caplog.clear()
-                    await projector.project(deliveries(batch))
+                    await projector.project(arrivals(batch))
             hops[events] = sum(r.msg.startswith("executing") for r in caplog.records)
 
         assert hops[200] == hops[2] < 30
@@ -113,7 +113,7 @@ LIFE = (planned, started, completed)
 class TestStoreUnavailable:
     async def test_writes_nothing_while_another_locks_the_file(self, tmp_path: Path) -> None:
         """The batch is as it was, and succeeds once the lock is gone."""
-        batch = deliveries([planned("e"), b"{", started("e")])
+        batch = arrivals([planned("e"), b"{", started("e")])
 
         async with projecting(tmp_path / "p.db") as projector:
             with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
@@ -133,10 +133,10 @@ class TestStoreUnavailable:
 
     async def test_writes_nothing_when_the_disk_is_full(self, tmp_path: Path) -> None:
         """A file that may not grow is a full disk; nobody is blamed, and nothing is half done."""
-        batch = deliveries([planned(f"e-{n}", payload={"chat_id": "c" * 999}) for n in range(99)])
+        batch = arrivals([planned(f"e-{n}", payload={"chat_id": "c" * 999}) for n in range(99)])
 
         async with projecting(tmp_path / "p.db") as projector:
-            await projector.project(deliveries([planned("before")]))
+            await projector.project(arrivals([planned("before")]))
             ((pages,),) = await projector._writer.fetch_all("PRAGMA page_count")
             await projector._writer.fetch_all(f"PRAGMA max_page_count = {pages + 9}")
             with pytest.raises(StoreUnavailable, match="SQLITE_FULL"):
@@ -157,7 +157,7 @@ class TestStoreUnavailable:
         async def grown(tx: Transaction, message: Message_[Payload]) -> None:
             await tx.execute("INSERT INTO big VALUES (?, zeroblob(99999))", (message.event_id,))
 
-        batch = deliveries([message("grown", {"event_id": "e"}), b"{"])
+        batch = arrivals([message("grown", {"event_id": "e"}), b"{"], registry)
 
         async with projecting(tmp_path / "p.db", registry) as projector:
             ((pages,),) = await projector._writer.fetch_all("PRAGMA page_count")
@@ -174,18 +174,18 @@ class TestStoreUnavailable:
         async with projecting(tmp_path / "p.db") as projector:
             with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                outcomes = await projector.project(deliveries([b"{", b""]))
+                outcomes = await projector.project(arrivals([b"{", b""]))
 
         assert verdicts(outcomes) == ["not_json", "not_json"]
 
     async def test_leaves_a_reader_alone(self, tmp_path: Path) -> None:
         """A reader in the middle of a long query does not keep the worker from committing."""
         async with projecting(tmp_path / "p.db") as projector:
-            await projector.project(deliveries([planned("e")]))
+            await projector.project(arrivals([planned("e")]))
             with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as reader:
                 reader.execute("BEGIN")
                 reader.execute("SELECT * FROM events").fetchall()
-                outcomes = await projector.project(deliveries([completed("e")]))
+                outcomes = await projector.project(arrivals([completed("e")]))
                 seen = reader.execute("SELECT status FROM events").fetchall()
 
         assert verdicts(outcomes) == ["applied"]

@@ -83,12 +83,12 @@ class TestTheOldestUnsettled:
         """Batches that are settled meanwhile do not make it younger."""
         report, facts = consuming()
         delivery = Delivery(b"")
-        report.taken([delivery])
+        report.taken(delivery)
         began = facts.oldest_unsettled_at
         report.blocked("An alarm.")
 
         report.settled([])
-        report.taken([delivery])
+        report.taken(delivery)
         report.settled([Outcome(delivery, Verdict.APPLIED)], 0.1)
 
         assert facts.oldest_unsettled_at == began is not None

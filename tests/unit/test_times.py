@@ -1,10 +1,9 @@
 import pytest
 
 from tests.builders import planned, started
-from tests.unit.projecting import deliveries
+from tests.unit.projecting import arrivals
 from worker.deliveries import Reason, Rejected
-from worker.messages import AnyMessage, decode, now
-from worker.projections import load
+from worker.messages import AnyMessage, now
 
 ACCEPTED = {
     "2026-04-27T10:39:03Z": "2026-04-27T10:39:03.000000Z",
@@ -74,8 +73,8 @@ REFUSED: tuple[object, ...] = (
 
 
 def at(occurred_at: object) -> AnyMessage | Rejected:
-    (delivery,) = deliveries([planned("e-1", occurred_at=occurred_at)])
-    return decode(load().wire, delivery, 10_000)
+    (arrival,) = arrivals([planned("e-1", occurred_at=occurred_at)])
+    return arrival.content
 
 
 class TestTimes:
@@ -111,7 +110,7 @@ class TestTimes:
         bad = started("e-1")
         bad["payload"]["started_at"] = "13:00"
 
-        outcome, rejected = (decode(load().wire, each, 10_000) for each in deliveries([good, bad]))
+        outcome, rejected = (arrival.content for arrival in arrivals([good, bad]))
 
         assert not isinstance(outcome, Rejected)
         assert outcome.payload.model_dump()["started_at"] == "2026-04-27T11:00:00.500000Z"

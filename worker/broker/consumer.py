@@ -5,7 +5,7 @@ code of ours, takes no neighbour along more than twice.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,12 +15,15 @@ from worker.broker.intake import Intake
 from worker.broker.life import Life
 from worker.broker.settlement import Settlement
 from worker.deliveries import Delivery, Outcome
+from worker.messages import Arrival
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """How many deliveries may be out at once."""
+class Reception:
+    """How deliveries are received."""
 
+    decode: Callable[[Delivery], Arrival]
+    """Called with each as it comes."""
     prefetch: int
     """Unacked deliveries that the broker grants."""
     batch_size: int
@@ -42,7 +45,7 @@ class Consumer:
         settlement: Settlement,
         life: Life,
         queue: str,
-        window: Window,
+        reception: Reception,
     ) -> None:
         """Consume on a channel whose connection has this intake; nothing is asked of it yet."""
         self._intake = intake
@@ -50,7 +53,7 @@ class Consumer:
         self._settlement = settlement
         self._life = life
         self._queue = queue
-        self._window = window
+        self._reception = reception
         self._narrow_tag: str | None = None
 
     async def start(self) -> None:
@@ -61,7 +64,7 @@ class Consumer:
         # consumer-prefetch).
         await self._channel.basic_qos(prefetch_count=1)
         narrow = await self._channel.basic_consume(self._queue, _taken_already)
-        await self._channel.basic_qos(prefetch_count=self._window.prefetch)
+        await self._channel.basic_qos(prefetch_count=self._reception.prefetch)
         await self._channel.basic_consume(self._queue, _taken_already)
         self._narrow_tag = narrow.consumer_tag
 
@@ -81,12 +84,12 @@ class Consumer:
         """Iterate over batches."""
         return self
 
-    async def __anext__(self) -> list[Delivery]:
-        """Give what has arrived, at least one delivery and at most a batch."""
+    async def __anext__(self) -> list[Arrival]:
+        """Give what has arrived, at least one and at most a batch."""
         while not self._life.drains:
             self._life.require()
             if waiting := self._intake.waiting:
-                count = min(len(waiting), self._window.batch_size)
+                count = min(len(waiting), self._reception.batch_size)
                 return [waiting.popleft() for _ in range(count)]
             self._intake.arrived.clear()
             await self._life.wait(self._intake.arrived)

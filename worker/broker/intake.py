@@ -9,7 +9,7 @@ and whatever this module does not understand, reaches the library as it came.
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, SupportsIndex
 
@@ -20,6 +20,7 @@ from yarl import URL
 from worker.broker import properties
 from worker.broker.decoders import UNDECODABLE
 from worker.deliveries import Delivery
+from worker.messages import Arrival
 
 # A frame is its type, its channel, its size, so many bytes, and an end (AMQP 0-9-1, 2.3.5).
 FRAME = struct.Struct(">BHI")
@@ -35,11 +36,12 @@ BODY_SIZE = struct.Struct(">Q")
 
 
 class Intake:
-    """Deliveries that have arrived and have not been taken yet; belongs to one consumer."""
+    """What has arrived and has not been taken yet; belongs to one consumer."""
 
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.waiting: deque[Delivery] = deque()
+    def __init__(self, decode: Callable[[Delivery], Arrival]) -> None:
+        """Decode what arrives, at once: the last batch is being committed meanwhile."""
+        self.decode = decode
+        self.waiting: deque[Arrival] = deque()
         self.arrived = asyncio.Event()
         """Set whenever something arrives; whoever waits for it clears it."""
 
@@ -131,20 +133,19 @@ class _Reader(asyncio.StreamReader):
         place = 5 + method[4]
         tag, is_redelivered, exchange_bytes = DELIVER.unpack_from(method, place)
         place += DELIVER.size + exchange_bytes
-        self._intake.waiting.append(
-            Delivery(
-                body=b"".join(self._body),
-                tag=tag,
-                routing_key=method[place + 1 : place + 1 + method[place]].decode(
-                    errors="backslashreplace"
-                ),
-                content_type=properties.content_type(header),
-                redelivered=bool(is_redelivered),
-                # The count is of deliveries that were lost, and after such a one there is the mark.
-                losses=properties.losses(header) if is_redelivered else 0,
-                read_properties=partial(properties.read, header),
-            )
+        delivery = Delivery(
+            body=b"".join(self._body),
+            tag=tag,
+            routing_key=method[place + 1 : place + 1 + method[place]].decode(
+                errors="backslashreplace"
+            ),
+            content_type=properties.content_type(header),
+            redelivered=bool(is_redelivered),
+            # The count is of deliveries that were lost, and after such a one there is the mark.
+            losses=properties.losses(header) if is_redelivered else 0,
+            read_properties=partial(properties.read, header),
         )
+        self._intake.waiting.append(self._intake.decode(delivery))
         self._channel = None
         self._body.clear()
         self._intake.arrived.set()

@@ -22,7 +22,7 @@ from worker.broker.connection import (
     sentence,
     telling_loss,
 )
-from worker.broker.consumer import Consumer, Window
+from worker.broker.consumer import Consumer, Reception
 from worker.broker.intake import Intake
 from worker.broker.life import Life, ended
 from worker.broker.publisher import Publisher, publisher
@@ -66,7 +66,7 @@ class Session:
 async def session(
     address: BrokerAddress,
     topology: Topology,
-    window: Window,
+    reception: Reception,
     *,
     makes_topology: bool,
     on_blocked: OnBlocked,
@@ -78,7 +78,7 @@ async def session(
     because messages may have been published to nowhere meanwhile. Raises `SessionLost` if the
     broker cannot be reached, `BrokerRefused` if it says no.
     """
-    intake = Intake()
+    intake = Intake(reception.decode)
     async with AsyncExitStack() as stack:
         with telling_loss(ended):
             consuming = await stack.enter_async_context(
@@ -110,7 +110,7 @@ async def session(
                     on_settled_late,
                 )
             )
-            consumer = Consumer(intake, underlay, settlement, life, topology.queue, window)
+            consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
             await consumer.start()
         yield Session(consumer, life, consuming, topology)
 

@@ -33,7 +33,8 @@ from worker.store.file import (
     remove_rebuild_file,
     require_place,
 )
-from worker.store.transaction import Parameters, Row, Transaction
+from worker.store.statements import Parameters
+from worker.store.transaction import Row, Transaction
 
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 

@@ -5,13 +5,11 @@ the history that people read. Knows no kinds: what it keeps is a stream, a posit
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from worker.store.connection import Database
 from worker.store.transaction import Row, Transaction
-
-Position = tuple[int, str, str]
 
 # The pairs travel as one parameter, so that a batch of any size is one query.
 KNOWN = """
@@ -19,19 +17,9 @@ KNOWN = """
     FROM json_each(?) AS pair
     JOIN log ON log.event_id = pair.value ->> 0 AND log.id = pair.value ->> 1
 """
-HEADS = """
-    SELECT streams.event_id, streams.sequence, streams.occurred_at, streams.id
-    FROM json_each(?) AS stream
-    JOIN streams ON streams.event_id = stream.value
-"""
 APPEND = """
     INSERT INTO log (event_id, id, sequence, occurred_at, kind, is_late, appended_at, body)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-"""
-ADVANCE = """
-    INSERT INTO streams (event_id, sequence, occurred_at, id) VALUES (?, ?, ?, ?)
-    ON CONFLICT (event_id) DO UPDATE
-    SET sequence = excluded.sequence, occurred_at = excluded.occurred_at, id = excluded.id
 """
 BODIES = """
     SELECT log.event_id, log.body FROM json_each(?) AS stream
@@ -43,8 +31,7 @@ HISTORY = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One message as the log keeps it; the fields are the table's columns, in order."""
 
     event_id: str
@@ -60,32 +47,13 @@ class Entry:
 async def known(tx: Transaction, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Give the bodies of those messages, (event_id, id), that are in the log already."""
     rows = await tx.fetch_all(KNOWN, (json.dumps(list(keys), ensure_ascii=False),))
-    return {(row["event_id"], row["id"]): row["body"] for row in rows}
-
-
-async def heads(tx: Transaction, event_ids: Collection[str]) -> dict[str, Position]:
-    """Give the position of the last message of each of those streams that has any."""
-    rows = await tx.fetch_all(HEADS, (json.dumps(list(event_ids), ensure_ascii=False),))
-    return {row["event_id"]: (row["sequence"], row["occurred_at"], row["id"]) for row in rows}
+    return {(event_id, message_id): body for event_id, message_id, body in rows}
 
 
 async def append(tx: Transaction, entries: Sequence[Entry]) -> None:
     """Store messages for good."""
     # In the order of the key, so that neighbours in the tree are written together.
-    ordered = sorted(entries, key=lambda entry: (entry.event_id, entry.id))
-    await tx.execute_many(
-        APPEND,
-        [
-            (e.event_id, e.id, e.sequence, e.occurred_at, e.kind, e.is_late, e.appended_at, e.body)
-            for e in ordered
-        ],
-    )
-
-
-async def advance(tx: Transaction, new_heads: Mapping[str, Position | None]) -> None:
-    """Note the new heads of streams."""
-    rows = [(event_id, *head) for event_id, head in sorted(new_heads.items()) if head]
-    await tx.execute_many(ADVANCE, rows)
+    await tx.execute_many(APPEND, sorted(entries))
 
 
 async def bodies(tx: Transaction, event_ids: Collection[str]) -> dict[str, list[str]]:

@@ -16,14 +16,6 @@ CREATE TABLE log (
     PRIMARY KEY (event_id, id)
 ) WITHOUT ROWID;
 
--- The head of each stream: the position of its last message.
-CREATE TABLE streams (
-    event_id    TEXT NOT NULL PRIMARY KEY,
-    sequence    INTEGER NOT NULL,
-    occurred_at TEXT NOT NULL,
-    id          TEXT NOT NULL
-) WITHOUT ROWID;
-
 -- By which version of each projection the rows were folded.
 CREATE TABLE projections (
     table_name TEXT NOT NULL PRIMARY KEY,

@@ -1,14 +1,11 @@
 """One SQLite transaction: savepoints, and the statements of handlers, regrouped.
 
-A handler's `execute` costs no thread hop: statements wait until they are needed, and are then run
-by their SQL text with one `executemany` each. Promise: every stream's statements run in the order
-in which its handlers gave them; those of different streams may overtake each other, which the
-contract of handlers makes invisible.
+A handler's `execute` costs no thread hop: statements wait until they are needed, and those of one
+text are then run with one `executemany` (statements.py).
 """
 
-import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,22 +13,9 @@ import aiosqlite
 
 from worker.errors import StoreUnusable
 from worker.store.faults import StoreFault, casts_doubt, fault
+from worker.store.statements import Groups, Parameters, require_harmless
 
-Value = str | int | float | bytes | None
-Parameters = Sequence[Value] | Mapping[str, Value]
 Row = sqlite3.Row
-
-# What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
-_ENDING = re.compile(
-    r"^\s*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
-)
-
-
-def _require_harmless(sql: str) -> None:
-    if _ENDING.search(sql):
-        raise ValueError(
-            f"A handler's statement must not begin or end transactions: {' '.join(sql.split())}"
-        )
 
 
 class Transaction:
@@ -46,9 +30,7 @@ class Transaction:
         self.casts_doubt = False
         """Whether the file must be opened anew before anything is believed."""
         self._stream = ""
-        # The n-th statement of every stream stands in the n-th round, grouped by its SQL.
-        self._rounds: list[dict[str, list[Parameters]]] = []
-        self._next_round: dict[str, int] = {}
+        self._groups = Groups()
         self._failure: Exception | None = None
 
     def enter_stream(self, event_id: str) -> None:
@@ -57,19 +39,11 @@ class Transaction:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         """Write: run the statement before the transaction commits or anything is fetched."""
-        place = self._next_round.get(self._stream, 0)
-        if place == len(self._rounds):
-            self._rounds.append({})
-        statements = self._rounds[place]
-        if sql not in statements:
-            _require_harmless(sql)
-            statements[sql] = []
-        statements[sql].append(parameters)
-        self._next_round[self._stream] = place + 1
+        self._groups.add(self._stream, sql, parameters)
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Read: give all rows, with every earlier write of this transaction in them."""
-        _require_harmless(sql)
+        require_harmless(sql)
         await self.flush()
         try:
             return list(await self._connection.execute_fetchall(sql, parameters))
@@ -87,18 +61,17 @@ class Transaction:
         # must not make the batch look whole.
         if failure := self.fault or self._failure:
             raise failure
-        rounds, self._rounds, self._next_round = self._rounds, [], {}
+        groups, self._groups = self._groups, Groups()
         try:
-            for statements in rounds:
-                for sql, rows in statements.items():
-                    await self.execute_many(sql, rows)
+            for sql, rows in groups.in_order:
+                await self.execute_many(sql, rows)
         except Exception as error:
             self._failure = error
             raise
 
     def forget(self) -> None:
         """Drop the statements that wait, and the failure of those before; undo those yourself."""
-        self._rounds, self._next_round = [], {}
+        self._groups = Groups()
         self._failure = None
 
     async def execute_many(self, sql: str, rows: Iterable[Parameters]) -> None:

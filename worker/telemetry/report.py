@@ -149,11 +149,11 @@ class Report:
             hint = "see 'rabbitmq-diagnostics alarms' and the dead-letter queue."
             self._log.warning("blocked", reason=reason, hint=hint)
 
-    def taken(self, batch: Sequence[Delivery]) -> None:
-        """Note that a batch has been taken."""
+    def taken(self, first: Delivery) -> None:
+        """Note that a batch has been taken, which begins with this delivery."""
         if self.facts.oldest_unsettled_at is None:
             self.facts.oldest_unsettled_at = time.monotonic()
-        self.quarantine(batch[0] if batch[0].is_suspect else None)
+        self.quarantine(first if first.is_suspect else None)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

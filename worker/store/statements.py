@@ -1,0 +1,51 @@
+"""Statements that wait, grouped by their text, so that a batch runs in a few calls of SQLite.
+
+Promise: every stream's statements stand in the order in which its handlers gave them. Those of
+different streams may overtake each other, which the contract of handlers makes invisible.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+Value = str | int | float | bytes | None
+Parameters = Sequence[Value] | Mapping[str, Value]
+
+# What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
+_ENDING = re.compile(
+    r"^\s*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
+)
+
+
+def require_harmless(sql: str) -> None:
+    """Raise `ValueError` for a statement that would end or begin a transaction."""
+    if _ENDING.search(sql):
+        raise ValueError(
+            f"A handler's statement must not begin or end transactions: {' '.join(sql.split())}"
+        )
+
+
+class Groups:
+    """The statements of many streams, in few groups of one text each."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.in_order: list[tuple[str, list[Parameters]]] = []
+        """Each text, with the parameters of all that stand in the group, as they are to be run."""
+        self._places: dict[str, list[int]] = {}
+        """The text -> where its groups stand."""
+        self._last: dict[str, int] = {}
+        """The stream -> where its last statement stands."""
+
+    def add(self, stream: str, sql: str, parameters: Parameters) -> None:
+        """Put a statement into the first group of its text that does not stand too early."""
+        places = self._places.get(sql)
+        if places is None:
+            require_harmless(sql)
+            places = self._places[sql] = []
+        index = bisect_left(places, self._last.get(stream, 0))
+        if index == len(places):
+            places.append(len(self.in_order))
+            self.in_order.append((sql, []))
+        place = self._last[stream] = places[index]
+        self.in_order[place][1].append(parameters)
