@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.oracle import COLUMNS, Row
 
 ROWS = f"SELECT {', '.join(COLUMNS)} FROM events ORDER BY event_id"
-LOG = "SELECT event_id, id FROM log ORDER BY event_id, id"
+LOG = "SELECT event_id, id FROM messages ORDER BY event_id, id"
 
 
 def query(database: Path, sql: str) -> list[Row]:

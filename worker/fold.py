@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store.heads import Position
+from worker.store.streams import Position
 from worker.store.transaction import Transaction
 
 

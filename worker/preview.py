@@ -16,6 +16,7 @@ from worker.rebuild import create_tables
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Database, Writer
+from worker.store.streams import Streams
 from worker.store.transaction import Row
 
 TableRows = Mapping[str, Mapping[str, object] | None]
@@ -52,7 +53,8 @@ async def _copy(scratch: Writer, registry: Registry, event_id: str, stream: Sequ
     if not stream:
         return
     async with scratch.transaction() as tx:
-        await log.append(tx, [log.Entry(event_id=event_id, **dict(entry)) for entry in stream])
+        opened = (await Streams().of(tx, [event_id]))[event_id]
+        await log.append(tx, [log.Entry(stream=opened.number, **dict(entry)) for entry in stream])
     for entry in stream:
         # A message that today's handlers cannot apply is in the live row or not; the others are.
         with suppress(Exception):

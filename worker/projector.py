@@ -15,7 +15,7 @@ from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
-from worker.store.heads import Heads, Position
+from worker.store.streams import Position, Stream, Streams
 from worker.store.transaction import Transaction
 
 # A handler sees only the message and the database, so one that failed will fail again, but for
@@ -27,10 +27,10 @@ _Message = tuple[Arrival, AnyMessage]
 
 
 @dataclass(slots=True)
-class _Stream:
+class _Addition:
     """What a batch brings to one stream."""
 
-    stored_head: Position | None
+    stream: Stream
     head: Position | None
     accepted: list[AnyMessage] = field(default_factory=list)
     must_fold_anew: bool = False
@@ -43,7 +43,7 @@ class _Stream:
             self.head = place
             return False
         # What came in the wrong order within the batch is sorted before it is applied.
-        self.must_fold_anew = self.must_fold_anew or is_late(place, self.stored_head)
+        self.must_fold_anew = self.must_fold_anew or is_late(place, self.stream.head)
         return True
 
 
@@ -61,7 +61,7 @@ class Projector:
         self._registry = registry
         self._writer = writer
         self._clock = clock
-        self._heads = Heads()
+        self._streams = Streams()
 
     async def project(self, batch: Sequence[Arrival]) -> list[Outcome]:
         """Decide every delivery, in order, and commit.
@@ -80,23 +80,23 @@ class Projector:
 
     async def _commit(self, messages: Sequence[_Message]) -> list[Outcome]:
         # What is remembered is dropped with a transaction that fails.
-        heads, self._heads = self._heads, Heads()
+        streams, self._streams = self._streams, Streams()
         try:
             async with self._writer.transaction() as tx:
-                outcomes = await self._write(tx, messages, heads)
+                outcomes = await self._write(tx, messages, streams)
         except _HandlerFailed:
-            heads = Heads()
+            streams = Streams()
             async with self._writer.transaction() as tx:
-                outcomes = [await self._write_alone(tx, each, heads) for each in messages]
-        self._heads = heads
+                outcomes = [await self._write_alone(tx, each, streams) for each in messages]
+        self._streams = streams
         return outcomes
 
-    async def _write_alone(self, tx: Transaction, alone: _Message, heads: Heads) -> Outcome:
+    async def _write_alone(self, tx: Transaction, alone: _Message, streams: Streams) -> Outcome:
         """Write one message so that its failure undoes nothing but itself."""
         for _ in range(HANDLER_ATTEMPTS):
             try:
                 async with tx.savepoint():
-                    (outcome,) = await self._write(tx, [alone], heads)
+                    (outcome,) = await self._write(tx, [alone], streams)
                     return outcome
             except _HandlerFailed as failure:
                 cause = failure.__cause__
@@ -108,36 +108,36 @@ class Projector:
         return _outcome(arrival, message, Verdict.REJECTED, Rejected(Reason.HANDLER_FAILED, detail))
 
     async def _write(
-        self, tx: Transaction, messages: Sequence[_Message], heads: Heads
+        self, tx: Transaction, messages: Sequence[_Message], streams: Streams
     ) -> list[Outcome]:
-        stored = await heads.of(tx, {message.event_id for _, message in messages})
-        streams: dict[str, _Stream] = {}
-        for _, message in messages:
-            event_id = message.event_id
-            if event_id not in streams:
-                streams[event_id] = _Stream(stored.get(event_id), stored.get(event_id))
-        outcomes = await self._accept(tx, messages, streams)
-        await self._apply(tx, streams)
+        event_ids = dict.fromkeys(message.event_id for _, message in messages)
+        found = await streams.of(tx, event_ids)
+        additions = {event_id: _Addition(stream, stream.head) for event_id, stream in found.items()}
+        outcomes = await self._accept(tx, messages, additions)
+        await self._apply(tx, additions)
         outcomes = await self._mark_orphans(tx, outcomes)
-        heads.remember({event_id: s.head for event_id, s in streams.items() if s.head})
+        streams.remember({e: Stream(a.stream.number, a.head) for e, a in additions.items()})
         return outcomes
 
     async def _accept(
-        self, tx: Transaction, messages: Sequence[_Message], streams: dict[str, _Stream]
+        self, tx: Transaction, messages: Sequence[_Message], additions: dict[str, _Addition]
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
-        known = await log.known(tx, [(message.event_id, message.id) for _, message in messages])
+        known = await log.known(
+            tx, [(additions[message.event_id].stream.number, message.id) for _, message in messages]
+        )
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
         for arrival, message in messages:
-            key = (message.event_id, message.id)
+            addition = additions[message.event_id]
+            key = (addition.stream.number, message.id)
             body = arrival.delivery.body.decode()
             if key in known:
                 outcomes.append(_judge_again(arrival, message, known[key]))
                 continue
             known[key] = body
-            was_late = streams[key[0]].accept(message)
+            was_late = addition.accept(message)
             verdict = Verdict.LATE if was_late else Verdict.APPLIED
             outcomes.append(_outcome(arrival, message, verdict))
             entries.append(
@@ -154,17 +154,17 @@ class Projector:
         await log.append(tx, entries)
         return outcomes
 
-    async def _apply(self, tx: Transaction, streams: dict[str, _Stream]) -> None:
+    async def _apply(self, tx: Transaction, additions: dict[str, _Addition]) -> None:
         """Bring the rows of the streams up to their logs."""
-        anew = [event_id for event_id, stream in streams.items() if stream.must_fold_anew]
+        anew = [a.stream.number for a in additions.values() if a.must_fold_anew]
         bodies = await log.bodies(tx, anew)
         try:
-            for event_id, stream in streams.items():
-                if event_id in bodies:
-                    whole = map(self._registry.wire.validate_json, bodies[event_id])
+            for event_id, addition in additions.items():
+                if addition.must_fold_anew:
+                    whole = map(self._registry.wire.validate_json, bodies[addition.stream.number])
                     await fold(self._registry, tx, event_id, whole, anew=True)
                 else:
-                    await fold(self._registry, tx, event_id, stream.accepted)
+                    await fold(self._registry, tx, event_id, addition.accepted)
             await tx.flush()
         except StoreUnavailable:
             raise

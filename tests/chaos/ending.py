@@ -29,7 +29,7 @@ LOOK_SECONDS = 1.0
 STEADY_LOOKS = 8
 TAKE_SECONDS = 30
 SHOWN = 3
-LOG = "SELECT event_id, id, body FROM log"
+LOG = "SELECT event_id, id, body FROM messages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from tests.database import change, query
 
 INSTALL = (
-    "CREATE TABLE chaos_appends (event_id TEXT NOT NULL, id TEXT NOT NULL)",
+    "CREATE TABLE chaos_appends (stream INTEGER NOT NULL, id TEXT NOT NULL)",
     "CREATE TRIGGER chaos_append AFTER INSERT ON log "
-    "BEGIN INSERT INTO chaos_appends VALUES (new.event_id, new.id); END",
+    "BEGIN INSERT INTO chaos_appends VALUES (new.stream, new.id); END",
 )
 
 
@@ -32,5 +32,5 @@ def appended(database: Path) -> int:
 
 def appended_twice(database: Path) -> int:
     """Count the messages that were appended more than once."""
-    again = "SELECT 1 FROM chaos_appends GROUP BY event_id, id HAVING count(*) > 1"
+    again = "SELECT 1 FROM chaos_appends GROUP BY stream, id HAVING count(*) > 1"
     return len(query(database, again))

@@ -26,9 +26,10 @@ def read(database: Path) -> ReadModel:
     """Read everything."""
     ((late,),) = query(database, "SELECT count(*) FROM log WHERE is_late")
     ((orphans,),) = query(
-        database, "SELECT count(*) FROM log WHERE event_id NOT IN (SELECT event_id FROM events)"
+        database,
+        "SELECT count(*) FROM messages WHERE event_id NOT IN (SELECT event_id FROM events)",
     )
-    log = query(database, "SELECT event_id, id, body FROM log")
+    log = query(database, "SELECT event_id, id, body FROM messages")
     return ReadModel(
         rows=rows(database),
         log={(event_id, id_): body.encode() for event_id, id_, body in log},

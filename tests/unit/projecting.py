@@ -18,7 +18,7 @@ from worker.store.tables import noted_versions
 
 CAP = 64 * 1024
 EVENTS = "SELECT * FROM events ORDER BY event_id"
-LOG = "SELECT event_id, id FROM log ORDER BY event_id, id"
+LOG = "SELECT event_id, id FROM messages ORDER BY event_id, id"
 
 
 @asynccontextmanager

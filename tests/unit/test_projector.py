@@ -56,12 +56,12 @@ class TestOutcomes:
         """The log knows a message for as long as it lives, and nothing is written again."""
         history = [planned("e"), started("e"), started("orphan")]
         await project(tmp_path / "p.db", history)
-        before = rows(tmp_path / "p.db", "SELECT * FROM log ORDER BY event_id, id")
+        before = rows(tmp_path / "p.db", "SELECT * FROM messages ORDER BY event_id, id")
 
         outcomes = await project(tmp_path / "p.db", [*history, history[0]], history[1:])
 
         assert verdicts(outcomes) == ["duplicate"] * 6
-        assert rows(tmp_path / "p.db", "SELECT * FROM log ORDER BY event_id, id") == before
+        assert rows(tmp_path / "p.db", "SELECT * FROM messages ORDER BY event_id, id") == before
 
     async def test_make_the_report_of_a_batch(self, tmp_path: Path) -> None:
         """The report counts verdicts and keeps the rejections."""

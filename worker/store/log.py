@@ -13,28 +13,28 @@ from worker.store.transaction import Row, Transaction
 
 # The pairs travel as one parameter, so that a batch of any size is one query.
 KNOWN = """
-    SELECT log.event_id, log.id, log.body
+    SELECT log.stream, log.id, log.body
     FROM json_each(?) AS pair
-    JOIN log ON log.event_id = pair.value ->> 0 AND log.id = pair.value ->> 1
+    JOIN log ON log.stream = pair.value ->> 0 AND log.id = pair.value ->> 1
 """
 APPEND = """
-    INSERT INTO log (event_id, id, sequence, occurred_at, kind, is_late, appended_at, body)
+    INSERT INTO log (stream, id, sequence, occurred_at, kind, is_late, appended_at, body)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 BODIES = """
-    SELECT log.event_id, log.body FROM json_each(?) AS stream
-    JOIN log ON log.event_id = stream.value
+    SELECT log.stream, log.body FROM json_each(?) AS wanted JOIN log ON log.stream = wanted.value
 """
 HISTORY = """
     SELECT id, sequence, occurred_at, kind, is_late, appended_at, body
-    FROM log WHERE event_id = ? ORDER BY sequence, occurred_at, id
+    FROM messages WHERE event_id = ? ORDER BY sequence, occurred_at, id
 """
 
 
 class Entry(NamedTuple):
     """One message as the log keeps it; the fields are the table's columns, in order."""
 
-    event_id: str
+    stream: int
+    """The number of the stream."""
     id: str
     sequence: int
     occurred_at: str
@@ -44,10 +44,14 @@ class Entry(NamedTuple):
     body: str
 
 
-async def known(tx: Transaction, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Give the bodies of those messages, (event_id, id), that are in the log already."""
+Key = tuple[int, str]
+"""A message's stream, by number, and its id."""
+
+
+async def known(tx: Transaction, keys: Collection[Key]) -> dict[Key, str]:
+    """Give the bodies of those messages that are in the log already."""
     rows = await tx.fetch_all(KNOWN, (json.dumps(list(keys), ensure_ascii=False),))
-    return {(event_id, message_id): body for event_id, message_id, body in rows}
+    return {(stream, message_id): body for stream, message_id, body in rows}
 
 
 async def append(tx: Transaction, entries: Sequence[Entry]) -> None:
@@ -56,12 +60,12 @@ async def append(tx: Transaction, entries: Sequence[Entry]) -> None:
     await tx.execute_many(APPEND, sorted(entries))
 
 
-async def bodies(tx: Transaction, event_ids: Collection[str]) -> dict[str, list[str]]:
+async def bodies(tx: Transaction, numbers: Collection[int]) -> dict[int, list[str]]:
     """Give all bodies of those streams, each stream's in no particular order."""
-    streams: dict[str, list[str]] = {}
-    if event_ids:
-        for row in await tx.fetch_all(BODIES, (json.dumps(list(event_ids), ensure_ascii=False),)):
-            streams.setdefault(row["event_id"], []).append(row["body"])
+    streams: dict[int, list[str]] = {}
+    if numbers:
+        for stream, body in await tx.fetch_all(BODIES, (json.dumps(list(numbers)),)):
+            streams.setdefault(stream, []).append(body)
     return streams
 
 

@@ -34,7 +34,11 @@ DIFFERING = """
     ORDER BY event_id
 """
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
-SCAN = "SELECT event_id, body FROM live.log ORDER BY event_id"
+# In the order of the log's key, so that nothing is sorted.
+SCAN = """
+    SELECT streams.event_id, log.body
+    FROM live.log JOIN live.streams ON streams.number = log.stream ORDER BY log.stream
+"""
 
 
 @dataclass(frozen=True, slots=True)
