@@ -147,7 +147,7 @@ async def _prepare(fleet: Fleet, database: Path) -> None:
 def _is_in_log(database: Path, event_id: str, message_id: str) -> bool:
     # Both are made of letters, digits and dashes.
     where = f"event_id = '{event_id}' AND id = '{message_id}'"
-    return bool(query(database, f"SELECT 1 FROM log WHERE {where}"))
+    return bool(query(database, f"SELECT 1 FROM messages WHERE {where}"))
 
 
 @asynccontextmanager
