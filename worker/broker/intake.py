@@ -46,10 +46,11 @@ class Intake:
         """Set whenever something arrives; whoever waits for it clears it."""
 
 
-class _Reader(asyncio.StreamReader):
+class IntakeReader(asyncio.StreamReader):
     """What the library reads from one connection; its deliveries go to the intake instead."""
 
     def __init__(self, intake: Intake) -> None:
+        """Deliver to this intake."""
         super().__init__()
         self._intake = intake
         self._understands = True
@@ -165,7 +166,7 @@ class IntakeTransport(TransportFactory):
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the connection; raises `AMQPConnectionError`, as the library's own transports do."""
         loop = asyncio.get_running_loop()
-        reader = _Reader(self._intake)
+        reader = IntakeReader(self._intake)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
         context = await provider.get_context() if url.scheme == "amqps" else None

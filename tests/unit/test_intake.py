@@ -1,0 +1,147 @@
+"""The bytes are made by pamqp, which the worker's reader does not use."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel
+from pamqp.frame import FrameTypes
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+
+from worker.broker.intake import BEAT, Intake, IntakeReader
+from worker.deliveries import Delivery, Reason, Rejected
+from worker.messages import Arrival
+
+CONSUMING, OTHER = 1, 2
+METHOD_OF_FOUR_BYTES = b"\x01\x00\x01\x00\x00\x00\x04"
+NOTHING = Rejected(Reason.NOT_JSON, "")
+
+
+def delivered(delivery: Delivery) -> Arrival:
+    return Arrival(delivery, NOTHING)
+
+
+def frames(tag: int, body: bytes = b"", channel: int = CONSUMING, size: int = 50) -> bytes:
+    """Give the frames of one delivery, its body cut into pieces of a size."""
+    method = Basic.Deliver("consumer", tag, False, "exchange", f"key {tag}")  # noqa: FBT003
+    header = ContentHeader(0, len(body), Basic.Properties("application/json", message_id=str(tag)))
+    pieces = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
+    parts: list[FrameTypes] = [method, header, *pieces]
+    return b"".join(frame.marshal(each, channel) for each in parts)
+
+
+def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:
+    """Give the bytes as a connection may hand them over."""
+    edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    for start, end in pairwise(edges):
+        yield data[start:end]
+
+
+async def fed(chunks: Iterator[bytes] | Sequence[bytes]) -> tuple[list[Arrival], bytes]:
+    """Give what arrived, and what was left for the library."""
+    intake = Intake(delivered)
+    reader = IntakeReader(intake)
+    for chunk in chunks:
+        reader.feed_data(chunk)
+    reader.feed_eof()
+    return list(intake.waiting), await reader.read()
+
+
+parts = st.lists(
+    st.one_of(
+        st.binary(max_size=120).map(lambda body: ("delivery", body)),
+        st.sampled_from(
+            [
+                ("other", frame.marshal(Channel.OpenOk(), OTHER)),
+                ("other", frame.marshal(Basic.CancelOk("consumer"), CONSUMING)),
+                ("other", frame.marshal(Heartbeat(), 0)),
+            ]
+        ),
+    ),
+    max_size=12,
+)
+
+
+class TestDeliveries:
+    @given(parts, st.lists(st.integers(min_value=0), max_size=20))
+    def test_are_taken_however_the_bytes_are_cut(
+        self, sent: list[tuple[str, bytes]], places: list[int]
+    ) -> None:
+        """Each is given whole and once, in order; the library gets all other frames and no more."""
+        bodies = [content for kind, content in sent if kind == "delivery"]
+        tags = iter(range(1, len(bodies) + 1))
+        data = b"".join(
+            frames(next(tags), content) if kind == "delivery" else content for kind, content in sent
+        )
+
+        arrived, others = asyncio.run(fed(cut(data, places)))
+
+        assert [(a.delivery.tag, a.delivery.body) for a in arrived] == list(enumerate(bodies, 1))
+        beat = frame.marshal(Heartbeat(), 0)
+        given = b"".join(content for kind, content in sent if kind == "other")
+        assert others.replace(beat, b"") == given.replace(beat, b"")
+        assert others.count(beat) >= given.count(beat)
+
+    async def test_carry_what_the_broker_said(self) -> None:
+        """The rest of the properties is decoded when somebody asks."""
+        (arrival,), _ = await fed([frames(7, b"{}")])
+
+        delivery = arrival.delivery
+        assert (delivery.tag, delivery.body, delivery.routing_key) == (7, b"{}", "key 7")
+        assert delivery.content_type == "application/json"
+        assert not delivery.redelivered
+        assert delivery.read_properties().kept == {"message_id": "7"}
+
+    async def test_may_be_interleaved_with_another_channel(self) -> None:
+        """Frames of a delivery belong to its channel."""
+        whole = frames(1, b"x" * 200)
+        other = b"".join(
+            frame.marshal(each, OTHER) for each in (ContentHeader(0, 5), ContentBody(b"other"))
+        )
+        middle = len(frames(1)) + 58
+
+        (arrival,), others = await fed([whole[:middle], other, whole[middle:]])
+
+        assert arrival.delivery.body == b"x" * 200
+        assert others.replace(BEAT, b"") == other
+
+    async def test_keep_the_connection_alive(self) -> None:
+        """The library hears of a peer that sends nothing but deliveries."""
+        _, others = await fed([frames(1, b"{}"), frames(2, b"{}")])
+
+        assert others == BEAT + BEAT
+
+
+class TestWhatIsNotUnderstood:
+    @pytest.mark.parametrize("spoiled", [b"AMQP\x00\x00\x09\x01", b"\x00" * 9, b"\x09" + b"x" * 20])
+    async def test_is_left_to_the_library_with_all_that_follows(self, spoiled: bytes) -> None:
+        """It says what is wrong, and ends the connection."""
+        arrived, others = await fed([frames(1, b"{}"), spoiled + frames(2, b"{}"), b"more"])
+
+        assert [arrival.delivery.tag for arrival in arrived] == [1]
+        assert others == BEAT + spoiled + frames(2, b"{}") + b"more"
+
+    async def test_is_a_frame_with_another_end(self) -> None:
+        """A length that lies is not believed."""
+        spoiled = frames(1, b"{}")[:-1] + b"\x00"
+
+        arrived, others = await fed([spoiled])
+
+        assert arrived == []
+        assert others == frame.marshal(ContentBody(b"{}"), CONSUMING)[:-1] + b"\x00"
+
+    async def test_is_a_delivery_that_is_too_short(self) -> None:
+        """It ends the connection, and nothing worse."""
+        short = METHOD_OF_FOUR_BYTES + bytes((0, 60, 0, 60)) + b"\xce"
+        intake = Intake(delivered)
+        reader = IntakeReader(intake)
+        reader.feed_data(short + frame.marshal(ContentHeader(0, 0), CONSUMING))
+
+        with pytest.raises(ConnectionError, match="cannot be read"):
+            await reader.readexactly(1)
