@@ -41,6 +41,8 @@ _PADDING = {20: ".000000Z", 24: "000Z", 27: "Z"}
 _JSON_TYPE = re.compile(r"(application|text)/([\w.+-]+\+)?json", re.IGNORECASE)
 
 
+# The times of one message are mostly the same time.
+@lru_cache(maxsize=256)
 def _utc(text: str) -> str:
     if not _DATE_TIME.fullmatch(text):
         raise ValueError("must be an ISO 8601 date-time, such as 2026-04-27T10:39:03.120Z")

@@ -4,6 +4,7 @@ Knows their names and CREATE statements, not what their columns mean, but for `e
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ DIFFERING = """
     SELECT event_id FROM (SELECT * FROM main.{0} EXCEPT SELECT * FROM live.{0})
     ORDER BY event_id
 """
+INDEX = re.compile(r"\s*CREATE\s+INDEX\b", re.IGNORECASE)
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
 # In the order of the log's key, so that nothing is sorted.
 SCAN = """
@@ -90,14 +92,23 @@ async def replace_tables(
             for name in sorted({*old, *schema}):
                 await tx.run(f"DROP TABLE IF EXISTS main.{name}")
             for name, statements in schema.items():
-                for statement in statements:
+                made, indexed = _split(statements)
+                for statement in made:
                     await tx.run(statement)
                 if fresh is not None:
                     await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
+                for statement in indexed:
+                    await tx.run(statement)
             await tx.run("DELETE FROM projections")
             await tx.execute_many(
                 "INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items()
             )
+
+
+def _split(statements: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Tell the statements that make a table from those that only make it fast to ask."""
+    made = [statement for statement in statements if not INDEX.match(statement)]
+    return made, [statement for statement in statements if INDEX.match(statement)]
 
 
 class FreshTables(Database):
@@ -141,7 +152,8 @@ class FreshTables(Database):
         require_ours(self._live, application_id, version)
         await connection.execute("BEGIN")
         for statements in self._schema.values():
-            for statement in statements:
+            # Nobody asks these tables by an index, and each message would have to keep it up.
+            for statement in _split(statements)[0]:
                 await connection.execute(statement)
         self.tx = Transaction(connection, self._live)
 
