@@ -7,6 +7,8 @@ import pytest
 from tests.builders import Message, cancelled, completed, expired, planned, reverted, started
 from tests.unit.projecting import project, rows
 from worker.projections.events import (
+    IN_STATUS,
+    ONGOING,
     Status,
     get_event,
     list_active_events,
@@ -217,9 +219,17 @@ class TestLists:
             assert await list_active_events(reader, "chat-%") == []
             assert await list_events_in_status(reader, "CHAT-1", "planned") == []
 
-    async def test_use_the_index_of_the_chat(self, tmp_path: Path) -> None:
-        """What a reader asks most does not read the whole table."""
+    @pytest.mark.parametrize(
+        ("query", "parameters", "index"),
+        [(ONGOING, ("c",), "ongoing_of_chat"), (IN_STATUS, ("c", "expired"), "events_of_chat")],
+    )
+    async def test_use_an_index_of_the_chat(
+        self, tmp_path: Path, query: str, parameters: tuple[str, ...], index: str
+    ) -> None:
+        """No read looks at the events of other chats, and the most frequent at none that ended."""
         await self.fill(tmp_path / "p.db")
-        plan = "EXPLAIN QUERY PLAN SELECT * FROM events WHERE chat_id = 'c' AND status IN ('a')"
 
-        assert "USING INDEX events_of_chat" in str(rows(tmp_path / "p.db", plan))
+        async with Reader(tmp_path / "p.db") as reader:
+            plan = await reader.fetch_all(f"EXPLAIN QUERY PLAN {query}", parameters)
+
+        assert plan[0]["detail"] == f"SEARCH events USING INDEX {index} (chat_id=?)"

@@ -96,7 +96,7 @@ class TestRegistry:
             "event_cancelled", "event_completed", "event_expired", "event_planned",
             "event_started", "event_status_reverted",
         )  # fmt: skip
-        assert load().versions == {"events": 1}
+        assert load().versions == {"events": 2}
 
     async def test_works_with_one_kind(self, tmp_path: Path) -> None:
         """One kind needs no second to be told from."""
