@@ -41,7 +41,7 @@ OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 # Short, because a wait inside SQLite can't be interrupted by a shutdown; the worker waits by
 # trying again.
 BUSY_MILLISECONDS = 1_000
-CACHE_KIBIBYTES = 16 * 1024
+CACHE_KIBIBYTES = 8 * 1024
 WAL_BYTES_KEPT = 64 * 1024 * 1024
 
 PRAGMAS = (
