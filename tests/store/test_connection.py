@@ -59,7 +59,7 @@ class TestWriter:
         ("pragma", "value"),
         [
             ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 1_000),
-            ("temp_store", 2), ("trusted_schema", 0), ("cache_size", -16 * 1024),
+            ("temp_store", 2), ("trusted_schema", 0), ("cache_size", -8 * 1024),
             ("journal_size_limit", 64 * 1024 * 1024), ("application_id", APPLICATION_ID),
             ("user_version", 1),
         ],
