@@ -92,23 +92,15 @@ async def replace_tables(
             for name in sorted({*old, *schema}):
                 await tx.run(f"DROP TABLE IF EXISTS main.{name}")
             for name, statements in schema.items():
-                made, indexed = _split(statements)
-                for statement in made:
+                # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
+                for statement in statements:
                     await tx.run(statement)
                 if fresh is not None:
                     await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
-                for statement in indexed:
-                    await tx.run(statement)
             await tx.run("DELETE FROM projections")
             await tx.execute_many(
                 "INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items()
             )
-
-
-def _split(statements: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Tell the statements that make a table from those that only make it fast to ask."""
-    made = [statement for statement in statements if not INDEX.match(statement)]
-    return made, [statement for statement in statements if INDEX.match(statement)]
 
 
 class FreshTables(Database):
@@ -153,8 +145,9 @@ class FreshTables(Database):
         await connection.execute("BEGIN")
         for statements in self._schema.values():
             # Nobody asks these tables by an index, and each message would have to keep it up.
-            for statement in _split(statements)[0]:
-                await connection.execute(statement)
+            for statement in statements:
+                if not INDEX.match(statement):
+                    await connection.execute(statement)
         self.tx = Transaction(connection, self._live)
 
     async def close(self) -> None:
