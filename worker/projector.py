@@ -21,6 +21,8 @@ from worker.store.transaction import Transaction
 # A handler sees only the message and the database, so one that failed will fail again, but for
 # what nobody can rule out in foreign code. Three tries cost little, as they are rare.
 HANDLER_ATTEMPTS = 3
+# So many arrive together only where a backlog is worked off.
+BACKLOG_MESSAGES = 400
 
 _Message = tuple[Arrival, AnyMessage]
 """An arrival that holds a message, and that message."""
@@ -81,8 +83,9 @@ class Projector:
     async def _commit(self, messages: Sequence[_Message]) -> list[Outcome]:
         # What is remembered is dropped with a transaction that fails.
         streams, self._streams = self._streams, Streams()
+        in_bulk = len(messages) >= BACKLOG_MESSAGES
         try:
-            async with self._writer.transaction() as tx:
+            async with self._writer.transaction(in_bulk=in_bulk) as tx:
                 outcomes = await self._write(tx, messages, streams)
         except _HandlerFailed:
             streams = Streams()

@@ -43,6 +43,9 @@ OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 BUSY_MILLISECONDS = 1_000
 CACHE_KIBIBYTES = 8 * 1024
 WAL_BYTES_KEPT = 64 * 1024 * 1024
+# The commit that fills so many pages of the WAL also writes them into the database. Many make that
+# rare, and what was written again and again is then written once; few make it short.
+CHECKPOINT_PAGES, CHECKPOINT_PAGES_IN_BULK = 1_000, 16_000
 
 PRAGMAS = (
     # Readers go on while the worker writes, and a commit costs one fsync instead of two or more.
@@ -51,6 +54,7 @@ PRAGMAS = (
     "PRAGMA synchronous = FULL",
     f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
     f"PRAGMA cache_size = -{CACHE_KIBIBYTES}",
+    f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}",
     # A long reader lets the WAL grow; give the disk back once it has gone.
     f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}",
     # A read-only root file system may have no place for temporary files.
@@ -133,6 +137,7 @@ class Writer(Database):
         super().__init__(path)
         self._place: Place | None = None
         self._is_in_doubt = False
+        self._checkpoint_pages = CHECKPOINT_PAGES
 
     async def __aenter__(self) -> Self:
         """Open, as `open` does."""
@@ -185,8 +190,11 @@ class Writer(Database):
         return self._opened()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, in_bulk: bool = False) -> AsyncIterator[Transaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
+
+        `in_bulk` is for work of which nobody awaits a single part: one commit in many may then take
+        some tenths of a second, so that all together take less.
 
         When the block has been left without an error, what it wrote is on the disk. Raises
         `StoreUnavailable` if SQLite cannot begin, write or commit now, and `StoreUnusable` if the
@@ -195,6 +203,7 @@ class Writer(Database):
         connection = await self._ready()
         tx = Transaction(connection, self.path)
         try:
+            await self._checkpoint_after(CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES)
             # A deferred transaction that comes to write fails at once, whatever the busy timeout
             # (sqlite.org/lang_transaction.html, section 2.2).
             await tx.run("BEGIN IMMEDIATE")
@@ -215,6 +224,11 @@ class Writer(Database):
                 # Also where the block has made another error of it.
                 raise tx.fault from tx.fault.__cause__
             raise
+
+    async def _checkpoint_after(self, pages: int) -> None:
+        if pages != self._checkpoint_pages:
+            await self._opened().execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            self._checkpoint_pages = pages
 
     async def probe(self) -> None:
         """Commit a write that changes nothing; raises what `transaction` does if that fails."""
@@ -258,6 +272,7 @@ class Writer(Database):
             require_ours(self.path, application_id, version)
         for pragma in PRAGMAS:
             await connection.execute(pragma)
+        self._checkpoint_pages = CHECKPOINT_PAGES
         if is_new:
             schema = resources.files("worker.store").joinpath("schema.sql").read_text()
             await connection.executescript(schema)
