@@ -1,0 +1,141 @@
+"""The private broker of a run: its queues, what is published to them, and what they cost."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+from tests.benchmarks.usage import cpu_seconds
+from tests.processes import ROOT
+from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
+from worker.broker.topology import Topology
+
+EXCHANGE = "benchmark.events"
+DELIVERY_LIMIT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publisher says of itself."""
+
+    began: float
+    """On the monotonic clock, which all processes share."""
+    ended: float
+    """When the last confirm had come."""
+
+
+class Publishing:
+    """A publisher at work, in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        """Watch a process that has been started."""
+        self._process = process
+
+    async def began(self) -> float:
+        """Wait until it begins, and give the moment."""
+        return float((await self._line())["began"])
+
+    async def ended(self) -> float:
+        """Wait until every message is confirmed, and give the moment."""
+        ended = float((await self._line())["ended"])
+        await self._process.wait()
+        return ended
+
+    async def _line(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        assert line, "the publisher failed"
+        return dict(json.loads(line))
+
+
+class Broker:
+    """One node with one exchange, and a queue for each that is measured."""
+
+    def __init__(self, node: RabbitMQNode, pid: int) -> None:
+        """Use a node that runs as this process."""
+        self.url = node.url
+        self._node = node
+        self._pid = pid
+
+    def cpu_seconds(self) -> float:
+        """Give the CPU time that the node has used so far."""
+        return cpu_seconds(self._pid)
+
+    async def declare(self, queues: Sequence[str]) -> None:
+        """Make queues as the worker makes its own, each with everything that is published."""
+        async with self._channel() as channel:
+            for queue in queues:
+                await Topology(EXCHANGE, queue, DELIVERY_LIMIT).apply(channel)
+
+    async def unbind(self, queues: Sequence[str]) -> None:
+        """Let no further message into these queues."""
+        async with self._channel() as channel:
+            for queue in queues:
+                found = await channel.get_queue(queue, ensure=False)
+                await found.unbind(EXCHANGE, "#")
+
+    async def delete(self, queues: Sequence[str]) -> None:
+        """Delete queues with their dead letters."""
+        async with self._channel() as channel:
+            for queue in queues:
+                dead_letters = Topology(EXCHANGE, queue, DELIVERY_LIMIT).dead_letters
+                for name in (queue, dead_letters):
+                    await channel.queue_delete(name)
+                await channel.exchange_delete(dead_letters)
+
+    async def until_empty(self, queue: str) -> None:
+        """Wait until the broker has an ack for everything that was in a queue."""
+        # Asks the queue itself: what `list_queues` shows is up to five seconds old.
+        total = (
+            f"ra:leader_query({{'%2F_{queue}', node()}}, fun rabbit_fifo:query_messages_total/1)."
+        )
+
+        async def is_empty() -> bool:
+            return ",0},{" in "".join((await self._node.ctl("eval", total)).split())
+
+        await eventually(is_empty)
+
+    async def ready(self, queue: str) -> int:
+        """Ask how many messages wait in a queue, which are not out with a consumer."""
+        async with self._channel() as channel:
+            found = await channel.declare_queue(queue, passive=True)
+            return found.declaration_result.message_count or 0
+
+    @asynccontextmanager
+    async def publishing(self, file: Path, rate: float | None = None) -> AsyncIterator[Publishing]:
+        """Publish a file of messages, as fast as they are confirmed or at an even rate."""
+        arguments = [str(self._node.port), EXCHANGE, str(file)]
+        if rate is not None:
+            arguments += ["--rate", str(rate)]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.benchmarks.publisher", *arguments, cwd=ROOT, stdout=PIPE
+        )
+        try:
+            yield Publishing(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def publish(self, file: Path) -> Published:
+        """Publish a file of messages, and return when the broker has them all for good."""
+        async with self.publishing(file) as publishing:
+            return Published(await publishing.began(), await publishing.ended())
+
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[AbstractChannel]:
+        async with await aio_pika.connect(self.url) as connection:
+            yield await connection.channel()
+
+
+async def broker_on(node: RabbitMQNode) -> Broker:
+    """Use a node that runs already."""
+    return Broker(node, int((await node.ctl("eval", "os:getpid().")).strip().strip('"')))

@@ -1,0 +1,36 @@
+"""Who is compared: each a program of its own in this folder, but for the worker itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A program that takes what waits in a queue, or writes the same without one."""
+
+    title: str
+    module: str = ""
+    """Empty: the worker, which knows nothing of being measured."""
+    needs_queue: bool = True
+    keeps_rows: bool = False
+    share: float = 1.0
+    """Of the messages: one that is slow gets the first of them only, or rounds took too long."""
+
+
+WORKER = "worker"
+RAW_AIORMQ = "raw_aiormq"
+AIO_PIKA = "aio_pika_acks"
+FASTSTREAM = "faststream_app"
+HANDWRITTEN = "handwritten"
+RAW_SQLITE = "raw_sqlite"
+REBUILD = "rebuild"
+
+CONTENDERS = {
+    WORKER: Contender("worker, as shipped", keeps_rows=True),
+    RAW_AIORMQ: Contender("raw aiormq, no work", RAW_AIORMQ),
+    AIO_PIKA: Contender("aio-pika, an ack each, no work", AIO_PIKA),
+    FASTSTREAM: Contender("FastStream, a commit each", FASTSTREAM, keeps_rows=True, share=0.1),
+    HANDWRITTEN: Contender("by hand, a commit each", HANDWRITTEN, keeps_rows=True, share=0.1),
+    RAW_SQLITE: Contender("raw sqlite3, no broker", RAW_SQLITE, needs_queue=False, keeps_rows=True),
+    REBUILD: Contender("rebuild", REBUILD, needs_queue=False, keeps_rows=True),
+}
+COMPARED = (WORKER, RAW_AIORMQ, AIO_PIKA, FASTSTREAM, HANDWRITTEN, RAW_SQLITE)

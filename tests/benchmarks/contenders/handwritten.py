@@ -1,0 +1,48 @@
+"""What one writes by hand: aio-pika, pydantic and aiosqlite, with a commit for each message.
+
+The loop of aio-pika's documentation: an iterator over the queue, one message at a time, in order;
+pydantic reads the bytes in one pass; one statement changes the row and commits, in WAL mode with
+synchronous=FULL, as the worker's file; the ack comes after it. It has the worker's effect on the
+row and nothing else of it: it keeps no log, finds no duplicates, does not see what is late, and a
+bad message ends it. The prefetch is 100; more makes it no faster.
+"""
+
+import asyncio
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from pydantic import TypeAdapter
+
+from tests.benchmarks.contenders import rules
+from tests.benchmarks.contenders.timing import Arguments, Clock, arguments, dismissed
+from tests.benchmarks.database import create
+
+PREFETCH = 100
+WIRE: TypeAdapter[rules.AnyMessage] = TypeAdapter(rules.AnyMessage)
+
+
+async def main(told: Arguments) -> None:
+    clock = Clock(told.messages)
+    is_done = asyncio.Event()
+    await create(told.database)
+    database = await rules.open_database(str(told.database))
+
+    async def take(delivery: AbstractIncomingMessage) -> None:
+        clock.begin()
+        await rules.apply(database, WIRE.validate_json(delivery.body))
+        await delivery.ack()
+        if clock.done():
+            is_done.set()
+
+    async with await aio_pika.connect_robust(told.url) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=PREFETCH)
+        queue = await channel.get_queue(told.queue, ensure=False)
+        await queue.consume(take)
+        await is_done.wait()
+        await dismissed()
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(arguments()))

@@ -1,0 +1,99 @@
+"""The worker's file written without the worker: for the disk's ceiling, and for large logs.
+
+The table and the statements of the log are the worker's own. The rows are written once a batch, as
+they are at its end, which is less than the worker does.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.benchmarks.traffic import Sent
+from tests.oracle import COLUMNS, Row, step
+from worker.projections import load
+from worker.rebuild import create_tables
+from worker.store import log
+from worker.store.connection import Writer
+
+BATCH = 500
+APPENDED_AT = "2026-01-01T00:00:00.000000Z"
+CHANGING = ("status", "started_at", "completed_at", "updated_at")
+# The names are the oracle's.
+PUT = (
+    f"INSERT INTO events ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
+    f"ON CONFLICT (event_id) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in CHANGING)}"
+)
+
+
+class Batch(NamedTuple):
+    """What one transaction writes, each part in the order of its table's key."""
+
+    log: list[tuple[object, ...]]
+    heads: list[tuple[object, ...]]
+    rows: list[Row]
+
+
+class Fold:
+    """The rows of all messages so far; gives what is to be written of each batch."""
+
+    def __init__(self) -> None:
+        """Begin with no message."""
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def batches(self, messages: Sequence[Sent], size: int = BATCH) -> Iterator[Batch]:
+        """Fold the next messages, so many at a time."""
+        for start in range(0, len(messages), size):
+            yield self.batch(messages[start : start + size])
+
+    def batch(self, messages: Sequence[Sent]) -> Batch:
+        """Fold the next messages, which come in the order of their streams."""
+        for message in messages:
+            step(self._rows.setdefault(message.event_id, {}), message.document)
+        heads = {
+            each.event_id: (each.event_id, each.sequence, each.occurred_at, each.id)
+            for each in messages
+        }
+        rows = (self._rows[event_id] for event_id in sorted(heads))
+        return Batch(
+            log=sorted(map(_entry, messages)),
+            heads=sorted(heads.values()),
+            rows=[tuple(row[column] for column in COLUMNS) for row in rows if row],
+        )
+
+
+def _entry(message: Sent) -> tuple[object, ...]:
+    return (
+        message.event_id,
+        message.id,
+        message.sequence,
+        message.occurred_at,
+        message.kind,
+        False,
+        APPENDED_AT,
+        message.body,
+    )
+
+
+async def create(database: Path) -> None:
+    """Make an empty file, as the worker does at its first start."""
+    async with Writer(database) as writer:
+        await create_tables(writer, load())
+
+
+def connect(database: Path, synchronous: str = "FULL") -> sqlite3.Connection:
+    """Open a file as the worker does, but for the safety of its commits."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("PRAGMA cache_size = -16384")
+    return connection
+
+
+def write(connection: sqlite3.Connection, batches: Iterable[Batch]) -> None:
+    """Write each batch in a transaction of its own."""
+    for batch in batches:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(log.APPEND, batch.log)
+        connection.executemany(log.ADVANCE, batch.heads)
+        connection.executemany(PUT, batch.rows)
+        connection.execute("COMMIT")

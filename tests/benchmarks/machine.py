@@ -1,0 +1,57 @@
+"""What a figure is worth only together with: the machine and the versions."""
+
+import os
+import platform
+import sqlite3
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.processes import ROOT
+from tests.rabbitmq import RabbitMQNode
+
+LIBRARIES = ("aiormq", "aio-pika", "aiosqlite", "pydantic", "faststream")
+MEGABYTE = 1_000_000
+
+
+async def machine(node: RabbitMQNode, folder: Path) -> dict[str, str]:
+    """Say where and with what was measured; the databases are in this folder."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
+    return {
+        "CPU": f"{_cpu()}, {os.cpu_count()} cores",
+        "memory": f"{memory / 1_000:.0f} GB",
+        "file system": _file_system(folder),
+        "kernel": platform.release(),
+        "RabbitMQ": (await node.ctl("eval", "rabbit_misc:version().")).strip().strip('"'),
+        "Erlang": (await node.ctl("eval", "erlang:system_info(otp_release).")).strip().strip('"'),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        **{library: version(library) for library in LIBRARIES},
+        "commit": _commit(),
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _file_system(folder: Path) -> str:
+    """Give the type of the file system that holds a folder."""
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    holding = [fields for fields in mounts if folder.resolve().is_relative_to(fields[1])]
+    return max(holding, key=lambda fields: len(fields[1]))[2] if holding else "unknown"
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = " and changes" if git("status", "--porcelain", "--", "worker") else ""
+    return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"

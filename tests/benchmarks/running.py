@@ -1,0 +1,168 @@
+"""Runs one contender over one queue that is full, and says what it took."""
+
+import asyncio
+import json
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.broker import EXCHANGE, Broker
+from tests.benchmarks.contenders import CONTENDERS, WORKER
+from tests.benchmarks.usage import cpu_seconds, peak_bytes
+from tests.health import read
+from tests.processes import ROOT, WorkerProcess, environment, worker_process
+
+POLL_SECONDS = 0.05
+SHORTEST_POLL_SECONDS = 0.005
+SETTLED = "projection_messages_total{"
+SILENT_SECONDS = 60
+CONTENDER_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What it took to take all that waited."""
+
+    messages: int
+    seconds: float
+    """From the first delivery to the last ack."""
+    cpu_seconds: float
+    """Of the contender's process in that time, user and system."""
+    broker_cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    """The most memory that the process had, if it was asked for."""
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.messages / self.seconds
+
+
+class MeasuredWorker:
+    """The worker as it is shipped, looked at from outside."""
+
+    def __init__(self, process: WorkerProcess, url: str) -> None:
+        """Look at a worker whose metrics are at this address."""
+        self._process = process
+        self._url = f"{url}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    async def consumes(self) -> None:
+        """Wait until it says that its consumer is registered."""
+        await self._process.wait_for_log("connected")
+
+    async def settled(self) -> int:
+        """Ask how many messages it has committed and acked."""
+        text = await asyncio.to_thread(read, self._url)
+        lines = [line for line in text.splitlines() if line.startswith(SETTLED)]
+        return round(sum(float(line.rpartition(" ")[2]) for line in lines))
+
+    async def until_settled(self, messages: int) -> float:
+        """Wait until it has settled so many, and give the moment.
+
+        Asks twenty times a second, and oftener when it is nearly done, so that a figure is off by
+        a few milliseconds, to the worker's disadvantage.
+        """
+        began = progressed = time.monotonic()
+        before = 0
+        while True:
+            settled, now = await self.settled(), time.monotonic()
+            if settled >= messages:
+                return now
+            if settled > before:
+                before, progressed = settled, now
+            assert now - progressed < SILENT_SECONDS, self._process.output
+            to_go = (messages - settled) * (now - began) / max(1, settled)
+            pause = min(POLL_SECONDS, max(SHORTEST_POLL_SECONDS, to_go / 2))
+            await asyncio.sleep(pause)  # noqa: TID251 - what is measured must not wait for us
+
+    async def stop(self) -> None:
+        """Let it drain and end, as an operator does."""
+        self._process.terminate()
+        assert await self._process.exit_code() == 0, self._process.output
+
+
+@asynccontextmanager
+async def running_worker(
+    broker: Broker, queue: str, database: Path, **settings: object
+) -> AsyncIterator[MeasuredWorker]:
+    """Start the worker with its default settings, but for these and where everything is."""
+    of_this = environment(
+        amqp_url=broker.url,
+        exchange=EXCHANGE,
+        queue=queue,
+        database=database,
+        log_format=None,
+        log_level=None,
+        **settings,
+    )
+    async with worker_process("run", settings=of_this, folder=database.parent) as process:
+        yield MeasuredWorker(process, (await process.wait_for_log("health_served"))["url"])
+
+
+async def drain(
+    broker: Broker, queue: str, database: Path, messages: int, **settings: object
+) -> Run:
+    """Let the worker settle what waits in a queue."""
+    async with running_worker(broker, queue, database, **settings) as worker:
+        await worker.consumes()
+        began, cpu, of_broker = time.monotonic(), cpu_seconds(worker.pid), broker.cpu_seconds()
+        ended = await worker.until_settled(messages)
+        run = Run(
+            messages=messages,
+            seconds=ended - began,
+            cpu_seconds=cpu_seconds(worker.pid) - cpu,
+            broker_cpu_seconds=broker.cpu_seconds() - of_broker,
+            peak_bytes=peak_bytes(worker.pid),
+        )
+        await broker.until_empty(queue)
+        await worker.stop()
+    return run
+
+
+async def run(broker: Broker, name: str, queue: str, database: Path, messages: int) -> Run:
+    """Let a contender take what waits in a queue."""
+    if name == WORKER:
+        return await drain(broker, queue, database, messages)
+    module = f"tests.benchmarks.contenders.{CONTENDERS[name].module}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, broker.url, queue, str(database), str(messages)),
+        cwd=ROOT,
+        stdin=PIPE,
+        stdout=PIPE,
+    )
+    try:
+        async with asyncio.timeout(CONTENDER_SECONDS):
+            began = await _told(process)
+            of_broker = broker.cpu_seconds()
+            ended = await _told(process)
+            of_broker = broker.cpu_seconds() - of_broker
+            if CONTENDERS[name].needs_queue:
+                await broker.until_empty(queue)
+            await process.communicate(b"")
+        assert process.returncode == 0, name
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Run(
+        messages=messages,
+        seconds=ended["seconds"] - began["seconds"],
+        cpu_seconds=ended["cpu_seconds"] - began["cpu_seconds"],
+        broker_cpu_seconds=of_broker,
+    )
+
+
+async def _told(process: asyncio.subprocess.Process) -> dict[str, float]:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    assert line, "a contender failed"
+    return dict(json.loads(line))
