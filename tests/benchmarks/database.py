@@ -13,7 +13,7 @@ from tests.benchmarks.traffic import Sent
 from tests.oracle import COLUMNS, Row, step
 from worker.projections import load
 from worker.rebuild import create_tables
-from worker.store import log
+from worker.store import log, streams
 from worker.store.connection import Writer
 
 BATCH = 500
@@ -29,8 +29,9 @@ PUT = (
 class Batch(NamedTuple):
     """What one transaction writes, each part in the order of its table's key."""
 
+    streams: list[tuple[int, str]]
+    """The new ones: number and event."""
     log: list[tuple[object, ...]]
-    heads: list[tuple[object, ...]]
     rows: list[Row]
 
 
@@ -40,6 +41,7 @@ class Fold:
     def __init__(self) -> None:
         """Begin with no message."""
         self._rows: dict[str, dict[str, Any]] = {}
+        self._numbers: dict[str, int] = {}
 
     def batches(self, messages: Sequence[Sent], size: int = BATCH) -> Iterator[Batch]:
         """Fold the next messages, so many at a time."""
@@ -48,23 +50,24 @@ class Fold:
 
     def batch(self, messages: Sequence[Sent]) -> Batch:
         """Fold the next messages, which come in the order of their streams."""
+        opened: list[tuple[int, str]] = []
         for message in messages:
+            if message.event_id not in self._numbers:
+                self._numbers[message.event_id] = len(self._numbers) + 1
+                opened.append((len(self._numbers), message.event_id))
             step(self._rows.setdefault(message.event_id, {}), message.document)
-        heads = {
-            each.event_id: (each.event_id, each.sequence, each.occurred_at, each.id)
-            for each in messages
-        }
-        rows = (self._rows[event_id] for event_id in sorted(heads))
+        event_ids = sorted({message.event_id for message in messages})
+        rows = (self._rows[event_id] for event_id in event_ids)
         return Batch(
-            log=sorted(map(_entry, messages)),
-            heads=sorted(heads.values()),
+            streams=opened,
+            log=sorted(_entry(self._numbers[message.event_id], message) for message in messages),
             rows=[tuple(row[column] for column in COLUMNS) for row in rows if row],
         )
 
 
-def _entry(message: Sent) -> tuple[object, ...]:
+def _entry(number: int, message: Sent) -> tuple[object, ...]:
     return (
-        message.event_id,
+        number,
         message.id,
         message.sequence,
         message.occurred_at,
@@ -85,7 +88,7 @@ def connect(database: Path, synchronous: str = "FULL") -> sqlite3.Connection:
     """Open a file as the worker does, but for the safety of its commits."""
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute("PRAGMA cache_size = -16384")
+    connection.execute("PRAGMA cache_size = -8192")
     return connection
 
 
@@ -93,7 +96,7 @@ def write(connection: sqlite3.Connection, batches: Iterable[Batch]) -> None:
     """Write each batch in a transaction of its own."""
     for batch in batches:
         connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(streams.OPEN, batch.streams)
         connection.executemany(log.APPEND, batch.log)
-        connection.executemany(log.ADVANCE, batch.heads)
         connection.executemany(PUT, batch.rows)
         connection.execute("COMMIT")
