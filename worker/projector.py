@@ -24,8 +24,8 @@ HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
 BACKLOG_MESSAGES = 400
 
-_Message = tuple[Arrival, AnyMessage]
-"""An arrival that holds a message, and that message."""
+_Message = tuple[Arrival, AnyMessage, str]
+"""An arrival that holds a message, that message, and its event."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,11 @@ class Projector:
         Raises `StoreUnavailable` if the database cannot commit now: nothing has happened then, and
         the same batch may be tried again.
         """
-        messages = [(a, a.content) for a in batch if not isinstance(a.content, Rejected)]
+        messages = [
+            (arrival, arrival.content, arrival.content.event_id)
+            for arrival in batch
+            if not isinstance(arrival.content, Rejected)
+        ]
         decided = iter(await self._commit(messages) if messages else [])
         return [
             Outcome(arrival.delivery, Verdict.REJECTED, arrival.content)
@@ -103,18 +107,18 @@ class Projector:
                     return outcome
             except _HandlerFailed as failure:
                 cause = failure.__cause__
-        arrival, message = alone
+        arrival, message, event_id = alone
         detail = (
             f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: "
             f"{type(cause).__name__}: {cause}"
         )
-        return _outcome(arrival, message, Verdict.REJECTED, Rejected(Reason.HANDLER_FAILED, detail))
+        rejected = Rejected(Reason.HANDLER_FAILED, detail)
+        return _outcome(arrival, message, event_id, Verdict.REJECTED, rejected)
 
     async def _write(
         self, tx: Transaction, messages: Sequence[_Message], streams: Streams
     ) -> list[Outcome]:
-        event_ids = dict.fromkeys(message.event_id for _, message in messages)
-        found = await streams.of(tx, event_ids)
+        found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
         additions = {event_id: _Addition(stream, stream.head) for event_id, stream in found.items()}
         outcomes = await self._accept(tx, messages, additions)
         await self._apply(tx, additions)
@@ -127,22 +131,22 @@ class Projector:
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
         known = await log.known(
-            tx, [(additions[message.event_id].stream.number, message.id) for _, message in messages]
+            tx, [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
         )
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
-        for arrival, message in messages:
-            addition = additions[message.event_id]
+        for arrival, message, event_id in messages:
+            addition = additions[event_id]
             key = (addition.stream.number, message.id)
             body = arrival.delivery.body.decode()
             if key in known:
-                outcomes.append(_judge_again(arrival, message, known[key]))
+                outcomes.append(_judge_again(arrival, message, event_id, known[key]))
                 continue
             known[key] = body
             was_late = addition.accept(message)
             verdict = Verdict.LATE if was_late else Verdict.APPLIED
-            outcomes.append(_outcome(arrival, message, verdict))
+            outcomes.append(_outcome(arrival, message, event_id, verdict))
             entries.append(
                 log.Entry(
                     *key,
@@ -188,18 +192,23 @@ class Projector:
         ]
 
 
-def _judge_again(arrival: Arrival, message: AnyMessage, first: str) -> Outcome:
+def _judge_again(arrival: Arrival, message: AnyMessage, event_id: str, first: str) -> Outcome:
     """Decide a message whose id is known: the first of two contents counts."""
     if same_content(first, arrival.delivery.body.decode()):
-        return _outcome(arrival, message, Verdict.DUPLICATE)
+        return _outcome(arrival, message, event_id, Verdict.DUPLICATE)
     detail = (
-        f"The id {message.id!r} of event {message.event_id!r} is taken by another message, which "
-        f"arrived first and counts. Publishers choose a new id for each message."
+        f"The id {message.id!r} of event {event_id!r} is taken by another message, which arrived "
+        f"first and counts. Publishers choose a new id for each message."
     )
-    return _outcome(arrival, message, Verdict.REJECTED, Rejected(Reason.ID_CONFLICT, detail))
+    rejected = Rejected(Reason.ID_CONFLICT, detail)
+    return _outcome(arrival, message, event_id, Verdict.REJECTED, rejected)
 
 
 def _outcome(
-    arrival: Arrival, message: AnyMessage, verdict: Verdict, rejected: Rejected | None = None
+    arrival: Arrival,
+    message: AnyMessage,
+    event_id: str,
+    verdict: Verdict,
+    rejected: Rejected | None = None,
 ) -> Outcome:
-    return Outcome(arrival.delivery, verdict, rejected, message.kind, message.event_id, message.id)
+    return Outcome(arrival.delivery, verdict, rejected, message.kind, event_id, message.id)
