@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +103,16 @@ class Broker:
 
         await eventually(is_empty)
 
-    async def ready(self, queue: str) -> int:
-        """Ask how many messages wait in a queue, which are not out with a consumer."""
+    @asynccontextmanager
+    async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+        """Give a function that asks how many messages of a queue are not out with a consumer."""
         async with self._channel() as channel:
-            found = await channel.declare_queue(queue, passive=True)
-            return found.declaration_result.message_count or 0
+
+            async def ready() -> int:
+                found = await channel.declare_queue(queue, passive=True)
+                return found.declaration_result.message_count or 0
+
+            yield ready
 
     @asynccontextmanager
     async def publishing(self, file: Path, rate: float | None = None) -> AsyncIterator[Publishing]:
