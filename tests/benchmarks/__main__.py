@@ -9,12 +9,13 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from tests.benchmarks import page, report
 from tests.benchmarks.batch_size import batch_size
 from tests.benchmarks.bench import Bench, Result, private_bench
+from tests.benchmarks.contenders import COMPARED
 from tests.benchmarks.footprint import idle, memory
 from tests.benchmarks.latency import latency, latency_by_load
 from tests.benchmarks.log_size import log_size
@@ -32,10 +33,12 @@ LOG_SIZES = (0, 100_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
 Part = Callable[[Bench], Awaitable[Result]]
 
 
-def quick(rounds: int = 3, messages: int = 100_000) -> dict[str, Part]:
+def quick(
+    rounds: int = 3, messages: int = 100_000, only: Sequence[str] = COMPARED
+) -> dict[str, Part]:
     """Give the parts of about three minutes."""
     return {
-        "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages),
+        "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
         "memory": lambda bench: memory(bench, messages=messages),
         "idle": lambda bench: idle(bench, seconds=10),
@@ -43,12 +46,14 @@ def quick(rounds: int = 3, messages: int = 100_000) -> dict[str, Part]:
     }
 
 
-def full(rounds: int = 7, messages: int = 100_000) -> dict[str, Part]:
+def full(
+    rounds: int = 7, messages: int = 100_000, only: Sequence[str] = COMPARED
+) -> dict[str, Part]:
     """Give all parts, for about an hour."""
     most = messages * 10
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {
-        "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages),
+        "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 5),
         "latency": lambda bench: latency_by_load(bench, seconds=messages / 5_000),
         "batch_size": lambda bench: batch_size(
@@ -65,7 +70,7 @@ def main() -> int:
     options = _options()
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    given = {name: getattr(options, name) for name in ("rounds", "messages")}
+    given = {name: getattr(options, name) for name in ("rounds", "messages", "only")}
     told = {name: value for name, value in given.items() if value is not None}
     parts = quick(**told) if options.part == "quick" else full(**told)
     if options.part not in ("quick", "full"):
@@ -91,8 +96,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("part", choices=["quick", "full", *full()])
     parser.add_argument("--rounds", type=int, help="each contender's turns")
     parser.add_argument("--messages", type=int, help="waiting for each (100,000)")
+    parser.add_argument("--only", nargs="+", choices=COMPARED, help="of the contenders")
     parser.add_argument("--document", action="store_true", help=f"rewrite {page.PAGE}")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.document and (options.part not in ("quick", "full") or options.only):
+        parser.error("the page has all figures of one run: --document goes with quick or full")
+    return options
 
 
 async def _run(parts: Mapping[str, Part], say: Callable[[str], None]) -> Result:

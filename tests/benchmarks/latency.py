@@ -5,17 +5,14 @@ hides nothing.
 """
 
 import asyncio
-import sys
 from array import array
-from asyncio.subprocess import PIPE
-from pathlib import Path
 
 from tests.benchmarks import traffic
 from tests.benchmarks.bench import Bench, Result
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.running import running_worker
+from tests.benchmarks.spawning import program
 from tests.benchmarks.traffic import Traffic
-from tests.processes import ROOT
 
 QUEUE = "benchmark.latency"
 # The first second is for caches and for the broker to find its pace.
@@ -79,17 +76,15 @@ async def delays(bench: Bench, *, rate: float, seconds: float, **settings: objec
     await bench.broker.declare([QUEUE])
     async with running_worker(bench.broker, QUEUE, database, **settings) as worker:
         await worker.consumes()
-        reader = await _start_reader(database, file, moments)
-        try:
-            async with bench.broker.publishing(file, rate) as publishing:
-                began = await publishing.began()
-                await publishing.ended()
+        async with (
+            program("reader", database, file, moments) as reader,
+            bench.broker.publishing(file, rate) as publishing,
+        ):
+            await reader.told()
+            began = await publishing.began()
+            await publishing.ended()
             async with asyncio.timeout(FINISH_SECONDS):
-                assert await reader.wait() == 0, "the reader failed"
-        finally:
-            if reader.returncode is None:
-                reader.kill()
-                await reader.wait()
+                await reader.finish()
         await worker.stop()
     await bench.broker.delete([QUEUE])
     seen = array("d", moments.read_bytes())
@@ -97,17 +92,6 @@ async def delays(bench: Bench, *, rate: float, seconds: float, **settings: objec
     database.unlink()
     first = round(rate * WARMING_SECONDS)
     return [moment - began - place / rate for place, moment in enumerate(seen)][first:]
-
-
-async def _start_reader(database: Path, file: Path, moments: Path) -> asyncio.subprocess.Process:
-    reader = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.benchmarks.reader", database, file, moments),
-        cwd=ROOT,
-        stdout=PIPE,
-    )
-    assert reader.stdout is not None
-    assert await reader.stdout.readline(), "the reader failed"
-    return reader
 
 
 def summary(name: str, rate: float, found: list[float]) -> Result:

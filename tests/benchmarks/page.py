@@ -1,7 +1,6 @@
 """Rewrites the generated section of docs/performance.md, and the files that it shows."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.benchmarks.bench import Result
@@ -21,7 +20,7 @@ ALTERNATIVES = {
 
 
 def save(results: Result, file: Path) -> None:
-    """Write the figures, one a line where they are many, so that changes can be read."""
+    """Write all figures to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
@@ -33,11 +32,12 @@ def rewrite(results: Result, root: Path) -> None:
     save(results, folder / "results.json")
     plots = [f"![{ALTERNATIVES[name]}]({folder.name}/{name})" for name in draw(results, folder)]
     shown = [table.markdown() for table in tables(results)]
-    section = "\n\n".join([BEGIN, _machine(results["machine"]), *shown, *plots, END])
+    section = "\n\n".join([BEGIN, _machine(results), *shown, *plots, END])
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(before + section + after)
 
 
-def _machine(machine: Mapping[str, str]) -> str:
-    return "Measured on: " + "; ".join(f"{name} {value}" for name, value in machine.items()) + "."
+def _machine(results: Result) -> str:
+    facts = "; ".join(f"{name} {value}" for name, value in results["machine"].items())
+    return f"Measured {results['measured_at']} on: {facts}."

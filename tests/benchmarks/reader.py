@@ -31,7 +31,7 @@ def main() -> None:
     connection = sqlite3.connect(
         f"{told.database.as_uri()}?mode=ro", uri=True, isolation_level=None
     )
-    print("ready", flush=True)
+    print(json.dumps({"keys": len(keys)}), flush=True)
     seen = watch(connection, keys)
     connection.close()
     with told.seen.open("wb") as file:

@@ -76,7 +76,8 @@ class TestTheOtherParts:
     async def test_measure_latency(self, bench: Bench, tmp_path: Path) -> None:
         """Every message that is published evenly is seen; the page shows the figures."""
         found = await delays(bench, rate=200, seconds=1)
-        results = {"machine": {}, "latency": {"loads": [summary("1,000/s", 200, found)]}}
+        loads = [summary("1,000/s", 200, found)]
+        results = {"measured_at": "now", "machine": {}, "latency": {"loads": loads}}
         document = tmp_path / page.PAGE
         document.parent.mkdir()
         document.write_text(f"Before.\n{page.BEGIN}\nold\n{page.END}\nAfter.\n")
