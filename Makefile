@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Costs milliseconds when there is nothing to do.
 .PHONY: venv
@@ -29,6 +29,15 @@ run: venv ## Run the worker (settings from the environment: WORKER_AMQP_URL ...)
 .PHONY: chaos
 chaos: setup ## Inject faults for SECONDS (600), and see that nothing is lost; SEED chooses them
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+# Both start a broker of their own. Leave the machine alone meanwhile: it has few cores.
+.PHONY: bench
+bench: setup ## Measure the worker beside what people use instead, in about three minutes
+	@$(BIN)/python -m tests.benchmarks quick
+
+.PHONY: bench-full
+bench-full: setup ## Measure everything, in about an hour, and write docs/performance.md anew
+	@$(BIN)/python -m tests.benchmarks full --document
 
 # After lint, also under -j: the cheap answer comes first.
 .PHONY: test

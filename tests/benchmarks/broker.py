@@ -1,10 +1,6 @@
 """The private broker of a run: its queues, what is published to them, and what they cost."""
 
-import asyncio
-import json
-import sys
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +8,8 @@ from pathlib import Path
 import aio_pika
 from aio_pika.abc import AbstractChannel
 
+from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.usage import cpu_seconds
-from tests.processes import ROOT
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 from worker.broker.topology import Topology
@@ -35,25 +31,19 @@ class Published:
 class Publishing:
     """A publisher at work, in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        """Watch a process that has been started."""
-        self._process = process
+    def __init__(self, publisher: Program) -> None:
+        """Watch a publisher that has been started."""
+        self._publisher = publisher
 
     async def began(self) -> float:
         """Wait until it begins, and give the moment."""
-        return float((await self._line())["began"])
+        return float((await self._publisher.told())["began"])
 
     async def ended(self) -> float:
         """Wait until every message is confirmed, and give the moment."""
-        ended = float((await self._line())["ended"])
-        await self._process.wait()
+        ended = float((await self._publisher.told())["ended"])
+        await self._publisher.finish()
         return ended
-
-    async def _line(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        assert line, "the publisher failed"
-        return dict(json.loads(line))
 
 
 class Broker:
@@ -103,27 +93,23 @@ class Broker:
 
         await eventually(is_empty)
 
-    async def ready(self, queue: str) -> int:
-        """Ask how many messages wait in a queue, which are not out with a consumer."""
+    @asynccontextmanager
+    async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+        """Give a function that asks how many messages of a queue are not out with a consumer."""
         async with self._channel() as channel:
-            found = await channel.declare_queue(queue, passive=True)
-            return found.declaration_result.message_count or 0
+
+            async def ready() -> int:
+                found = await channel.declare_queue(queue, passive=True)
+                return found.declaration_result.message_count or 0
+
+            yield ready
 
     @asynccontextmanager
     async def publishing(self, file: Path, rate: float | None = None) -> AsyncIterator[Publishing]:
         """Publish a file of messages, as fast as they are confirmed or at an even rate."""
-        arguments = [str(self._node.port), EXCHANGE, str(file)]
-        if rate is not None:
-            arguments += ["--rate", str(rate)]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.benchmarks.publisher", *arguments, cwd=ROOT, stdout=PIPE
-        )
-        try:
-            yield Publishing(process)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        evenly = () if rate is None else ("--rate", rate)
+        async with program("publisher", self._node.port, EXCHANGE, file, *evenly) as publisher:
+            yield Publishing(publisher)
 
     async def publish(self, file: Path) -> Published:
         """Publish a file of messages, and return when the broker has them all for good."""

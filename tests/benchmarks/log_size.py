@@ -1,299 +1,85 @@
-"""What a message costs as the log grows: the trial behind the layout of the tables.
+"""Whether the worker stays as fast when its log has grown large."""
 
-    .venv/bin/python -m tests.benchmarks.log_size [MESSAGES ...] [--batch N] [--checkpoint PAGES]
-
-Three files take the same batches in turn, so that a noisy machine is noisy for all of them:
-- event: the log clustered by (event_id, id), the head of each stream in a table, events by their
-  id, and the status in the index of a chat's events
-- rows: the same log, but events have a rowid, and the status is in a partial index alone
-- number: as rows, but streams have numbers, the log is clustered by (stream, id), and heads are
-  remembered
-Needs Linux (/proc/self/io), and 500 bytes of disk for each message in each file.
-"""
-
-import argparse
-import heapq
-import itertools
-import json
-import random
 import sqlite3
-import statistics
-import tempfile
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
-MEASURED, FILLED_AT_ONCE = 60_000, 50_000
-CACHE_KIBIBYTES, FILLING_KIBIBYTES = 16 * 1024, 512 * 1024
-CHATS, REMEMBERED, BODY = 10_000, 10_000, "x" * 209
-# The share of an event's messages that follow the one before within so many of the whole traffic.
-# (A message that is due may wait for its turn, so those nearest are set nearer than they come.)
-FOLLOWING = ((0.0, 1), (0.5, 2), (0.75, 125), (0.9, 2_014), (1.0, 40_000))
-ENDS_FOR_GOOD = 0.34  # of those that complete: 8.5 messages an event
-NEXT = {
-    "event_planned": "event_started",
-    "event_started": "event_completed",
-    "event_completed": "event_status_reverted",
-    "event_status_reverted": "event_started",
-}
+from tests.benchmarks import traffic
+from tests.benchmarks.bench import Bench, Result
+from tests.benchmarks.database import Fold, connect, create, write
+from tests.benchmarks.running import Run, drain
+from tests.benchmarks.traffic import Sent, Traffic
+from tests.database import count_log
+
+QUEUE = "benchmark.log"
+# Filled without regard for crashes, a page at a time in no order, as a log grows.
+FILL_BATCH = 2_000
+PIECE = 100_000
 
 
-class Message(NamedTuple):
-    event_id: str
-    id: str
-    sequence: int
-    occurred_at: str
-    kind: str
-    chat_id: str
+class Growing:
+    """One publisher's log that never ends, and the file that has what is published of it."""
 
-    @property
-    def entry(self) -> tuple[str | int, ...]:
-        """What the log keeps behind the stream."""
-        return (*self[1:5], 0, self.occurred_at, BODY)
-
-
-class Traffic:
-    """Events that come and go in chats, with random ids and a natural distance of messages."""
-
-    def __init__(self, seed: int) -> None:
-        self.sequence = 0
-        self._random = random.Random(seed)
-        self._chats = [self._identifier() for _ in range(CHATS)]
-        # Each event that goes on: when its next message is due, and what it is by now.
-        self._due: list[tuple[int, int, str, str, str]] = []
-
-    def batch(self, size: int) -> list[Message]:
-        """Give the next messages."""
-        return [self._message() for _ in range(size)]
-
-    def _message(self) -> Message:
-        self.sequence += 1
-        if self._due and self._due[0][0] <= self.sequence:
-            _, _, event_id, before, chat_id = heapq.heappop(self._due)
-            kind = NEXT[before]
-        else:
-            event_id, kind = self._identifier(), "event_planned"
-            chat_id = self._random.choice(self._chats)
-        if kind != "event_completed" or self._random.random() > ENDS_FOR_GOOD:
-            due = self.sequence + self._distance()
-            heapq.heappush(self._due, (due, self.sequence, event_id, kind, chat_id))
-        million, rest = divmod(self.sequence, 1_000_000)
-        occurred_at = f"2026-04-27T10:{million:02}:00.{rest:06}Z"
-        return Message(event_id, self._identifier(), self.sequence, occurred_at, kind, chat_id)
-
-    def _identifier(self) -> str:
-        digits = f"{self._random.getrandbits(128):032x}"
-        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-    def _distance(self) -> int:
-        share, steps = self._random.random(), itertools.pairwise(FOLLOWING)
-        (low, nearest), (high, farthest) = next(step for step in steps if share <= step[1][0])
-        return int(nearest * (farthest / nearest) ** ((share - low) / (high - low)))
-
-
-ENTRY = "id TEXT, sequence INTEGER, occurred_at TEXT, kind TEXT, is_late, appended_at, body TEXT"
-LOG_BY_EVENT = (
-    f"CREATE TABLE log (event_id TEXT, {ENTRY}, PRIMARY KEY (event_id, id)) WITHOUT ROWID",
-    "CREATE TABLE streams (event_id TEXT PRIMARY KEY, sequence, occurred_at, id) WITHOUT ROWID",
-)
-LOG_BY_NUMBER = (
-    f"CREATE TABLE log (stream INTEGER, {ENTRY}, PRIMARY KEY (stream, id)) WITHOUT ROWID",
-    "CREATE TABLE streams (number INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE)",
-)
-EVENTS = """
-    CREATE TABLE events (event_id TEXT NOT NULL PRIMARY KEY, chat_id, kind, status, props_json,
-                         planned_for, started_at, completed_at, created_at, updated_at)
-"""
-EVENTS_BY_ID = (
-    f"{EVENTS} WITHOUT ROWID",
-    "CREATE INDEX of_chat ON events (chat_id, status, created_at, event_id)",
-)
-ONGOING = "status IN ('planned', 'active')"
-EVENTS_AS_PLANNED = (
-    EVENTS,
-    "CREATE INDEX of_chat ON events (chat_id, created_at)",
-    f"CREATE INDEX ongoing_of_chat ON events (chat_id, created_at) WHERE {ONGOING}",
-)
-# {0} is the column that the log is clustered by.
-KNOWN = """
-    SELECT log.{0}, log.id, log.body FROM json_each(?) AS pair
-    JOIN log ON log.{0} = pair.value ->> 0 AND log.id = pair.value ->> 1
-"""
-APPEND = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-HEADS = "SELECT streams.* FROM json_each(?) AS s JOIN streams ON streams.event_id = s.value"
-ADVANCE = """
-    INSERT INTO streams VALUES (?, ?, ?, ?) ON CONFLICT (event_id) DO UPDATE
-    SET sequence = excluded.sequence, occurred_at = excluded.occurred_at, id = excluded.id
-"""
-FIND = """
-    SELECT streams.event_id, streams.number, log.sequence, log.occurred_at, log.id
-    FROM json_each(?) AS wanted
-    JOIN streams ON streams.event_id = wanted.value
-    JOIN log ON log.stream = streams.number AND log.id = (
-        SELECT id FROM log WHERE stream = streams.number
-        ORDER BY sequence DESC, occurred_at DESC, id DESC LIMIT 1
-    )
-"""
-LAST_NUMBER = "SELECT coalesce(max(number), 0) FROM streams"
-OPEN = "INSERT INTO streams VALUES (?, ?)"
-# ?1 is the event, ?2 the time of the message, ?3 the chat.
-UPDATE = "UPDATE events SET updated_at = ?2, status ="
-STATEMENTS = {
-    "event_planned": "INSERT INTO events (event_id, chat_id, kind, status, props_json, created_at, "
-    "updated_at) VALUES (?1, ?3, 'scene', 'planned', '{}', ?2, ?2) ON CONFLICT DO NOTHING",
-    "event_started": f"{UPDATE} 'active', started_at = ?2 WHERE event_id = ?1 AND {ONGOING}",
-    "event_completed": f"{UPDATE} 'completed', completed_at = ?2 WHERE event_id = ?1 AND {ONGOING}",
-    "event_status_reverted": f"{UPDATE} 'planned' WHERE event_id = ?1",
-}
-WITH_ROWS = "SELECT event_id FROM events WHERE event_id IN (SELECT value FROM json_each(?))"
-
-Streams = dict[str, list[Message]]
-
-
-class Event:
-    """A database in which everything is found by event_id."""
-
-    log: Sequence[str] = LOG_BY_EVENT
-    events: Sequence[str] = EVENTS_BY_ID
-
-    def __init__(self, folder: Path) -> None:
-        """Make the tables; remember no streams."""
-        self.numbers: dict[str, int] = {}
-        self.connection = sqlite3.connect(folder / type(self).__name__, isolation_level=None)
-        for statement in ("PRAGMA journal_mode = WAL", *self.log, *self.events):
-            self.connection.execute(statement)
-
-    def fetch(self, sql: str, wanted: object) -> list[tuple[Any, ...]]:
-        """Give what is found for a list that travels as one parameter."""
-        return self.connection.execute(sql, (json.dumps(wanted),)).fetchall()
-
-    def write(self, batch: list[Message]) -> None:
-        """Do for a batch what the projector does."""
-        streams: Streams = {}
-        for message in batch:
-            streams.setdefault(message.event_id, []).append(message)
-        self.connection.execute("BEGIN IMMEDIATE")
-        self.append(batch, streams)
-        for statements in rounds(streams.values()):
-            for sql, rows in statements.items():
-                self.connection.executemany(sql, rows)
-        self.fetch(WITH_ROWS, list(streams))
-        self.connection.execute("COMMIT")
-
-    def append(self, batch: list[Message], streams: Streams) -> None:
-        """Look up what is known, append to the log, advance the heads."""
-        self.fetch(HEADS, list(streams))
-        self.fetch(KNOWN.format("event_id"), [message[:2] for message in batch])
-        self.connection.executemany(APPEND, sorted((m.event_id, *m.entry) for m in batch))
-        heads = sorted((m[-1][0], m[-1][2], m[-1][3], m[-1][1]) for m in streams.values())
-        self.connection.executemany(ADVANCE, heads)
-
-
-class Rows(Event):
-    """The same log, and events in the order of planning."""
-
-    events = EVENTS_AS_PLANNED
-
-
-class Number(Rows):
-    """Streams with numbers, and with heads that are remembered."""
-
-    log = LOG_BY_NUMBER
-
-    def append(self, batch: list[Message], streams: Streams) -> None:
-        """Open the streams that are new, look up what is known, append to the log."""
-        numbers = {e: self.numbers.pop(e) for e in streams if e in self.numbers}
-        found = self.fetch(FIND, [e for e in streams if e not in numbers])
-        numbers |= {event_id: number for event_id, number, *_ in found}
-        ((last,),) = self.connection.execute(LAST_NUMBER)
-        new = list(enumerate((e for e in streams if e not in numbers), last + 1))
-        self.connection.executemany(OPEN, new)
-        numbers |= {event_id: number for number, event_id in new}
-        self.fetch(KNOWN.format("stream"), [(numbers[m.event_id], m.id) for m in batch])
-        self.connection.executemany(APPEND, sorted((numbers[m.event_id], *m.entry) for m in batch))
-        self.numbers |= numbers
-        while len(self.numbers) > REMEMBERED:
-            del self.numbers[next(iter(self.numbers))]
-
-
-def rounds(streams: Iterable[list[Message]]) -> list[dict[str, list[tuple[str, ...]]]]:
-    """Give the events' statements by their SQL: the n-th of each stream in the n-th round."""
-    found: list[dict[str, list[tuple[str, ...]]]] = []
-    for stream in streams:
-        for place, message in enumerate(stream):
-            if place == len(found):
-                found.append({})
-            row = (message.event_id, message.occurred_at, message.chat_id)
-            used = row if message.kind == "event_planned" else row[:2]
-            found[place].setdefault(STATEMENTS[message.kind], []).append(used)
-    return found
-
-
-def spent() -> list[float]:
-    """Give what this process has taken: CPU and wall in microseconds, kB handed to the system."""
-    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return [time.process_time() * 1e6, time.perf_counter() * 1e6, int(counts["wchar"]) / 1e3]
-
-
-class Trial:
-    """The files of all layouts, and the traffic that they take."""
-
-    def __init__(self, folder: Path, checkpoint: int) -> None:
-        """Begin with empty files; the worker's would be checkpointed at so many pages."""
-        self._traffic = Traffic(seed=1)
-        self._checkpoint = checkpoint
-        self._files = [kind(folder) for kind in (Event, Rows, Number)]
+    def __init__(self, database: Path) -> None:
+        """Begin with an empty file, which `create` has made."""
+        self._database = database
+        self._traffic = Traffic()
+        self._fold = Fold()
 
     def fill(self, messages: int) -> None:
-        """Bring the logs up to a size, in a hurry."""
-        self._set("OFF", FILLING_KIBIBYTES, 100_000)
-        while (missing := messages - self._traffic.sequence) > 0:
-            batch = self._traffic.batch(min(FILLED_AT_ONCE, missing))
-            for file in self._files:
-                file.write(batch)
-        for file in self._files:
-            file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Write the next messages until there are so many in the log."""
+        missing = messages - count_log(self._database)
+        with closing(connect(self._database, synchronous="OFF")) as connection:
+            for start in range(0, missing, PIECE):
+                piece = self._traffic.take(min(PIECE, missing - start))
+                write(connection, self._fold.batches(piece, FILL_BATCH))
+            _settle(connection)
 
-    def measure(self, size: int) -> dict[str, list[float]]:
-        """Write batches of a size as the worker would; give what is spent on a message."""
-        self._set("FULL", CACHE_KIBIBYTES, self._checkpoint)
-        costs: dict[str, list[list[float]]] = {type(file).__name__: [] for file in self._files}
-        for _ in range(MEASURED // size):
-            batch = self._traffic.batch(size)
-            for file in self._files:
-                before = spent()
-                file.write(batch)
-                cost = [(b - a) / size for a, b in zip(before, spent(), strict=True)]
-                costs[type(file).__name__].append(cost)
-        return {
-            n: [statistics.fmean(each) for each in zip(*c, strict=True)] for n, c in costs.items()
-        }
-
-    def _set(self, synchronous: str, cache_kibibytes: int, checkpoint: int) -> None:
-        for file in self._files:
-            file.connection.executescript(
-                f"PRAGMA synchronous = {synchronous}; PRAGMA cache_size = -{cache_kibibytes}; "
-                f"PRAGMA wal_autocheckpoint = {checkpoint}"
-            )
+    def take(self, messages: int) -> list[Sent]:
+        """Give the next messages, which the worker is to write."""
+        sent = self._traffic.take(messages)
+        self._fold.batch(sent)
+        return sent
 
 
-def main(sizes: Sequence[int], batch: int, checkpoint: int, folder: Path) -> None:
-    trial = Trial(folder, checkpoint)
-    print(f"{'messages':>10}  {'layout':8}{'CPU us':>8}{'wall us':>9}{'kB':>7}  CPU / the first")
-    first: dict[str, float] = {}
-    for size in sorted(sizes):
-        trial.fill(size)
-        for name, (cpu, wall, written) in trial.measure(batch).items():
-            growth = cpu / first.setdefault(name, cpu)
-            figures = f"{cpu:8.1f}{wall:9.1f}{written:7.1f}{growth:17.2f}"
-            print(f"{size:10,}  {name:8}{figures}", flush=True)
+def _settle(connection: sqlite3.Connection) -> None:
+    """Leave nothing in the write-ahead log that the worker would have to bring to the disk."""
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure what a message costs as the log grows.")
-    parser.add_argument("sizes", nargs="*", type=int, default=[0, 1_000_000, 5_000_000])
-    parser.add_argument("--batch", type=int, default=1_000)
-    parser.add_argument("--checkpoint", type=int, default=1_000, help="pages in the WAL")
-    with tempfile.TemporaryDirectory() as temporary:
-        main(folder=Path(temporary), **vars(parser.parse_args()))
+async def log_size(bench: Bench, *, sizes: Sequence[int], rounds: int, messages: int) -> Result:
+    """Drain into a log that grows; at its largest, in turn with empty ones."""
+    large, empty = bench.folder / "large.db", bench.folder / "empty.db"
+    await create(large)
+    growing = Growing(large)
+    runs: dict[int, list[Run]] = {size: [] for size in sizes}
+    for size in sizes[:-1]:
+        growing.fill(size)
+        runs[size].append(await _drain(bench, large, growing.take(messages), size))
+    growing.fill(sizes[-1])
+    for _ in range(rounds):
+        runs[sizes[0]].append(await _drain(bench, empty, Traffic().take(messages), 0))
+        empty.unlink()
+        runs[sizes[-1]].append(await _drain(bench, large, growing.take(messages), sizes[-1]))
+    size_bytes = large.stat().st_size
+    large.unlink()
+    return {
+        "messages": messages,
+        "rounds": rounds,
+        "bytes": size_bytes,
+        "sizes": [{"size": n, "runs": [asdict(each) for each in runs[n]]} for n in sizes],
+    }
+
+
+async def _drain(bench: Bench, database: Path, sent: Sequence[Sent], size: int) -> Run:
+    file = bench.folder / "messages"
+    traffic.write(file, sent)
+    await bench.broker.declare([QUEUE])
+    await bench.broker.publish(file)
+    done = await drain(bench.broker, QUEUE, database, len(sent))
+    await bench.broker.delete([QUEUE])
+    bench.say(f"  {size:,} messages in the log: {done.rate:,.0f} messages/s")
+    return done

@@ -4,14 +4,17 @@ import os
 import platform
 import sqlite3
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 from tests.processes import ROOT
 from tests.rabbitmq import RabbitMQNode
 
 LIBRARIES = ("aiormq", "aio-pika", "aiosqlite", "pydantic", "faststream")
 MEGABYTE = 1_000_000
+PAGE, FSYNCS = bytes(4_096), 200
 
 
 async def machine(node: RabbitMQNode, folder: Path) -> dict[str, str]:
@@ -20,7 +23,7 @@ async def machine(node: RabbitMQNode, folder: Path) -> dict[str, str]:
     return {
         "CPU": f"{_cpu()}, {os.cpu_count()} cores",
         "memory": f"{memory / 1_000:.0f} GB",
-        "file system": _file_system(folder),
+        "file system": f"{_file_system(folder)}, {_fsync_seconds(folder) * 1_000:.2f} ms an fsync",
         "kernel": platform.release(),
         "RabbitMQ": (await node.ctl("eval", "rabbit_misc:version().")).strip().strip('"'),
         "Erlang": (await node.ctl("eval", "erlang:system_info(otp_release).")).strip().strip('"'),
@@ -44,6 +47,18 @@ def _file_system(folder: Path) -> str:
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     holding = [fields for fields in mounts if folder.resolve().is_relative_to(fields[1])]
     return max(holding, key=lambda fields: len(fields[1]))[2] if holding else "unknown"
+
+
+def _fsync_seconds(folder: Path) -> float:
+    """Give the median time in which a page more of a file is on the disk."""
+    taken = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(FSYNCS):
+            file.write(PAGE)
+            began = time.perf_counter()
+            os.fsync(file)
+            taken.append(time.perf_counter() - began)
+    return median(taken)
 
 
 def _commit() -> str:

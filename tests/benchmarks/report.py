@@ -1,4 +1,4 @@
-"""What has been measured, as tables: for the terminal and for the page."""
+"""A table of figures, for the terminal and for the page."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
-
-from tests.benchmarks.bench import Result
-from tests.benchmarks.contenders import CONTENDERS, WORKER
-from tests.benchmarks.figures import median_rate, microseconds, rates, spread, thousands
 
 WIDTH = 120
 
@@ -29,7 +25,7 @@ class Table:
 
     def rich(self) -> RichTable:
         """Give it as it stands on the terminal."""
-        table = RichTable(title=self.title, title_justify="left", box=SIMPLE_HEAD)
+        table = RichTable(box=SIMPLE_HEAD)
         for place, column in enumerate(self.columns):
             table.add_column(column, justify="right" if place else "left")
         for row in self.rows:
@@ -46,27 +42,5 @@ def console() -> Console:
 def show(on: Console, tables: Iterable[Table]) -> None:
     """Print tables."""
     for table in tables:
+        on.print(f"\n{table.title}")
         on.print(table.rich())
-
-
-def throughput(part: Result) -> Table:
-    """Compare the contenders."""
-    worker = median_rate(part, WORKER) if WORKER in part["runs"] else None
-    rows = []
-    for name, runs in part["runs"].items():
-        rate = median_rate(part, name)
-        rows.append(
-            [
-                CONTENDERS[name].title,
-                thousands(runs[0]["messages"]),
-                spread(rates(runs), thousands),
-                f"{worker / rate:.2f}" if worker else "",
-                f"{microseconds(runs, 'cpu_seconds'):.1f}",
-                f"{microseconds(runs, 'broker_cpu_seconds'):.1f}",
-            ]
-        )
-    return Table(
-        f"Throughput, {part['rounds']} rounds in turn: median (least..greatest)",
-        ("contender", "messages", "messages/s", "worker / it", "CPU µs", "broker's CPU µs"),
-        rows,
-    )

@@ -1,10 +1,7 @@
 """Runs one contender over one queue that is full, and says what it took."""
 
 import asyncio
-import json
-import sys
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +9,10 @@ from pathlib import Path
 
 from tests.benchmarks.broker import EXCHANGE, Broker
 from tests.benchmarks.contenders import CONTENDERS, WORKER
+from tests.benchmarks.spawning import program
 from tests.benchmarks.usage import cpu_seconds, peak_bytes
 from tests.health import read
-from tests.processes import ROOT, WorkerProcess, environment, worker_process
+from tests.processes import WorkerProcess, environment, worker_process
 
 POLL_SECONDS = 0.05
 SHORTEST_POLL_SECONDS = 0.005
@@ -132,37 +130,21 @@ async def run(broker: Broker, name: str, queue: str, database: Path, messages: i
     """Let a contender take what waits in a queue."""
     if name == WORKER:
         return await drain(broker, queue, database, messages)
-    module = f"tests.benchmarks.contenders.{CONTENDERS[name].module}"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, broker.url, queue, str(database), str(messages)),
-        cwd=ROOT,
-        stdin=PIPE,
-        stdout=PIPE,
-    )
-    try:
-        async with asyncio.timeout(CONTENDER_SECONDS):
-            began = await _told(process)
-            of_broker = broker.cpu_seconds()
-            ended = await _told(process)
-            of_broker = broker.cpu_seconds() - of_broker
-            if CONTENDERS[name].needs_queue:
-                await broker.until_empty(queue)
-            await process.communicate(b"")
-        assert process.returncode == 0, name
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    module = f"contenders.{CONTENDERS[name].module}"
+    async with (
+        asyncio.timeout(CONTENDER_SECONDS),
+        program(module, broker.url, queue, database, messages) as contender,
+    ):
+        began = await contender.told()
+        of_broker = broker.cpu_seconds()
+        ended = await contender.told()
+        of_broker = broker.cpu_seconds() - of_broker
+        if CONTENDERS[name].needs_queue:
+            await broker.until_empty(queue)
+        await contender.finish()
     return Run(
         messages=messages,
         seconds=ended["seconds"] - began["seconds"],
         cpu_seconds=ended["cpu_seconds"] - began["cpu_seconds"],
         broker_cpu_seconds=of_broker,
     )
-
-
-async def _told(process: asyncio.subprocess.Process) -> dict[str, float]:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    assert line, "a contender failed"
-    return dict(json.loads(line))

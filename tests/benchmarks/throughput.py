@@ -13,9 +13,10 @@ from tests.oracle import Row, expected_rows
 
 
 async def throughput(
-    bench: Bench, *, rounds: int, messages: int, names: Sequence[str] = COMPARED
+    bench: Bench, *, rounds: int, messages: int, only: Sequence[str] = COMPARED
 ) -> Result:
     """Let each take the same messages in every round; see that the rows are the oracle's."""
+    names = [name for name in COMPARED if name in only]
     counts = {name: max(1, round(messages * CONTENDERS[name].share)) for name in names}
     sent = Traffic().take(messages)
     expected = {count: _expected(sent[:count]) for count in set(counts.values())}

@@ -1,9 +1,9 @@
 """What most people pay for an ack: aio-pika, with a consumer that acks each message and no more.
 
 As aio-pika's documentation shows it: a robust connection, a callback for each message, and an ack
-of its own for each. The prefetch is 500; with 100 and with 1,000 it is no faster. It reads no body,
-keeps nothing and finds no duplicates: every consumer written so, whatever it does with a message,
-is slower than this one.
+of its own for each. It reads no body, keeps nothing and finds no duplicates: every consumer written
+so, whatever it does with a message, is slower than this one. With a prefetch of 30, 100 or 1,000 it
+is no faster than with 500.
 """
 
 import asyncio

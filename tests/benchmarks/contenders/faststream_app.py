@@ -1,11 +1,12 @@
 """What one writes with a framework: FastStream, with a commit for each message.
 
 A RabbitBroker's subscriber with a pydantic model of the message; one statement changes the row and
-commits, in WAL mode with synchronous=FULL, as the worker's file; the ack is given by hand after
-it. FastStream begins a task for each delivery; they queue up for the one connection to SQLite, in
-order. It has the worker's effect on the row and nothing else of it: it keeps no log, finds no
-duplicates, and does not see what is late. The prefetch is 100; more makes it no faster. Log lines
-for each message are off, which FastStream would write otherwise.
+commits, in WAL mode with synchronous=FULL, as the worker's file; FastStream acks when the handler
+has returned, and at no other time. To ack by hand would need its message object, which it injects
+by way of a pool of threads: a third more CPU, and the order is lost. It begins a task for each
+delivery; they queue up for the one connection to SQLite, in order. It has the worker's effect on
+the row and nothing else of it: no log, no duplicates, nothing late. Its log lines are off. With a
+prefetch of 30, 500 or 1,000 it is no faster than with 100.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ async def main(told: Arguments) -> None:
     async def take(message: rules.AnyMessage) -> None:
         clock.begin()
         await rules.apply(database, message)
+        # The ack follows within microseconds.
         if clock.done():
             is_done.set()
 

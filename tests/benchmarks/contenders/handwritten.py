@@ -1,10 +1,11 @@
 """What one writes by hand: aio-pika, pydantic and aiosqlite, with a commit for each message.
 
-The loop of aio-pika's documentation: an iterator over the queue, one message at a time, in order;
-pydantic reads the bytes in one pass; one statement changes the row and commits, in WAL mode with
-synchronous=FULL, as the worker's file; the ack comes after it. It has the worker's effect on the
-row and nothing else of it: it keeps no log, finds no duplicates, does not see what is late, and a
-bad message ends it. The prefetch is 100; more makes it no faster.
+A callback for each message; pydantic reads the bytes in one pass; one statement changes the row and
+commits, in WAL mode with synchronous=FULL, as the worker's file; the ack comes after it. aio-pika
+begins a task for each delivery; they queue up for the one connection to SQLite, in order. It has
+the worker's effect on the row and nothing else of it: it keeps no log, finds no duplicates, does
+not see what is late, and leaves a bad message unacked. With a prefetch of 30, 500 or 1,000 it is no
+faster than with 100; a loop that takes one message at a time is a third slower.
 """
 
 import asyncio

@@ -1,0 +1,150 @@
+"""One table for each part of the benchmark."""
+
+from collections.abc import Callable
+from statistics import median
+
+from tests.benchmarks.bench import Result
+from tests.benchmarks.contenders import CONTENDERS, WORKER
+from tests.benchmarks.figures import median_rate, microseconds, rates, spread, thousands
+from tests.benchmarks.report import Table
+from tests.benchmarks.targets import targets
+
+
+def tables(results: Result) -> list[Table]:
+    """Give what there are figures for; the targets first."""
+    makers: dict[str, Callable[[Result], Table]] = {
+        "throughput": throughput,
+        "rebuild": rebuild,
+        "latency": latency,
+        "batch_size": batch_size,
+        "log_size": log_size,
+        "outage": outage,
+        "memory": memory,
+        "idle": idle,
+    }
+    found = [make(results[name]) for name, make in makers.items() if name in results]
+    reached = [target.cells() for target in targets(results)]
+    if not reached:
+        return found
+    columns = ("target", "wanted", "measured", "")
+    return [Table("Targets: ratios of medians within one run", columns, reached), *found]
+
+
+def throughput(part: Result) -> Table:
+    """Compare the contenders."""
+    worker = median_rate(part, WORKER) if WORKER in part["runs"] else None
+    rows = []
+    for name, runs in part["runs"].items():
+        rate = median_rate(part, name)
+        needs_broker = CONTENDERS[name].needs_queue
+        rows.append(
+            [
+                CONTENDERS[name].title,
+                thousands(runs[0]["messages"]),
+                spread(rates(runs), thousands),
+                f"{worker / rate:.2f}" if worker else "",
+                f"{microseconds(runs, 'cpu_seconds'):.1f}",
+                f"{microseconds(runs, 'broker_cpu_seconds'):.1f}" if needs_broker else "",
+            ]
+        )
+    return Table(
+        f"Throughput{_rounds(part)}",
+        (
+            "contender",
+            "messages",
+            "messages/s",
+            "worker / it",
+            "CPU, µs a message",
+            "broker's, µs a message",
+        ),
+        rows,
+    )
+
+
+def rebuild(part: Result) -> Table:
+    """Compare the rebuild with plain inserts."""
+    rows = [
+        [
+            CONTENDERS[name].title,
+            spread(rates(runs), thousands),
+            f"{microseconds(runs, 'cpu_seconds'):.1f}",
+        ]
+        for name, runs in part["runs"].items()
+    ]
+    return Table(
+        f"Rebuild of {part['messages']:,} messages{_rounds(part)}",
+        ("", "messages/s", "CPU, µs a message"),
+        rows,
+    )
+
+
+def latency(part: Result) -> Table:
+    """Show the distribution at each load."""
+    rows = [
+        [each["name"], thousands(each["rate"]), thousands(each["messages"])]
+        + [f"{value:.1f}" for value in each["percentiles_ms"].values()]
+        for each in part["loads"]
+    ]
+    columns = ("load", "messages/s", "messages", "p50", "p90", "p99", "p99.9", "most")
+    return Table("Latency from publish to committed, in milliseconds", columns, rows)
+
+
+def batch_size(part: Result) -> Table:
+    """Show what the size of a batch does."""
+    rows = [
+        [thousands(each["size"]), spread(rates(each["runs"]), thousands), f"{each['p99_ms']:.1f}"]
+        for each in part["sizes"]
+    ]
+    columns = ("WORKER_BATCH_SIZE", "messages/s", f"p99 at {part['rate']:,.0f}/s, ms")
+    return Table(f"Batch size{_rounds(part)}", columns, rows)
+
+
+def log_size(part: Result) -> Table:
+    """Show the rate against the size of the log."""
+    empty = median(rates(part["sizes"][0]["runs"]))
+    rows = [
+        [
+            thousands(each["size"]),
+            spread(rates(each["runs"]), thousands),
+            f"{median(rates(each['runs'])) / empty:.2f}",
+            f"{microseconds(each['runs'], 'cpu_seconds'):.1f}",
+        ]
+        for each in part["sizes"]
+    ]
+    columns = ("messages in the log", "messages/s", "of the empty one's", "CPU, µs a message")
+    title = f"Log size, {part['messages']:,} messages drained; at the end {_gigabytes(part)}"
+    return Table(title, columns, rows)
+
+
+def outage(part: Result) -> Table:
+    """Show how a backlog drained."""
+    drained = part["drained"]
+    rows = [
+        ["messages/s published all the time", thousands(part["rate"])],
+        ["the worker was away for", f"{part['started'] - part['stopped']:.1f} s"],
+        ["most that waited", thousands(part["most"])],
+        ["drained after", f"{drained - part['started']:.1f} s" if drained else "not in time"],
+    ]
+    return Table("Backlog after an outage", ("", ""), rows)
+
+
+def memory(part: Result) -> Table:
+    """Show the worker's peak."""
+    rows = [[thousands(part["messages"]), f"{part['peak_bytes'] / 1_000_000:.1f} MB"]]
+    return Table("Peak memory (VmHWM) of the worker", ("messages waiting", "peak"), rows)
+
+
+def idle(part: Result) -> Table:
+    """Show what the worker takes for nothing."""
+    rows = [[f"{part['seconds']:.0f} s", f"{part['share']:.2%}"]]
+    return Table("CPU of the worker with nothing to do", ("watched for", "of a core"), rows)
+
+
+def _rounds(part: Result) -> str:
+    if part["rounds"] == 1:
+        return ", one round"
+    return f", {part['rounds']} rounds in turn: median (least..greatest)"
+
+
+def _gigabytes(part: Result) -> str:
+    return f"the file has {part['bytes'] / 1_000_000_000:.2f} GB"

@@ -1,0 +1,130 @@
+"""What is to be reached, and whether it has been."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.bench import Result
+from tests.benchmarks.contenders import (
+    AIO_PIKA,
+    FASTSTREAM,
+    HANDWRITTEN,
+    RAW_AIORMQ,
+    RAW_SQLITE,
+    REBUILD,
+    WORKER,
+)
+from tests.benchmarks.figures import median_rate, rates, thousands
+
+MEGABYTE = 1_000_000
+MEMORY_MESSAGES = 1_000_000
+LARGE_LOG = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One figure and its bound."""
+
+    what: str
+    wanted: float
+    measured: float
+    shown: Callable[[float], str]
+    is_floor: bool = True
+    """Whether the bound is the least that is wanted, or the most."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Tell whether the figure is on the right side."""
+        if self.is_floor:
+            return self.measured >= self.wanted
+        return self.measured <= self.wanted
+
+    def cells(self) -> list[str]:
+        """Give it as a row of a table."""
+        sign = "≥" if self.is_floor else "≤"
+        return [
+            self.what,
+            f"{sign} {self.shown(self.wanted)}",
+            self.shown(self.measured),
+            "reached" if self.is_reached else "NOT reached",
+        ]
+
+
+def targets(results: Result) -> list[Target]:
+    """Give every target for which there are figures."""
+    parts: dict[str, Callable[[Any], Iterator[Target]]] = {
+        "throughput": _throughput,
+        "log_size": _log_size,
+        "rebuild": _rebuild,
+        "memory": _memory,
+        "idle": _idle,
+        "latency": _latency,
+    }
+    return [
+        target
+        for name, found in parts.items()
+        if name in results
+        for target in found(results[name])
+    ]
+
+
+def _throughput(part: Result) -> Iterator[Target]:
+    for name, title, wanted in (
+        (FASTSTREAM, "FastStream with a commit each", 12),
+        (HANDWRITTEN, "hand-written loop with a commit each", 8),
+        (AIO_PIKA, "aio-pika that only acks each message", 1.5),
+        (RAW_AIORMQ, "raw aiormq that does nothing", 0.65),
+    ):
+        if {WORKER, name} <= part["runs"].keys():
+            ratio = median_rate(part, WORKER) / median_rate(part, name)
+            yield Target(f"worker / {title}", wanted, ratio, _ratio)
+
+
+def _log_size(part: Result) -> Iterator[Target]:
+    empty, *_, large = ((each["size"], median(rates(each["runs"]))) for each in part["sizes"])
+    if large[0] >= LARGE_LOG:
+        what = f"rate with {large[0]:,} messages in the log / with none"
+        yield Target(what, 0.85, large[1] / empty[1], _ratio)
+
+
+def _rebuild(part: Result) -> Iterator[Target]:
+    rate = median_rate(part, REBUILD)
+    what = "rebuild / raw sqlite3 that inserts the same"
+    yield Target(what, 0.5, rate / median_rate(part, RAW_SQLITE), _ratio)
+    yield Target("rebuild, messages/s", 150_000, rate, thousands)
+
+
+def _memory(part: Result) -> Iterator[Target]:
+    what = f"peak memory, {part['messages']:,} messages waiting"
+    yield Target(what, 80 * MEGABYTE, part["peak_bytes"], _megabytes, is_floor=False)
+
+
+def _idle(part: Result) -> Iterator[Target]:
+    yield Target("CPU when idle, of a core", 0.005, part["share"], _percent, is_floor=False)
+
+
+def _latency(part: Result) -> Iterator[Target]:
+    for load, share, wanted in (("1,000/s", 0.5, 3), ("1,000/s", 0.99, 10), ("50 %", 0.99, 25)):
+        for each in part["loads"]:
+            if each["name"] == load:
+                at = load if load == "1,000/s" else f"{load} of the highest rate"
+                what = f"publish to committed at {at}, p{share * 100:.0f}"
+                measured = each["percentiles_ms"][str(share)]
+                yield Target(what, wanted, measured, _milliseconds, is_floor=False)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / MEGABYTE:.1f} MB"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms"
