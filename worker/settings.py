@@ -91,10 +91,10 @@ class Settings(BaseSettings):
         description="The worker's queue; its dead letters go to this name and '.dead-letters'.",
     )
     prefetch: int = Field(
-        1000, ge=1, le=2000, description="Unacked deliveries that the broker grants, 1 to 2000."
+        2000, ge=1, le=2000, description="Unacked deliveries that the broker grants, 1 to 2000."
     )
     batch_size: int = Field(
-        500, ge=1, le=2000, description="Most messages in one transaction; at most the prefetch."
+        1000, ge=1, le=2000, description="Most messages in one transaction; at most the prefetch."
     )
     delivery_limit: int = Field(
         20,
