@@ -13,10 +13,12 @@ from tests.benchmarks.traffic import Sent
 from tests.oracle import COLUMNS, Row, step
 from worker.projections import load
 from worker.rebuild import create_tables
+from worker.settings import Settings
 from worker.store import log
 from worker.store.connection import Writer
 
-BATCH = 500
+# As the worker's.
+BATCH: int = Settings.model_fields["batch_size"].default
 APPENDED_AT = "2026-01-01T00:00:00.000000Z"
 CHANGING = ("status", "started_at", "completed_at", "updated_at")
 # The names are the oracle's.
