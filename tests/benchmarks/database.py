@@ -13,10 +13,12 @@ from tests.benchmarks.traffic import Sent
 from tests.oracle import COLUMNS, Row, step
 from worker.projections import load
 from worker.rebuild import create_tables
+from worker.settings import Settings
 from worker.store import log, streams
-from worker.store.connection import Writer
+from worker.store.connection import CHECKPOINT_PAGES_IN_BULK, Writer
 
-BATCH = 500
+# As the worker's.
+BATCH: int = Settings.model_fields["batch_size"].default
 APPENDED_AT = "2026-01-01T00:00:00.000000Z"
 CHANGING = ("status", "started_at", "completed_at", "updated_at")
 # The names are the oracle's.
@@ -89,6 +91,7 @@ def connect(database: Path, synchronous: str = "FULL") -> sqlite3.Connection:
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA cache_size = -8192")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES_IN_BULK}")
     return connection
 
 

@@ -27,7 +27,7 @@ class Table:
         """Give it as it stands on the terminal."""
         table = RichTable(box=SIMPLE_HEAD)
         for place, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if place else "left")
+            table.add_column(column, justify="right" if place else "left", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table

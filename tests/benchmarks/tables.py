@@ -48,14 +48,14 @@ def throughput(part: Result) -> Table:
             ]
         )
     return Table(
-        f"Throughput{_rounds(part)}",
+        f"Throughput and CPU time a message{_rounds(part)}",
         (
             "contender",
             "messages",
             "messages/s",
             "worker / it",
-            "CPU, µs a message",
-            "broker's, µs a message",
+            "CPU µs",
+            "broker's CPU µs",
         ),
         rows,
     )
@@ -73,7 +73,7 @@ def rebuild(part: Result) -> Table:
     ]
     return Table(
         f"Rebuild of {part['messages']:,} messages{_rounds(part)}",
-        ("", "messages/s", "CPU, µs a message"),
+        ("", "messages/s", "CPU µs"),
         rows,
     )
 
@@ -111,7 +111,7 @@ def log_size(part: Result) -> Table:
         ]
         for each in part["sizes"]
     ]
-    columns = ("messages in the log", "messages/s", "of the empty one's", "CPU, µs a message")
+    columns = ("messages in the log", "messages/s", "of the empty one's", "CPU µs")
     title = f"Log size, {part['messages']:,} messages drained; at the end {_gigabytes(part)}"
     return Table(title, columns, rows)
 

@@ -33,7 +33,7 @@ class TestDefaults:
 
         assert settings.database == Path("data/projection.db")
         assert (settings.exchange, settings.queue) == ("chat.events", "chat.events.projection")
-        assert (settings.prefetch, settings.batch_size, settings.delivery_limit) == (1000, 500, 20)
+        assert (settings.prefetch, settings.batch_size, settings.delivery_limit) == (2000, 1000, 20)
         assert settings.max_message_bytes == 2**20
         assert (settings.log_format, settings.log_level) == ("auto", "info")
         assert settings.broker == "amqp://localhost:5672/"
