@@ -181,6 +181,19 @@ class TestForeignFiles:
         require_sqlite((3, 38, 0))
 
 
+class TestCheckpoints:
+    async def test_are_rarer_in_bulk(self, tmp_path: Path) -> None:
+        """As long as the work is of that kind, and no longer."""
+        found = []
+        async with Writer(tmp_path / "p.db") as writer:
+            for in_bulk in (False, True, True, False):
+                async with writer.transaction(in_bulk=in_bulk) as tx:
+                    ((pages,),) = await tx.fetch_all("PRAGMA wal_autocheckpoint")
+                    found.append(pages)
+
+        assert found == [1_000, 16_000, 16_000, 1_000]
+
+
 class TestReader:
     async def test_sees_the_last_commit_while_the_worker_writes(self, tmp_path: Path) -> None:
         """A transaction that has not committed is not seen and does not block."""

@@ -203,7 +203,9 @@ class Writer(Database):
         connection = await self._ready()
         tx = Transaction(connection, self.path)
         try:
-            await self._checkpoint_after(CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES)
+            await self._checkpoint_after(
+                tx, CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES
+            )
             # A deferred transaction that comes to write fails at once, whatever the busy timeout
             # (sqlite.org/lang_transaction.html, section 2.2).
             await tx.run("BEGIN IMMEDIATE")
@@ -225,9 +227,9 @@ class Writer(Database):
                 raise tx.fault from tx.fault.__cause__
             raise
 
-    async def _checkpoint_after(self, pages: int) -> None:
+    async def _checkpoint_after(self, tx: Transaction, pages: int) -> None:
         if pages != self._checkpoint_pages:
-            await self._opened().execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            await tx.run(f"PRAGMA wal_autocheckpoint = {pages}")
             self._checkpoint_pages = pages
 
     async def probe(self) -> None:
