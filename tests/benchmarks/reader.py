@@ -18,7 +18,7 @@ from tests.benchmarks import traffic
 
 LOOK_SECONDS = 0.0005
 SILENT_SECONDS = 30
-IS_THERE = "SELECT 1 FROM log WHERE event_id = ? AND id = ?"
+IS_THERE = "SELECT 1 FROM messages WHERE event_id = ? AND id = ?"
 
 
 def main() -> None:
