@@ -1,7 +1,6 @@
 """The process around the service: signals, health, and an end in time, whatever hangs."""
 
 import asyncio
-import gc
 import os
 import signal
 import time
@@ -20,8 +19,6 @@ from worker.telemetry.report import Report
 # A drain ends before this, whatever the broker and the disk do; what is not acked is redelivered.
 DRAIN_SECONDS = 4.5
 TICK_SECONDS = 1
-# New containers between two searches for cycles; some ten thousand belong to the messages at hand.
-COLLECT_AFTER = 20_000
 
 
 async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None:
@@ -30,7 +27,6 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
     `load_settings` is called at each connection to the broker, for a password that was renewed.
     Raises what `Service.run` raises, and `HealthUnavailable` if its port is taken.
     """
-    _spare_the_collector()
     settings = load_settings()
     facts = Facts()
     metrics = Metrics(facts, sqlite_version=".".join(map(str, SQLITE_VERSION)))
@@ -46,14 +42,6 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
         await service.run()
     ending.is_complete = True
     report.stopped()
-
-
-def _spare_the_collector() -> None:
-    # A batch is freed by its reference counts. To search it for cycles, among all that has been
-    # imported, took a tenth of the worker's time.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
 
 
 class _Ending:

@@ -22,7 +22,7 @@ from worker.store.transaction import Transaction
 # what nobody can rule out in foreign code. Three tries cost little, as they are rare.
 HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
-BACKLOG_MESSAGES = 400
+BACKLOG_MESSAGES = 800
 
 _Message = tuple[Arrival, AnyMessage, str]
 """An arrival that holds a message, that message, and its event."""

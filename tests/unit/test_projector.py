@@ -91,7 +91,7 @@ class TestHops:
         Aiosqlite logs a line for each call that it hands to its thread.
         """
         hops = {}
-        for events in (2, 120):
+        for events in (2, 200):
             batch: list[Message] = []
             for event in range(events):
                 life = [build(f"e-{event}", sequence=n + 2) for n, build in enumerate(LIFE)]
@@ -104,7 +104,7 @@ class TestHops:
                     await projector.project(arrivals(batch))
             hops[events] = sum(r.msg.startswith("executing") for r in caplog.records)
 
-        assert hops[120] == hops[2] < 30
+        assert hops[200] == hops[2] < 30
 
 
 LIFE = (planned, started, completed)
