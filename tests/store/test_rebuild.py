@@ -214,7 +214,7 @@ class TestKill:
     @pytest.mark.parametrize(
         "statement",
         ["ATTACH DATABASE ? AS fresh", "DROP TABLE IF EXISTS main.events", "CREATE TABLE events",
-         "CREATE INDEX", "INSERT OR FAIL INTO main.events", "DELETE FROM projections",
+         "CREATE INDEX", "INSERT INTO main.events", "DELETE FROM projections",
          "INSERT INTO projections", "COMMIT"],
     )  # fmt: skip
     async def test_before_a_statement_of_the_swap_leaves_the_old_rows(

@@ -96,8 +96,7 @@ async def replace_tables(
                 for statement in statements:
                     await tx.run(statement)
                 if fresh is not None:
-                    # To undo this statement alone, SQLite would keep what it overwrites in memory.
-                    await tx.run(f"INSERT OR FAIL INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
+                    await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
             await tx.run("DELETE FROM projections")
             await tx.execute_many(
                 "INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items()
