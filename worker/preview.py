@@ -54,7 +54,7 @@ async def _copy(scratch: Writer, registry: Registry, event_id: str, stream: Sequ
         return
     async with scratch.transaction() as tx:
         opened = (await Streams().of(tx, [event_id]))[event_id]
-        await log.append(tx, [log.Entry(stream=opened.number, **dict(entry)) for entry in stream])
+        log.append(tx, [(opened.number, *entry) for entry in stream])
     for entry in stream:
         # A message that today's handlers cannot apply is in the live row or not; the others are.
         with suppress(Exception):

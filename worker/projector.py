@@ -6,16 +6,15 @@ found by itself, and its neighbours commit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from worker.deliveries import Outcome, Reason, Rejected, Verdict
+from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
 from worker.errors import StoreUnavailable
 from worker.fold import fold, is_late, position
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
-from worker.store.streams import Position, Stream, Streams
+from worker.store.streams import Stream, Streams
 from worker.store.transaction import Transaction
 
 # A handler sees only the message and the database, so one that failed will fail again, but for
@@ -23,19 +22,22 @@ from worker.store.transaction import Transaction
 HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
 BACKLOG_MESSAGES = 800
+APPLIED = (Verdict.APPLIED, Verdict.LATE)
 
-_Message = tuple[Arrival, AnyMessage, str]
-"""An arrival that holds a message, that message, and its event."""
+_Message = tuple[Delivery, AnyMessage, str]
+"""A delivery, the message in it, and that one's event."""
 
 
-@dataclass(slots=True)
 class _Addition:
     """What a batch brings to one stream."""
 
-    stream: Stream
-    head: Position | None
-    accepted: list[AnyMessage] = field(default_factory=list)
-    must_fold_anew: bool = False
+    __slots__ = ("accepted", "head", "must_fold_anew", "stream")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.head = stream.head
+        self.accepted: list[AnyMessage] = []
+        self.must_fold_anew = False
 
     def accept(self, message: AnyMessage) -> bool:
         """Take a new message; tell whether one that comes after it arrived before it."""
@@ -49,7 +51,7 @@ class _Addition:
         return True
 
 
-class _HandlerFailed(Exception):
+class _Failed(Exception):
     """A handler raised, or one of its statements did."""
 
 
@@ -65,36 +67,50 @@ class Projector:
         self._clock = clock
         self._streams = Streams()
 
-    async def project(self, batch: Sequence[Arrival]) -> list[Outcome]:
-        """Decide every delivery, in order, and commit.
+    async def project(
+        self, batch: Sequence[Arrival], meanwhile: Callable[[], None] | None = None
+    ) -> list[Outcome]:
+        """Decide every delivery, in order, and commit; `meanwhile` is called during the commit.
 
         Raises `StoreUnavailable` if the database cannot commit now: nothing has happened then, and
         the same batch may be tried again.
         """
         messages = [
-            (arrival, arrival.content, arrival.content.event_id)
-            for arrival in batch
-            if not isinstance(arrival.content, Rejected)
+            (delivery, content, content.payload.event_id)
+            for delivery, content in batch
+            if not isinstance(content, Rejected)
         ]
-        decided = iter(await self._commit(messages) if messages else [])
+        decided = await self._commit(messages, meanwhile) if messages else []
+        if len(decided) == len(batch):
+            return decided
+        following = iter(decided)
         return [
-            Outcome(arrival.delivery, Verdict.REJECTED, arrival.content)
-            if isinstance(arrival.content, Rejected)
-            else next(decided)
-            for arrival in batch
+            Outcome(delivery, Verdict.REJECTED, content)
+            if isinstance(content, Rejected)
+            else next(following)
+            for delivery, content in batch
         ]
 
-    async def _commit(self, messages: Sequence[_Message]) -> list[Outcome]:
+    async def _commit(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
         # What is remembered is dropped with a transaction that fails.
         streams, self._streams = self._streams, Streams()
         in_bulk = len(messages) >= BACKLOG_MESSAGES
-        try:
-            async with self._writer.transaction(in_bulk=in_bulk) as tx:
-                outcomes = await self._write(tx, messages, streams)
-        except _HandlerFailed:
-            streams = Streams()
-            async with self._writer.transaction() as tx:
-                outcomes = [await self._write_alone(tx, each, streams) for each in messages]
+        # Where nothing was delivered before, nearly every batch is all new: the log's key would
+        # refuse a message that is not.
+        attempts = [True] if any(d.redelivered for d, _, _ in messages) else [False, True]
+        for looks_first in attempts:
+            try:
+                async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
+                    outcomes = await self._write(tx, messages, streams, looks_first=looks_first)
+            except _Failed:
+                streams = Streams()
+            else:
+                self._streams = streams
+                return outcomes
+        async with self._writer.transaction() as tx:
+            outcomes = [await self._write_alone(tx, each, streams) for each in messages]
         self._streams = streams
         return outcomes
 
@@ -103,112 +119,107 @@ class Projector:
         for _ in range(HANDLER_ATTEMPTS):
             try:
                 async with tx.savepoint():
-                    (outcome,) = await self._write(tx, [alone], streams)
+                    (outcome,) = await self._write(tx, [alone], streams, looks_first=True)
                     return outcome
-            except _HandlerFailed as failure:
+            except _Failed as failure:
                 cause = failure.__cause__
-        arrival, message, event_id = alone
+        delivery, message, event_id = alone
         detail = (
             f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: "
             f"{type(cause).__name__}: {cause}"
         )
         rejected = Rejected(Reason.HANDLER_FAILED, detail)
-        return _outcome(arrival, message, event_id, Verdict.REJECTED, rejected)
+        return Outcome(delivery, Verdict.REJECTED, rejected, message.kind, event_id, message.id)
 
     async def _write(
-        self, tx: Transaction, messages: Sequence[_Message], streams: Streams
+        self,
+        tx: Transaction,
+        messages: Sequence[_Message],
+        streams: Streams,
+        *,
+        looks_first: bool,
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
-        additions = {event_id: _Addition(stream, stream.head) for event_id, stream in found.items()}
-        outcomes = await self._accept(tx, messages, additions)
-        await self._apply(tx, additions)
-        outcomes = await self._mark_orphans(tx, outcomes)
+        additions = {event_id: _Addition(stream) for event_id, stream in found.items()}
+        keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
+        known = await log.known(tx, keys) if looks_first else {}
+        outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
+        if looks_first:
+            # From here on, what fails is a handler's.
+            await tx.flush()
+        orphans = await self._apply(tx, additions)
         streams.remember({e: Stream(a.stream.number, a.head) for e, a in additions.items()})
-        return outcomes
+        if not orphans:
+            return outcomes
+        return [
+            outcome._replace(verdict=Verdict.ORPHAN)
+            if outcome.verdict in APPLIED and outcome.event_id in orphans
+            else outcome
+            for outcome in outcomes
+        ]
 
-    async def _accept(
-        self, tx: Transaction, messages: Sequence[_Message], additions: dict[str, _Addition]
+    def _accept(
+        self,
+        tx: Transaction,
+        messages: Sequence[tuple[log.Key, _Message]],
+        known: dict[log.Key, str],
+        additions: dict[str, _Addition],
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
-        known = await log.known(
-            tx, [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
-        )
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
-        for arrival, message, event_id in messages:
-            addition = additions[event_id]
-            key = (addition.stream.number, message.id)
-            body = arrival.delivery.body.decode()
+        for key, (delivery, message, event_id) in messages:
+            body = delivery.body.decode()
             if key in known:
-                outcomes.append(_judge_again(arrival, message, event_id, known[key]))
-                continue
-            known[key] = body
-            was_late = addition.accept(message)
-            verdict = Verdict.LATE if was_late else Verdict.APPLIED
-            outcomes.append(_outcome(arrival, message, event_id, verdict))
-            entries.append(
-                log.Entry(
-                    *key,
-                    message.sequence,
-                    message.occurred_at,
-                    message.kind,
-                    was_late,
-                    appended_at,
-                    body,
+                verdict, rejected = _judge_again(message, body, known[key])
+            else:
+                known[key] = body
+                is_late = additions[event_id].accept(message)
+                verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
+                entries.append(
+                    (
+                        *key,
+                        message.sequence,
+                        message.occurred_at,
+                        message.kind,
+                        int(is_late),
+                        appended_at,
+                        body,
+                    )
                 )
+            outcomes.append(
+                Outcome(delivery, verdict, rejected, message.kind, event_id, message.id)
             )
-        await log.append(tx, entries)
+        log.append(tx, entries)
         return outcomes
 
-    async def _apply(self, tx: Transaction, additions: dict[str, _Addition]) -> None:
-        """Bring the rows of the streams up to their logs."""
-        anew = [a.stream.number for a in additions.values() if a.must_fold_anew]
-        bodies = await log.bodies(tx, anew)
+    async def _apply(self, tx: Transaction, additions: dict[str, _Addition]) -> set[str]:
+        """Bring the rows of the streams up to their logs; give the events that have no row then."""
+        changed = {event_id: a for event_id, a in additions.items() if a.accepted}
+        anew = [a.stream.number for a in changed.values() if a.must_fold_anew]
         try:
-            for event_id, addition in additions.items():
+            bodies = await log.bodies(tx, anew)
+            for event_id, addition in changed.items():
                 if addition.must_fold_anew:
                     whole = map(self._registry.wire.validate_json, bodies[addition.stream.number])
                     await fold(self._registry, tx, event_id, whole, anew=True)
                 else:
                     await fold(self._registry, tx, event_id, addition.accepted)
-            await tx.flush()
+            # What has been written for all of them is run by this.
+            return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
         except StoreUnavailable:
             raise
         except Exception as error:
-            raise _HandlerFailed from error
-
-    async def _mark_orphans(self, tx: Transaction, outcomes: list[Outcome]) -> list[Outcome]:
-        applied = (Verdict.APPLIED, Verdict.LATE)
-        event_ids = {o.event_id for o in outcomes if o.verdict in applied and o.event_id}
-        orphans = event_ids - await tables.with_rows(tx, self._registry.versions, event_ids)
-        if not orphans:
-            return outcomes
-        return [
-            outcome._replace(verdict=Verdict.ORPHAN)
-            if outcome.verdict in applied and outcome.event_id in orphans
-            else outcome
-            for outcome in outcomes
-        ]
+            raise _Failed from error
 
 
-def _judge_again(arrival: Arrival, message: AnyMessage, event_id: str, first: str) -> Outcome:
+def _judge_again(message: AnyMessage, body: str, first: str) -> tuple[Verdict, Rejected | None]:
     """Decide a message whose id is known: the first of two contents counts."""
-    if same_content(first, arrival.delivery.body.decode()):
-        return _outcome(arrival, message, event_id, Verdict.DUPLICATE)
+    if same_content(first, body):
+        return Verdict.DUPLICATE, None
     detail = (
-        f"The id {message.id!r} of event {event_id!r} is taken by another message, which arrived "
-        f"first and counts. Publishers choose a new id for each message."
+        f"The id {message.id!r} of event {message.event_id!r} is taken by another message, which "
+        f"arrived first and counts. Publishers choose a new id for each message."
     )
-    rejected = Rejected(Reason.ID_CONFLICT, detail)
-    return _outcome(arrival, message, event_id, Verdict.REJECTED, rejected)
-
-
-def _outcome(
-    arrival: Arrival,
-    message: AnyMessage,
-    event_id: str,
-    verdict: Verdict,
-    rejected: Rejected | None = None,
-) -> Outcome:
-    return Outcome(arrival.delivery, verdict, rejected, message.kind, event_id, message.id)
+    return Verdict.REJECTED, Rejected(Reason.ID_CONFLICT, detail)

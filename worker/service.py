@@ -231,7 +231,7 @@ class Service:
         while True:
             try:
                 with self._report.transaction():
-                    outcomes = await projector.project(batch)
+                    outcomes = await projector.project(batch, meanwhile=consumer.look_ahead)
             except StoreUnavailable as error:
                 self._report.holding(error, len(batch))
                 attempt += 1

@@ -27,16 +27,16 @@ class TestStreams:
     async def test_have_their_greatest_position_as_head(self, tmp_path: Path) -> None:
         """By sequence, then time, then id."""
         entries = [
-            entry(1, "z", 1)._replace(occurred_at=LATER),
+            entry(1, "z", 1, at=LATER),
             entry(1, "a", 2),
             entry(2, "z", 2**63 - 1),
-            entry(2, "a", 2**63 - 1)._replace(occurred_at=LATER),
+            entry(2, "a", 2**63 - 1, at=LATER),
             entry(3, "a", 0),
             entry(3, "b", 0),
         ]
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             await Streams().of(tx, ["e", "f", "g"])
-            await log.append(tx, entries)
+            log.append(tx, entries)
 
             found = await Streams().of(tx, ["e", "f", "g"])
 
@@ -70,7 +70,7 @@ class TestStreams:
         monkeypatch.setattr(module, "REMEMBERED", 2)
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             await Streams().of(tx, ["e", "f"])
-            await log.append(tx, [entry(1, "m", 1), entry(2, "m", 2)])
+            log.append(tx, [entry(1, "m", 1), entry(2, "m", 2)])
             streams = Streams()
             streams.remember({"e": Stream(1, (10, AT, "n")), "f": Stream(2, (20, AT, "n"))})
             await streams.of(tx, ["e"])

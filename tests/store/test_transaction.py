@@ -52,7 +52,7 @@ class TestCommit:
         """What was executed and not flushed is written, too."""
         async with writer.transaction() as tx:
             await tx.execute(INSERT, ("a",))
-            await tx.execute_many(INSERT, [("b",), ("c",)])
+            tx.add(INSERT, [("b",), ("c",)])
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
 
@@ -74,7 +74,8 @@ class TestCommit:
     async def test_needs_the_lock_at_the_beginning(self, writer: Writer) -> None:
         """Nobody else writes from the first statement on."""
         with closing(sqlite3.connect(writer.path, timeout=0)) as other:
-            async with writer.transaction():
+            async with writer.transaction() as tx:
+                await tx.flush()
                 with pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute("BEGIN IMMEDIATE")
 
@@ -89,6 +90,48 @@ class TestCommit:
             await tx.execute(INSERT, ("a",))
 
         assert rows(Path(writer.path), VALUES) == [("a",)]
+
+
+class TestMeanwhile:
+    async def test_is_called_once_for_a_commit(self, writer: Writer) -> None:
+        """Before the block is left, and after all that it wrote was handed over."""
+        called: list[str] = []
+        async with writer.transaction(meanwhile=lambda: called.append("meanwhile")) as tx:
+            await tx.execute(INSERT, ("a",))
+            called.append("block")
+
+        assert called == ["block", "meanwhile"]
+        assert rows(Path(writer.path), VALUES) == [("a",)]
+
+    async def test_lets_the_commit_end_if_it_fails(self, writer: Writer) -> None:
+        """What it raises is raised, once it is known what became of the transaction."""
+
+        def fail() -> None:
+            raise Boom
+
+        with pytest.raises(Boom):
+            async with writer.transaction(meanwhile=fail) as tx:
+                await tx.execute(INSERT, ("a",))
+        await in_transaction(writer, "b")
+
+        assert rows(Path(writer.path), VALUES) == [("a",), ("b",)]
+
+
+class TestAStatementThatFails:
+    async def test_keeps_those_behind_it_from_running(self, writer: Writer) -> None:
+        """They are one call, and the transaction commits nothing, whoever catches the error."""
+
+        async def write() -> None:
+            async with writer.transaction() as tx:
+                tx.add(INSERT, [("a",), ("a",)])
+                tx.add(INSERT, [("b",)])
+                with pytest.raises(sqlite3.IntegrityError):
+                    await tx.fetch_all(VALUES)
+
+        with pytest.raises(sqlite3.IntegrityError):
+            await write()
+
+        assert rows(Path(writer.path), VALUES) == []
 
 
 class TestFetch:

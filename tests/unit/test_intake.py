@@ -14,7 +14,7 @@ from pamqp.frame import FrameTypes
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from worker.broker.intake import BEAT, Intake, IntakeReader
+from worker.broker.intake import BATCH_BYTES, BEAT, BEAT_SECONDS, Intake, IntakeReader
 from worker.deliveries import Delivery, Reason, Rejected
 from worker.messages import Arrival
 
@@ -50,7 +50,7 @@ async def fed(chunks: Iterator[bytes] | Sequence[bytes]) -> tuple[list[Arrival],
     for chunk in chunks:
         reader.feed_data(chunk)
     reader.feed_eof()
-    return list(intake.waiting), await reader.read()
+    return intake.take(1_000), await reader.read()
 
 
 parts = st.lists(
@@ -113,9 +113,44 @@ class TestDeliveries:
 
     async def test_keep_the_connection_alive(self) -> None:
         """The library hears of a peer that sends nothing but deliveries."""
-        _, others = await fed([frames(1, b"{}"), frames(2, b"{}")])
+        moments = iter([0.0, BEAT_SECONDS / 2, BEAT_SECONDS, BEAT_SECONDS * 2])
+        reader = IntakeReader(Intake(delivered), clock=lambda: next(moments))
+        for tag in range(1, 5):
+            reader.feed_data(frames(tag, b"{}"))
+        reader.feed_eof()
 
-        assert others == BEAT + BEAT
+        assert await reader.read() == BEAT * 3
+
+
+class TestTaking:
+    def test_decodes_in_order_and_each_once(self) -> None:
+        """Some ahead, the others when they are taken."""
+        decoded: list[int] = []
+
+        def decode(delivery: Delivery) -> Arrival:
+            decoded.append(delivery.tag)
+            return delivered(delivery)
+
+        intake = Intake(decode)
+        for tag in range(1, 6):
+            intake.add(Delivery(b"{}", tag))
+        intake.look_ahead(2)
+        ahead = list(decoded)
+        taken = [[arrival.delivery.tag for arrival in intake.take(3)] for _ in range(3)]
+
+        assert ahead == [1, 2]
+        assert taken == [[1, 2, 3], [4, 5], []]
+        assert decoded == [1, 2, 3, 4, 5]
+
+    def test_gives_only_a_few_large_ones_at_once(self) -> None:
+        """A batch of the largest bodies must not keep the loop from its heartbeats."""
+        intake = Intake(delivered)
+        for tag in range(1, 7):
+            intake.add(Delivery(bytes(BATCH_BYTES // 2), tag))
+
+        taken = [len(intake.take(1_000)) for _ in range(4)]
+
+        assert taken == [2, 2, 2, 0]
 
 
 class TestWhatIsNotUnderstood:

@@ -23,7 +23,7 @@ class Reception:
     """How deliveries are received."""
 
     decode: Callable[[Delivery], Arrival]
-    """Called with each as it comes."""
+    """Called with each, in the order in which they come."""
     prefetch: int
     """Unacked deliveries that the broker grants."""
     batch_size: int
@@ -55,6 +55,8 @@ class Consumer:
         self._queue = queue
         self._reception = reception
         self._narrow_tag: str | None = None
+        # Waited for between two batches, so not by way of tasks that wait for one thing each.
+        life.call_when_it_ends(intake.arrived.set)
 
     async def start(self) -> None:
         """Let the broker deliver, one message at a time."""
@@ -88,16 +90,19 @@ class Consumer:
         """Give what has arrived, at least one and at most a batch."""
         while not self._life.drains:
             self._life.require()
-            if waiting := self._intake.waiting:
-                count = min(len(waiting), self._reception.batch_size)
-                return [waiting.popleft() for _ in range(count)]
+            if batch := self._intake.take(self._reception.batch_size):
+                return batch
             self._intake.arrived.clear()
-            await self._life.wait(self._intake.arrived)
+            await self._intake.arrived.wait()
         raise StopAsyncIteration
+
+    def look_ahead(self) -> None:
+        """Decode the next batch, as far as it has arrived, so that it is ready when it is taken."""
+        self._intake.look_ahead(self._reception.batch_size)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle a batch, as `Settlement.settle` does; open the window past the last suspect."""
-        if not any(outcome.delivery.is_suspect for outcome in outcomes):
+        if self._is_narrow and not any(outcome.delivery.is_suspect for outcome in outcomes):
             await self._widen()
         settled = await self._settlement.settle(outcomes)
         if len(settled) < len(outcomes):
@@ -105,6 +110,10 @@ class Consumer:
             # must not hold up all others.
             await self._widen()
         return settled
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self._narrow_tag is not None
 
     async def _widen(self) -> None:
         """Leave the queue to the consumer with the wide window, if that has not been done."""

@@ -8,6 +8,7 @@ and whatever this module does not understand, reaches the library as it came.
 
 import asyncio
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,42 +27,67 @@ from worker.messages import Arrival
 FRAME = struct.Struct(">BHI")
 FRAME_END = 0xCE
 FRAME_BYTES = FRAME.size + 1
-METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+METHOD, HEADER, BODY, HEARTBEAT = KINDS = (1, 2, 3, 8)
 BEAT = FRAME.pack(HEARTBEAT, 0, 0) + bytes([FRAME_END])
+# Well within the interval in which the library wants to hear of the broker.
+BEAT_SECONDS = 1.0
 BASIC_DELIVER = bytes((0, 60, 0, 60))
 # Behind the consumer's tag: the delivery's tag, whether it is redelivered, the exchange's length.
 DELIVER = struct.Struct(">QBB")
 # The size of the body stands behind the class and the weight (2.3.5.2).
 BODY_SIZE = struct.Struct(">Q")
+# What is decoded without a pause, and committed together: large bodies must not keep the loop from
+# the heartbeats, nor all the others from being acked.
+BATCH_BYTES = 4 * 1024 * 1024
 
 
 class Intake:
     """What has arrived and has not been taken yet; belongs to one consumer."""
 
     def __init__(self, decode: Callable[[Delivery], Arrival]) -> None:
-        """Decode what arrives, at once: the last batch is being committed meanwhile."""
-        self.decode = decode
-        self.waiting: deque[Arrival] = deque()
+        """Decode deliveries so, but only when they are taken, or when there is time before."""
+        self._decode = decode
+        self._waiting: deque[Delivery] = deque()
+        self._ready: deque[Arrival] = deque()
         self.arrived = asyncio.Event()
         """Set whenever something arrives; whoever waits for it clears it."""
+
+    def add(self, delivery: Delivery) -> None:
+        """Keep a delivery until it is taken."""
+        self._waiting.append(delivery)
+
+    def look_ahead(self, most: int) -> None:
+        """Decode what has arrived, until so many are ready; large bodies only a few at a time."""
+        room = BATCH_BYTES
+        while self._waiting and len(self._ready) < most and room > 0:
+            delivery = self._waiting.popleft()
+            room -= len(delivery.body)
+            self._ready.append(self._decode(delivery))
+
+    def take(self, most: int) -> list[Arrival]:
+        """Give what has arrived, decoded: so many at most, and none only if nothing has."""
+        self.look_ahead(most)
+        count = min(len(self._ready), most)
+        return [self._ready.popleft() for _ in range(count)]
 
 
 class IntakeReader(asyncio.StreamReader):
     """What the library reads from one connection; its deliveries go to the intake instead."""
 
-    def __init__(self, intake: Intake) -> None:
-        """Deliver to this intake."""
+    def __init__(self, intake: Intake, clock: Callable[[], float] = time.monotonic) -> None:
+        """Deliver to this intake; `clock` gives seconds."""
         super().__init__()
         self._intake = intake
+        self._clock = clock
         self._understands = True
         self._begun = bytearray()
         self._wanted = 0
         # The delivery of which not all frames have come yet.
         self._channel: int | None = None
-        self._method = b""
-        self._header = b""
+        self._method = self._header = b""
         self._body: list[bytes] = []
         self._missing = 0
+        self._beat_at = -BEAT_SECONDS
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Take what the connection has received."""
@@ -85,71 +111,73 @@ class IntakeReader(asyncio.StreamReader):
         others: list[bytes] = []
         has_deliveries = False
         place, end = 0, len(data)
+        self._wanted = FRAME_BYTES
+        # Each frame passes here, so the loop does by itself what it can.
         while end - place >= FRAME_BYTES:
             kind, channel, size = FRAME.unpack_from(data, place)
-            following = place + FRAME_BYTES + size
-            if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-                return b"".join([*others, self._give_up(data[place:])])
-            if following > end:
-                self._wanted = following - place
+            begins = place + FRAME.size
+            ends = begins + size
+            if kind not in KINDS or (ends < end and data[ends] != FRAME_END):
+                # Left to the library with all that follows: it ends the connection.
+                self._understands = False
+                others.append(data[place:])
+                return b"".join(others)
+            if ends >= end:
+                self._wanted = ends + 1 - place
                 break
-            if data[following - 1] != FRAME_END:
-                return b"".join([*others, self._give_up(data[place:])])
-            if self._is_of_delivery(kind, channel, data[place + FRAME.size : following - 1]):
+            if kind == METHOD and data.startswith(BASIC_DELIVER, begins):
+                self._channel, self._method = channel, data[begins:ends]
+                has_deliveries = True
+            elif channel == self._channel and kind in (HEADER, BODY):
+                self._add(kind, data[begins:ends])
                 has_deliveries = True
             else:
-                others.append(data[place:following])
-            place = following
-        else:
-            self._wanted = FRAME_BYTES
+                others.append(data[place : ends + 1])
+            place = ends + 1
         self._begun += data[place:]
-        if has_deliveries and not others:
-            # The library takes a peer for dead of which it hears nothing.
-            return BEAT
+        if has_deliveries:
+            self._intake.arrived.set()
+            others += self._sign_of_life()
         return b"".join(others)
 
-    def _give_up(self, data: bytes) -> bytes:
-        """Leave these bytes and all that follow to the library, which ends the connection."""
-        self._understands = False
-        return data
+    def _sign_of_life(self) -> list[bytes]:
+        """Give a heartbeat now and again: the library takes a silent peer for dead."""
+        now = self._clock()
+        if now - self._beat_at < BEAT_SECONDS:
+            return []
+        self._beat_at = now
+        return [BEAT]
 
-    def _is_of_delivery(self, kind: int, channel: int, payload: bytes) -> bool:
-        if kind == METHOD and payload[:4] == BASIC_DELIVER:
-            self._channel, self._method = channel, payload
-            return True
-        if channel != self._channel or kind not in (HEADER, BODY):
-            return False
+    def _add(self, kind: int, payload: bytes) -> None:
+        """Take a frame of the content; with the last one, the delivery is whole."""
         if kind == HEADER:
             self._header = payload
             (self._missing,) = BODY_SIZE.unpack_from(payload, 4)
+            self._body = []
         else:
             self._body.append(payload)
             self._missing -= len(payload)
         if self._missing <= 0:
-            self._deliver()
-        return True
+            self._channel = None
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._intake.add(_delivery(self._method, self._header, body))
 
-    def _deliver(self) -> None:
-        method, header = self._method, self._header
-        place = 5 + method[4]
-        tag, is_redelivered, exchange_bytes = DELIVER.unpack_from(method, place)
-        place += DELIVER.size + exchange_bytes
-        delivery = Delivery(
-            body=b"".join(self._body),
-            tag=tag,
-            routing_key=method[place + 1 : place + 1 + method[place]].decode(
-                errors="backslashreplace"
-            ),
-            content_type=properties.content_type(header),
-            redelivered=bool(is_redelivered),
-            # The count is of deliveries that were lost, and after such a one there is the mark.
-            losses=properties.losses(header) if is_redelivered else 0,
-            read_properties=partial(properties.read, header),
-        )
-        self._intake.waiting.append(self._intake.decode(delivery))
-        self._channel = None
-        self._body.clear()
-        self._intake.arrived.set()
+
+def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:
+    place = 5 + method[4]
+    tag, is_redelivered, exchange_bytes = DELIVER.unpack_from(method, place)
+    place += DELIVER.size + exchange_bytes
+    routing_key = method[place + 1 : place + 1 + method[place]]
+    return Delivery(
+        body,
+        tag,
+        routing_key.decode(errors="backslashreplace"),
+        properties.content_type(header),
+        bool(is_redelivered),
+        # The count is of deliveries that were lost, and after such a one there is the mark.
+        properties.losses(header) if is_redelivered else 0,
+        partial(properties.read, header),
+    )
 
 
 class IntakeTransport(TransportFactory):

@@ -1,7 +1,7 @@
 """How long a session goes on: until it is lost, or the worker drains."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ class Life:
     def __init__(self) -> None:
         """Begin; belongs to the running loop."""
         self._drained = asyncio.Event()
+        self._ends: list[Callable[[], None]] = []
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -30,9 +31,14 @@ class Life:
         """Whether the worker takes no more."""
         return self._drained.is_set()
 
+    def call_when_it_ends(self, call: Callable[[], None]) -> None:
+        """Call this once it drains or is lost."""
+        self._ends.append(call)
+
     def drain(self) -> None:
         """Take no more; what waits is left to the broker."""
         self._drained.set()
+        self._tell_end()
 
     def lose(self, reason: str) -> None:
         """End it, for the first reason that is given: what is not settled is the broker's again."""
@@ -78,3 +84,8 @@ class Life:
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        for call in self._ends:
+            call()

@@ -83,7 +83,7 @@ class Settlement:
             await self._await_dead_letters(rejected)
         if not self._unconfirmed:
             # Tags rise with the order of delivery, and every earlier batch has been settled.
-            await self._ack(max(outcome.delivery.tag for outcome in outcomes), multiple=True)
+            await self._ack(outcomes[-1].delivery.tag, multiple=True)
             return outcomes
         self._left = {outcome.delivery.tag for outcome in self._unconfirmed}
         settled = [outcome for outcome in outcomes if outcome.delivery.tag not in self._left]

@@ -5,7 +5,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from worker.store.checks import (
     require_ours,
     require_sound,
 )
+from worker.store.driver import Parameters, connect
 from worker.store.faults import casts_doubt, fault, incomplete
 from worker.store.file import (
     IN_MEMORY,
@@ -33,7 +34,6 @@ from worker.store.file import (
     remove_rebuild_file,
     require_place,
 )
-from worker.store.statements import Parameters
 from worker.store.transaction import Row, Transaction
 
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
@@ -161,11 +161,9 @@ class Writer(Database):
     async def _open(self, *, may_be_new: bool) -> None:
         try:
             # Never makes a file: one that is gone must not be taken for a new one.
-            self._connection = await aiosqlite.connect(
-                self.path if self.path == IN_MEMORY else _uri(Path(self.path), "rw"),
-                uri=self.path != IN_MEMORY,
-                isolation_level=None,
-                timeout=BUSY_MILLISECONDS / 1_000,
+            self._connection = await connect(
+                IN_MEMORY if self.path == IN_MEMORY else _uri(Path(self.path), "rw"),
+                timeout_seconds=BUSY_MILLISECONDS / 1_000,
             )
             try:
                 await self._prepare(may_be_new=may_be_new)
@@ -190,11 +188,14 @@ class Writer(Database):
         return self._opened()
 
     @asynccontextmanager
-    async def transaction(self, *, in_bulk: bool = False) -> AsyncIterator[Transaction]:
+    async def transaction(
+        self, *, in_bulk: bool = False, meanwhile: Callable[[], None] | None = None
+    ) -> AsyncIterator[Transaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
 
         `in_bulk` is for work of which nobody awaits a single part: one commit in many may then take
-        some tenths of a second, so that all together take less.
+        some tenths of a second, so that all together take less. `meanwhile` is called once SQLite
+        commits, which leaves the loop idle: a sync of the disk, and Python's lock let go.
 
         When the block has been left without an error, what it wrote is on the disk. Raises
         `StoreUnavailable` if SQLite cannot begin, write or commit now, and `StoreUnusable` if the
@@ -208,14 +209,13 @@ class Writer(Database):
             )
             # A deferred transaction that comes to write fails at once, whatever the busy timeout
             # (sqlite.org/lang_transaction.html, section 2.2).
-            await tx.run("BEGIN IMMEDIATE")
+            tx.add("BEGIN IMMEDIATE")
             yield tx
-            await tx.flush()
             # Where its fsync fails, its frames stay in the WAL but not in SQLite's index of it
             # (wal.c, sqlite3WalFrames): the next commit overwrites them, or the next opening finds
             # them whole and counts them as committed. Whichever it is, the log tells, when the
             # same batch is tried again, what it has already from what it has not.
-            await tx.run("COMMIT")
+            await tx.commit(meanwhile)
             # A file that was deleted meanwhile keeps nothing.
             require_place(self.path, self._place)
         except BaseException as error:
@@ -296,7 +296,7 @@ class Reader(Database):
         """Open the file; raises `StoreUnusable` if it is missing or not ours."""
         uri = read_only_uri(Path(self.path))
         try:
-            self._connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+            self._connection = await connect(uri)
             self._connection.row_factory = Row
             await self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
             application_id, version, _ = await identity(self._connection)

@@ -6,7 +6,6 @@ the history that people read. Knows no kinds: what it keeps is a stream, a posit
 
 import json
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 from worker.store.connection import Database
 from worker.store.transaction import Row, Transaction
@@ -30,20 +29,9 @@ HISTORY = """
 """
 
 
-class Entry(NamedTuple):
-    """One message as the log keeps it; the fields are the table's columns, in order."""
-
-    stream: int
-    """The number of the stream."""
-    id: str
-    sequence: int
-    occurred_at: str
-    kind: str
-    is_late: bool
-    appended_at: str
-    body: str
-
-
+# Plain, as sqlite3 takes neither a named tuple nor a bool without asking around what they are.
+Entry = tuple[int, str, int, str, str, int, str, str]
+"""One message as the log keeps it: the table's columns, in order."""
 Key = tuple[int, str]
 """A message's stream, by number, and its id."""
 
@@ -54,10 +42,10 @@ async def known(tx: Transaction, keys: Collection[Key]) -> dict[Key, str]:
     return {(stream, message_id): body for stream, message_id, body in rows}
 
 
-async def append(tx: Transaction, entries: Sequence[Entry]) -> None:
+def append(tx: Transaction, entries: Sequence[Entry]) -> None:
     """Store messages for good."""
     # In the order of the key, so that neighbours in the tree are written together.
-    await tx.execute_many(APPEND, sorted(entries))
+    tx.add(APPEND, sorted(entries))
 
 
 async def bodies(tx: Transaction, numbers: Collection[int]) -> dict[int, list[str]]:

@@ -6,10 +6,9 @@ different streams may overtake each other, which the contract of handlers makes 
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-Value = str | int | float | bytes | None
-Parameters = Sequence[Value] | Mapping[str, Value]
+from worker.store.driver import Parameters
 
 # What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
 _ENDING = re.compile(
@@ -17,6 +16,8 @@ _ENDING = re.compile(
 )
 
 
+# Few texts, asked for again and again.
+@lru_cache(maxsize=256)
 def require_harmless(sql: str) -> None:
     """Raise `ValueError` for a statement that would end or begin a transaction."""
     if _ENDING.search(sql):

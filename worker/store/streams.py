@@ -71,7 +71,7 @@ class Streams:
             ((self._last_number,),) = await tx.fetch_all(LAST_NUMBER)
         numbered = list(enumerate(event_ids, self._last_number + 1))
         self._last_number += len(numbered)
-        await tx.execute_many(OPEN, numbered)
+        tx.add(OPEN, numbered)
         streams.update((event_id, Stream(number, None)) for number, event_id in numbered)
 
     def remember(self, streams: Mapping[str, Stream]) -> None:

@@ -18,6 +18,7 @@ import aiosqlite
 
 from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
+from worker.store.driver import connect
 from worker.store.file import create_private
 from worker.store.transaction import Row, Transaction
 
@@ -27,7 +28,7 @@ Schema = Mapping[str, tuple[str, ...]]
 SCAN_ROWS = 2_000
 
 # Every name in these statements comes from a registered projection, never from input.
-WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?))"
+WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?1))"
 DIFFERING = """
     SELECT event_id FROM (SELECT * FROM live.{0} EXCEPT SELECT * FROM main.{0})
     UNION
@@ -60,12 +61,13 @@ async def noted_versions(source: Database) -> dict[str, int]:
 
 
 async def with_rows(tx: Transaction, names: Iterable[str], event_ids: Collection[str]) -> set[str]:
-    """Give those of the events that have a row in any of the tables."""
-    if not event_ids:
+    """Give those of the events that have a row in any of the tables, after all that waits."""
+    parts = [WITH_ROWS.format(name) for name in names]
+    if not event_ids or not parts:
+        await tx.flush()
         return set()
-    parameter = (json.dumps(list(event_ids), ensure_ascii=False),)
-    rows = [row for name in names for row in await tx.fetch_all(WITH_ROWS.format(name), parameter)]
-    return {row["event_id"] for row in rows}
+    parameters = (json.dumps(list(event_ids), ensure_ascii=False),)
+    return {row[0] for row in await tx.fetch_all(" UNION ALL ".join(parts), parameters)}
 
 
 async def rows_of(tx: Transaction, names: Iterable[str], event_id: str) -> list[dict[str, object]]:
@@ -98,9 +100,7 @@ async def replace_tables(
                 if fresh is not None:
                     await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
             await tx.run("DELETE FROM projections")
-            await tx.execute_many(
-                "INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items()
-            )
+            tx.add("INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items())
 
 
 class FreshTables(Database):
@@ -124,7 +124,7 @@ class FreshTables(Database):
         if self.path:
             create_private(self.path)
         try:
-            self._connection = await aiosqlite.connect(self.path, uri=True, isolation_level=None)
+            self._connection = await connect(str(self.path))
             try:
                 await self._prepare(self._connection, live)
             except BaseException:

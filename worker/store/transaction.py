@@ -1,21 +1,25 @@
 """One SQLite transaction: savepoints, and the statements of handlers, regrouped.
 
-A handler's `execute` costs no thread hop: statements wait until they are needed, and those of one
-text are then run with one `executemany` (statements.py).
+A handler's `execute` costs no call of SQLite: statements wait until they are needed. Those of one
+text are then run with one `executemany` (statements.py), and all in one call (driver.py).
 """
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
 
 from worker.errors import StoreUnusable
+from worker.store.driver import Parameters, Preceded
 from worker.store.faults import StoreFault, casts_doubt, fault
-from worker.store.statements import Groups, Parameters, require_harmless
+from worker.store.statements import Groups, require_harmless
 
 Row = sqlite3.Row
+# What is run where only that matters which precedes it.
+NOTHING = "SELECT 1 WHERE FALSE"
 
 
 class Transaction:
@@ -31,6 +35,7 @@ class Transaction:
         """Whether the file must be opened anew before anything is believed."""
         self._stream = ""
         self._groups = Groups()
+        self._waiting: list[tuple[str, Iterable[Parameters]]] = []
         self._failure: Exception | None = None
 
     def enter_stream(self, event_id: str) -> None:
@@ -44,11 +49,7 @@ class Transaction:
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Read: give all rows, with every earlier write of this transaction in them."""
         require_harmless(sql)
-        await self.flush()
-        try:
-            return list(await self._connection.execute_fetchall(sql, parameters))
-        except sqlite3.Error as error:
-            raise self._blamed(error) from error
+        return await self._call(sql, parameters)
 
     async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Read: give the first row, or None; sees what `fetch_all` sees."""
@@ -57,31 +58,18 @@ class Transaction:
 
     async def flush(self) -> None:
         """Run all statements that wait. Raises what SQLite raises for a statement of a handler."""
-        # What stood behind a statement that failed has not run: a handler that catches the error
-        # must not make the batch look whole.
-        if failure := self.fault or self._failure:
-            raise failure
-        groups, self._groups = self._groups, Groups()
-        try:
-            for sql, rows in groups.in_order:
-                await self.execute_many(sql, rows)
-        except Exception as error:
-            self._failure = error
-            raise
+        await self._call(NOTHING)
 
     def forget(self) -> None:
         """Drop the statements that wait, and the failure of those before; undo those yourself."""
         self._groups = Groups()
+        self._waiting = []
         self._failure = None
 
-    async def execute_many(self, sql: str, rows: Iterable[Parameters]) -> None:
-        """Run one statement at once, for each row of parameters."""
-        # Never pipelined: after an error that made SQLite roll back by itself, each statement
-        # behind it would commit alone (sqlite.org/lang_transaction.html, section 3).
-        try:
-            await self._connection.executemany(sql, rows)
-        except sqlite3.Error as error:
-            raise self._blamed(error) from error
+    def add(self, sql: str, rows: Iterable[Parameters] = ((),)) -> None:
+        """Add a statement of the store itself, for each row of parameters, to those that wait."""
+        groups, self._groups = self._groups, Groups()
+        self._waiting += [*groups.in_order, (sql, rows)]
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -106,12 +94,37 @@ class Transaction:
             raise
         await self.run("RELEASE one_message")
 
-    async def run(self, sql: str) -> None:
-        """Run one statement of the store itself at once; handlers use `execute`."""
+    async def commit(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run what waits, and commit; `meanwhile` is called while SQLite does."""
+        committing = asyncio.ensure_future(self.run("COMMIT"))
         try:
-            await self._connection.execute(sql)
+            if meanwhile is not None:
+                # One turn of the loop hands the statement over to SQLite's thread.
+                await asyncio.sleep(0)
+                meanwhile()
+        finally:
+            await committing
+
+    async def run(self, sql: str) -> None:
+        """Run what waits, and then one statement of the store itself; handlers use `execute`."""
+        await self._call(sql)
+
+    async def _call(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        # What stood behind a statement that failed has not run: a handler that catches the error
+        # must not make the batch look whole.
+        if failure := self.fault or self._failure:
+            raise failure
+        before = [*self._waiting, *self._groups.in_order]
+        self._waiting, self._groups = [], Groups()
+        try:
+            rows = await self._connection.execute_fetchall(sql, Preceded(before, parameters))
         except sqlite3.Error as error:
-            raise self._blamed(error) from error
+            self._failure = self._blamed(error)
+            raise self._failure from error
+        except Exception as error:
+            self._failure = error
+            raise
+        return list(rows)
 
     def _blamed(self, error: sqlite3.Error) -> Exception:
         blamed = fault(error, self._path)
