@@ -62,8 +62,11 @@ class Link:
         self.published += messages
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that can be seen here."""
-        await eventually(condition, PATIENCE_SECONDS)
+        """Wait for something that can be seen here; fail with what the worker said meanwhile."""
+        try:
+            await eventually(condition, PATIENCE_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.worker.output}") from error
 
     async def until_committed(self) -> None:
         """Wait until all that was published is in the log."""

@@ -42,7 +42,7 @@ def quick(
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
         "memory": lambda bench: memory(bench, messages=messages),
         "idle": lambda bench: idle(bench, seconds=10),
-        "latency": lambda bench: latency(bench, rates={"1,000/s": 1_000.0}, seconds=5),
+        "latency": lambda bench: latency(bench, rates={"1,000/s": 1_000.0}, seconds=5, rounds=1),
     }
 
 
@@ -55,7 +55,7 @@ def full(
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 5),
-        "latency": lambda bench: latency_by_load(bench, seconds=messages / 5_000),
+        "latency": lambda bench: latency_by_load(bench, seconds=messages / 10_000, rounds=3),
         "batch_size": lambda bench: batch_size(
             bench, sizes=BATCH_SIZES, rounds=3, messages=messages, seconds=messages / 10_000
         ),

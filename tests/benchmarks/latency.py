@@ -6,12 +6,15 @@ hides nothing.
 
 import asyncio
 from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
 
 from tests.benchmarks import traffic
 from tests.benchmarks.bench import Bench, Result
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.running import running_worker
-from tests.benchmarks.spawning import program
+from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.traffic import Traffic
 
 QUEUE = "benchmark.latency"
@@ -27,22 +30,34 @@ BEHIND_SECONDS = 0.2
 LOWEST_RATE, HALVINGS = 2_000.0, 4
 
 
-async def latency(bench: Bench, *, rates: dict[str, float], seconds: float) -> Result:
-    """Measure at each of these even rates."""
+async def latency(bench: Bench, *, rates: dict[str, float], seconds: float, rounds: int) -> Result:
+    """Measure at each of these even rates: the worker, and in turn with it a mere receiver."""
     loads = []
     for name, rate in rates.items():
-        found = await delays(bench, rate=rate, seconds=seconds)
-        loads.append(summary(name, rate, found))
-        half, most = percentile(found, 0.5) * 1_000, percentile(found, 0.99) * 1_000
-        bench.say(f"  {name}, {rate:,.0f} messages/s: p50 {half:.2f} ms, p99 {most:.2f} ms")
-    return {"seconds": seconds, "loads": loads}
+        ours: list[list[float]] = []
+        floor: list[list[float]] = []
+        for number in range(1, rounds + 1):
+            ours.append(await delays(bench, rate=rate, seconds=seconds))
+            floor.append(await receiving(bench, rate=rate, seconds=seconds))
+            figures = [
+                f"{percentile(found[-1], share) * 1_000:.2f}"
+                for found in (ours, floor)
+                for share in (0.5, 0.99)
+            ]
+            bench.say(
+                f"  round {number}: {name}, {rate:,.0f} messages/s: p50 {figures[0]} ms, p99 "
+                f"{figures[1]} ms; a mere receiver {figures[2]} and {figures[3]} ms"
+            )
+        loads.append(summary(name, rate, ours) | {"floor": summary(name, rate, floor)})
+    return {"seconds": seconds, "rounds": rounds, "loads": loads}
 
 
-async def latency_by_load(bench: Bench, *, seconds: float) -> Result:
+async def latency_by_load(bench: Bench, *, seconds: float, rounds: int) -> Result:
     """Measure at 1,000 messages a second, and at 50 and 80 % of the highest rate."""
     highest = await highest_rate(bench)
     rates = {"1,000/s": 1_000.0, "50 %": highest * 0.5, "80 %": highest * 0.8}
-    return {"highest_rate": highest, **await latency(bench, rates=rates, seconds=seconds)}
+    found = await latency(bench, rates=rates, seconds=seconds, rounds=rounds)
+    return {"highest_rate": highest, **found}
 
 
 async def highest_rate(bench: Bench) -> float:
@@ -70,38 +85,67 @@ async def _keeps_up(bench: Bench, rate: float) -> bool:
 
 async def delays(bench: Bench, *, rate: float, seconds: float, **settings: object) -> list[float]:
     """Publish evenly, and give the seconds that each message took, but for the first ones."""
-    messages = round(rate * (seconds + WARMING_SECONDS))
     file, database, moments = (bench.folder / name for name in ("messages", "l.db", "moments"))
-    traffic.write(file, Traffic().take(messages))
-    await bench.broker.declare([QUEUE])
+    messages = await _prepare(bench, file, rate, seconds)
     async with running_worker(bench.broker, QUEUE, database, **settings) as worker:
         await worker.consumes()
-        async with (
-            program("reader", database, file, moments) as reader,
-            bench.broker.publishing(file, rate) as publishing,
-        ):
+        async with program("reader", database, file, moments) as reader:
             await reader.told()
-            began = await publishing.began()
-            await publishing.ended()
-            async with asyncio.timeout(FINISH_SECONDS):
-                await reader.finish()
+            began = await _publish(bench, file, rate, reader)
         await worker.stop()
     await bench.broker.delete([QUEUE])
+    database.unlink()
+    return _found(moments, messages, began, rate)
+
+
+async def receiving(bench: Bench, *, rate: float, seconds: float) -> list[float]:
+    """Publish in the same way to a consumer that does nothing, and give what `delays` gives."""
+    file, moments = bench.folder / "messages", bench.folder / "moments"
+    messages = await _prepare(bench, file, rate, seconds)
+    arguments = (bench.broker.url, QUEUE, moments, messages)
+    async with program("contenders.receiver", *arguments) as receiver:
+        await receiver.told()
+        began = await _publish(bench, file, rate, receiver)
+    await bench.broker.delete([QUEUE])
+    return _found(moments, messages, began, rate)
+
+
+async def _prepare(bench: Bench, file: Path, rate: float, seconds: float) -> int:
+    messages = round(rate * (seconds + WARMING_SECONDS))
+    traffic.write(file, Traffic().take(messages))
+    await bench.broker.declare([QUEUE])
+    return messages
+
+
+async def _publish(bench: Bench, file: Path, rate: float, watcher: Program) -> float:
+    """Publish a file until whoever watches has seen all of it; give when it began."""
+    async with bench.broker.publishing(file, rate) as publishing:
+        began = await publishing.began()
+        await publishing.ended()
+        async with asyncio.timeout(FINISH_SECONDS):
+            await watcher.finish()
+    return began
+
+
+def _found(moments: Path, messages: int, began: float, rate: float) -> list[float]:
     seen = array("d", moments.read_bytes())
     assert len(seen) == messages, f"{messages - len(seen)} messages were never seen"
-    database.unlink()
     first = round(rate * WARMING_SECONDS)
     return [moment - began - place / rate for place, moment in enumerate(seen)][first:]
 
 
-def summary(name: str, rate: float, found: list[float]) -> Result:
-    """Keep what is shown of a distribution, in milliseconds."""
-    ordered = sorted(found)
+def summary(name: str, rate: float, rounds: Sequence[Sequence[float]]) -> Result:
+    """Keep what is shown of a distribution, in milliseconds: the medians of the rounds."""
+    ordered = [sorted(found) for found in rounds]
     shares = [place / CURVE_POINTS for place in range(1, CURVE_POINTS)] + [0.999, 0.9999, 1.0]
+
+    def at(share: float) -> float:
+        return median(percentile(found, share) for found in ordered) * 1_000
+
     return {
         "name": name,
         "rate": rate,
-        "messages": len(found),
-        "percentiles_ms": {str(share): percentile(ordered, share) * 1_000 for share in SHARES},
-        "curve_ms": [[share, round(percentile(ordered, share) * 1_000, 3)] for share in shares],
+        "messages": sum(map(len, rounds)),
+        "percentiles_ms": {str(share): at(share) for share in SHARES},
+        "curve_ms": [[share, round(at(share), 3)] for share in shares],
     }

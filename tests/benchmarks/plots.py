@@ -75,6 +75,8 @@ def _latency(axes: Axes, part: Result) -> None:
         label = f"{each['name']}: {each['rate']:,.0f} messages/s"
         shares, delays = zip(*each["curve_ms"], strict=True)
         axes.plot(delays, shares, color=colour, label=label)
+        shares, delays = zip(*each["floor"]["curve_ms"], strict=True)
+        axes.plot(delays, shares, color=colour, linestyle=":")
     for share in (0.5, 0.99):
         axes.axhline(share, color="#d0d7de", linewidth=0.8, zorder=0)
         axes.annotate(f"p{share * 100:.0f}", (1, share), xycoords=("axes fraction", "data"))

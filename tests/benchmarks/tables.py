@@ -81,12 +81,13 @@ def rebuild(part: Result) -> Table:
 def latency(part: Result) -> Table:
     """Show the distribution at each load."""
     rows = [
-        [each["name"], thousands(each["rate"]), thousands(each["messages"])]
-        + [f"{value:.1f}" for value in each["percentiles_ms"].values()]
+        [each["name"], thousands(each["rate"]), who]
+        + [f"{value:.1f}" for value in found["percentiles_ms"].values()]
         for each in part["loads"]
+        for who, found in (("worker, to committed", each), ("a mere receiver", each["floor"]))
     ]
-    columns = ("load", "messages/s", "messages", "p50", "p90", "p99", "p99.9", "most")
-    return Table("Latency from publish to committed, in milliseconds", columns, rows)
+    columns = ("load", "messages/s", "", "p50", "p90", "p99", "p99.9", "most")
+    return Table(f"Latency from publish, in milliseconds{_rounds(part)}", columns, rows)
 
 
 def batch_size(part: Result) -> Table:

@@ -1,0 +1,49 @@
+"""The floor of the latency: aiormq, with a consumer that notes when each message has come.
+
+It reads no body and keeps nothing; one ack with `multiple` for all that came at once. Publisher,
+broker and the machine's cores are the same as for the worker, and whatever they take, they take
+from every consumer.
+"""
+
+import asyncio
+import json
+import time
+from array import array
+
+import aiormq
+from aiormq.abc import DeliveredMessage
+
+from tests.benchmarks.contenders.timing import Arguments, arguments
+
+# As the worker's.
+PREFETCH = 2_000
+
+
+async def main(told: Arguments) -> None:
+    seen = array("d")
+    is_done = asyncio.Event()
+    acked = 0
+
+    async def take(message: DeliveredMessage) -> None:
+        nonlocal acked
+        seen.append(time.monotonic())
+        await asyncio.sleep(0)  # noqa: TID251 - what has come with it is acked with it
+        if acked < (tag := message.delivery_tag or 0) == len(seen):
+            acked = tag
+            await channel.basic_ack(tag, multiple=True)
+        if acked == told.messages:
+            is_done.set()
+
+    connection = await aiormq.connect(told.url)
+    channel = await connection.channel()
+    await channel.basic_qos(prefetch_count=PREFETCH)
+    await channel.basic_consume(told.queue, take)
+    print(json.dumps({"event": "consumes"}), flush=True)
+    await is_done.wait()
+    await connection.close()
+    with told.database.open("wb") as file:
+        seen.tofile(file)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(arguments()))
