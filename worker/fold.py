@@ -42,5 +42,6 @@ async def fold(
     if anew:
         for projection in registry.projections:
             await tx.execute(projection.removal, (event_id,))
+    handlers = registry.handlers
     for message in sorted(messages, key=position):
-        await registry.handlers[message.kind](tx, message)
+        await handlers[message.kind](tx, message)

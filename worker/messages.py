@@ -141,7 +141,7 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
     if not body:
         return Rejected(Reason.NOT_JSON, "The body is empty.")
     try:
-        message = wire.validate_json(body)
+        message: AnyMessage = wire.validator.validate_json(body)
         # pydantic keeps the last of two equal keys, and takes any number within untyped values.
         require_strict(body)
     except ValidationError as error:

@@ -52,7 +52,7 @@ class _Addition:
 
 
 class _Failed(Exception):
-    """A handler raised, or one of its statements did."""
+    """A handler or one of its statements failed; or nobody looked, and the log has a message."""
 
 
 class Projector:

@@ -104,7 +104,9 @@ async def _fold_streams(
 ) -> None:
     try:
         for event_id, bodies in streams:
-            await fold(registry, fresh.tx, event_id, map(registry.wire.validate_json, bodies))
+            await fold(
+                registry, fresh.tx, event_id, map(registry.wire.validator.validate_json, bodies)
+            )
         await fresh.tx.flush()
     except (StoreUnavailable, StoreUnusable):
         raise
@@ -121,7 +123,7 @@ async def _fold_alone(
     fresh: FreshTables, registry: Registry, event_id: str, bodies: list[str]
 ) -> None:
     try:
-        messages = [registry.wire.validate_json(body) for body in bodies]
+        messages = [registry.wire.validator.validate_json(body) for body in bodies]
         await fold(registry, fresh.tx, event_id, messages, anew=True)
         await fresh.tx.flush()
     except (StoreUnavailable, StoreUnusable):

@@ -47,7 +47,7 @@ def quick(
 
 
 def full(
-    rounds: int = 7, messages: int = 100_000, only: Sequence[str] = COMPARED
+    rounds: int = 5, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
     """Give all parts, for about an hour."""
     most = messages * 10

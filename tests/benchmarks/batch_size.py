@@ -11,8 +11,6 @@ from tests.benchmarks.running import drain
 from tests.benchmarks.traffic import Traffic
 
 QUEUE = "benchmark.batches"
-# The default, and the most that the worker takes.
-PREFETCH, MOST = 1_000, 2_000
 # One that commits a few messages at a time needs too long for all of them.
 MESSAGES_OF_A_BATCH = 2_000
 
@@ -30,7 +28,7 @@ async def batch_size(
             traffic.write(file, sent[:count])
             await bench.broker.declare([QUEUE])
             await bench.broker.publish(file)
-            done = await drain(bench.broker, QUEUE, database, count, **_settings(size))
+            done = await drain(bench.broker, QUEUE, database, count, batch_size=size)
             await bench.broker.delete([QUEUE])
             database.unlink()
             runs[size].append(asdict(done))
@@ -38,7 +36,7 @@ async def batch_size(
     rate = await highest_rate(bench) / 2
     p99 = {}
     for size in sizes:
-        found = await delays(bench, rate=rate, seconds=seconds, **_settings(size))
+        found = await delays(bench, rate=rate, seconds=seconds, batch_size=size)
         p99[size] = percentile(found, 0.99) * 1_000
         bench.say(f"  batches of {size}, {rate:,.0f} messages/s: p99 {p99[size]:.2f} ms")
     return {
@@ -47,8 +45,3 @@ async def batch_size(
         "rate": rate,
         "sizes": [{"size": n, "runs": runs[n], "p99_ms": p99[n]} for n in sizes],
     }
-
-
-def _settings(size: int) -> dict[str, object]:
-    """Keep the next batch at hand while one commits."""
-    return {"batch_size": size, "prefetch": min(MOST, max(PREFETCH, 2 * size))}

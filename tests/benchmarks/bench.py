@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +22,8 @@ class Bench:
     broker: Broker
     folder: Path
     say: Callable[[str], None]
+    known: dict[str, float] = field(default_factory=dict)
+    """What one part has found and others need, too."""
 
 
 @asynccontextmanager

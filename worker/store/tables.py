@@ -182,13 +182,14 @@ class FreshTables(Database):
         async for chunk in self._scan():
             rows = [*rest, *chunk]
             # The last stream of a chunk may go on in the next one.
-            rest = [row for row in rows if row["event_id"] == rows[-1]["event_id"]]
+            last = rows[-1][0]
+            rest = [row for row in rows if row[0] == last]
             for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
-                yield event_id, [row["body"] for row in stream]
+                yield event_id, [body for _, body in stream]
             given += len(rows) - len(rest)
             progress(given)
         if rest:
-            yield rest[0]["event_id"], [row["body"] for row in rest]
+            yield rest[0][0], [body for _, body in rest]
             progress(given + len(rest))
 
     async def _scan(self) -> AsyncIterator[list[Row]]:
