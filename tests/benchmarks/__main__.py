@@ -47,17 +47,17 @@ def quick(
 
 
 def full(
-    rounds: int = 5, messages: int = 100_000, only: Sequence[str] = COMPARED
+    rounds: int = 4, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
     """Give all parts, for about an hour."""
     most = messages * 10
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
-        "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 5),
+        "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 2),
         "latency": lambda bench: latency_by_load(bench, seconds=messages / 10_000, rounds=3),
         "batch_size": lambda bench: batch_size(
-            bench, sizes=BATCH_SIZES, rounds=3, messages=messages, seconds=messages / 10_000
+            bench, sizes=BATCH_SIZES, rounds=2, messages=messages, seconds=messages / 10_000
         ),
         "log_size": lambda bench: log_size(bench, sizes=sizes, rounds=rounds, messages=messages),
         "outage": lambda bench: outage(bench, catch_up_seconds=messages / 2_500),
