@@ -105,7 +105,7 @@ class BatchReport:
     redelivered: int
     """Deliveries that the broker had made before."""
     commit_seconds: float
-    """From the first decoded message to the end of COMMIT."""
+    """From the taking of the batch to the end of COMMIT."""
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], commit_seconds: float) -> "BatchReport":

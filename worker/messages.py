@@ -37,10 +37,14 @@ _JSON_TYPE = re.compile(r"(application|text)/([\w.+-]+\+)?json", re.IGNORECASE)
 # The times of one message are mostly the same time.
 @lru_cache(maxsize=256)
 def _utc(text: str) -> str:
-    if text[4:20:3] == "--T::." and text[23:] == "Z" and text[11:13] < "24":
+    if text[4:20:3] == "--T::." and text[23:] == "Z" and text[11:13] < "24" and "\0" not in text:
         # As nearly every publisher writes it, to the millisecond: only the digits are in doubt.
-        datetime.fromisoformat(text)
-        return f"{text[:23]}000Z"
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            pass
+        else:
+            return f"{text[:23]}000Z"
     if not _DATE_TIME.fullmatch(text):
         raise ValueError("must be an ISO 8601 date-time, such as 2026-04-27T10:39:03.120Z")
     moment = datetime.fromisoformat(text)
@@ -148,6 +152,11 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
         return _rejection(error)
     except ValueError as error:
         return Rejected(Reason.NOT_JSON, str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a model's own validator, which may raise anything
+        detail = f"The model of its payload failed: {type(error).__name__}: {error}"
+        return Rejected(Reason.BAD_PAYLOAD, detail)
     return message
 
 

@@ -22,6 +22,8 @@ from worker.store.transaction import Transaction
 HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
 BACKLOG_MESSAGES = 800
+# To look for duplicates costs a twentieth of a batch, not to have looked a whole one.
+WARY_BATCHES = 100
 APPLIED = (Verdict.APPLIED, Verdict.LATE)
 
 _Message = tuple[Delivery, AnyMessage, str]
@@ -52,7 +54,7 @@ class _Addition:
 
 
 class _Failed(Exception):
-    """A handler or one of its statements failed; or nobody looked, and the log has a message."""
+    """A handler failed, or a statement, or a fold; or nobody looked, and the log has a message."""
 
 
 class Projector:
@@ -66,6 +68,7 @@ class Projector:
         self._writer = writer
         self._clock = clock
         self._streams = Streams()
+        self._wary_batches = 0
 
     async def project(
         self, batch: Sequence[Arrival], meanwhile: Callable[[], None] | None = None
@@ -99,13 +102,16 @@ class Projector:
         in_bulk = len(messages) >= BACKLOG_MESSAGES
         # Where nothing was delivered before, nearly every batch is all new: the log's key would
         # refuse a message that is not.
-        attempts = [True] if any(d.redelivered for d, _, _ in messages) else [False, True]
-        for looks_first in attempts:
+        must_look = self._wary_batches > 0 or any(d.redelivered for d, _, _ in messages)
+        self._wary_batches = max(0, self._wary_batches - 1)
+        for looks_first in [True] if must_look else [False, True]:
             try:
                 async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
                     outcomes = await self._write(tx, messages, streams, looks_first=looks_first)
             except _Failed:
                 streams = Streams()
+                # A publisher that repeats itself does so more than once.
+                self._wary_batches = WARY_BATCHES
             else:
                 self._streams = streams
                 return outcomes

@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders import completed, planned, started
 from tests.oracle import expected_rows
+from tests.store.processes import line, process
 from tests.unit.projecting import EVENTS, arrivals, audited, change, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.history import history
@@ -156,6 +157,37 @@ async def write_too_much(writer: Writer) -> None:
             await tx.flush()
         except StoreUnavailable:
             raise ValueError("the handler's own") from None
+
+
+# A limit that SQLite itself keeps; it cannot be raised again, so it needs a process of its own.
+WITHOUT_MEMORY = """
+import asyncio, sys
+from pathlib import Path
+from tests.builders import planned
+from tests.unit.projecting import arrivals, project, projecting
+from worker.errors import StoreUnavailable
+
+async def main(path):
+    await project(path, [planned("before")])
+    async with projecting(path) as projector:
+        await projector._writer.fetch_all("PRAGMA hard_heap_limit = 400000")
+        batch = [planned(f"e-{n}", payload={"props": {"long": "x" * 60000}}) for n in range(200)]
+        try:
+            await projector.project(arrivals(batch))
+        except StoreUnavailable as error:
+            print(error.message, flush=True)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+class TestNoMemory:
+    def test_holds_the_batch(self, tmp_path: Path) -> None:
+        """No message is at fault: nothing is dead-lettered, and the batch is tried again."""
+        with process(WITHOUT_MEMORY, tmp_path / "p.db") as running:
+            said = line(running)
+
+        assert "out of memory" in said
 
 
 class TestAFileThatMayNotGrow:

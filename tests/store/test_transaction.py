@@ -200,7 +200,7 @@ class TestWhoIsToBlame:
     @pytest.mark.parametrize(
         "name",
         ["SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR",
-         "SQLITE_IOERR_FSYNC", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_NOMEM",
+         "SQLITE_IOERR_FSYNC", "SQLITE_READONLY", "SQLITE_CANTOPEN",
          "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"],
     )  # fmt: skip
     def test_is_the_moment(self, name: str) -> None:

@@ -33,21 +33,31 @@ async def projecting(
         yield Projector(registry, writer, clock=clock)
 
 
-def arrivals(bodies: Sequence[bytes | Message], registry: Registry | None = None) -> list[Arrival]:
-    """Hand over messages, or bytes as they are."""
+def arrivals(
+    bodies: Sequence[bytes | Message], registry: Registry | None = None, *, again: bool = False
+) -> list[Arrival]:
+    """Hand over messages, or bytes as they are; `again` as the broker marks a second delivery."""
     wire = (registry or load()).wire
+    raw = [each if isinstance(each, bytes) else body(each) for each in bodies]
     return [
-        receive(wire, Delivery(each if isinstance(each, bytes) else body(each), tag=tag), CAP)
-        for tag, each in enumerate(bodies, 1)
+        receive(wire, Delivery(each, tag=tag, redelivered=again), CAP)
+        for tag, each in enumerate(raw, 1)
     ]
 
 
 async def project(
-    path: Path, *batches: Sequence[bytes | Message], registry: Registry | None = None
+    path: Path,
+    *batches: Sequence[bytes | Message],
+    registry: Registry | None = None,
+    again: bool = False,
 ) -> list[Outcome]:
     """Project some batches, and give the outcomes of all their deliveries."""
     async with projecting(path, registry) as projector:
-        return [o for batch in batches for o in await projector.project(arrivals(batch, registry))]
+        return [
+            outcome
+            for batch in batches
+            for outcome in await projector.project(arrivals(batch, registry, again=again))
+        ]
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[str]:

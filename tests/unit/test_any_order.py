@@ -115,7 +115,8 @@ class TestAnyOrder:
         files = (folder / "one.db", folder / "other.db")
 
         for file in files:
-            await project(file, *data.draw(arrivals(history)))
+            again = data.draw(st.booleans())
+            await project(file, *data.draw(arrivals(history)), again=again)
 
         for file in files:
             assert rows(file) == expected_rows(history)

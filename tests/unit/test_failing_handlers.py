@@ -108,15 +108,15 @@ FAILING = {
 
 class TestHandlerThatFails:
     @pytest.mark.parametrize(("failing", "detail"), FAILING.values(), ids=FAILING)
-    @pytest.mark.parametrize("batch_size", [1, 3])
+    @pytest.mark.parametrize(("batch_size", "again"), [(1, False), (3, False), (3, True)])
     async def test_costs_its_neighbours_nothing(
-        self, tmp_path: Path, failing: Wire, detail: str, batch_size: int
+        self, tmp_path: Path, failing: Wire, detail: str, batch_size: int, *, again: bool
     ) -> None:
         """Its message is rejected with what went wrong, and has left no trace in the file."""
         batch = [said("written", "a", "1", id="a"), failing, said("written", "b", "2", id="b")]
         batches = [batch[n : n + batch_size] for n in range(0, 3, batch_size)]
 
-        outcomes = await project(tmp_path / "p.db", *batches, registry=notebook())
+        outcomes = await project(tmp_path / "p.db", *batches, registry=notebook(), again=again)
 
         assert verdicts(outcomes) == ["applied", "handler_failed", "applied"]
         assert outcomes[1].rejected is not None

@@ -90,13 +90,13 @@ class TestDeliveries:
 
     async def test_carry_what_the_broker_said(self) -> None:
         """The rest of the properties is decoded when somebody asks."""
-        (arrival,), _ = await fed([frames(7, b"{}")])
+        (arrival,), _ = await fed([frames(1, b"{}")])
 
         delivery = arrival.delivery
-        assert (delivery.tag, delivery.body, delivery.routing_key) == (7, b"{}", "key 7")
+        assert (delivery.tag, delivery.body, delivery.routing_key) == (1, b"{}", "key 1")
         assert delivery.content_type == "application/json"
         assert not delivery.redelivered
-        assert delivery.read_properties().kept == {"message_id": "7"}
+        assert delivery.read_properties().kept == {"message_id": "1"}
 
     async def test_may_be_interleaved_with_another_channel(self) -> None:
         """Frames of a delivery belong to its channel."""
@@ -148,9 +148,29 @@ class TestTaking:
         for tag in range(1, 7):
             intake.add(Delivery(bytes(BATCH_BYTES // 2), tag))
 
+        for _ in range(3):
+            intake.look_ahead(1_000)
         taken = [len(intake.take(1_000)) for _ in range(4)]
 
         assert taken == [2, 2, 2, 0]
+
+    def test_leaves_one_that_cannot_be_decoded_where_it_is(self) -> None:
+        """An ack for those behind it would be one for it, too."""
+
+        def decode(delivery: Delivery) -> Arrival:
+            if delivery.tag == 2:
+                raise KeyError(delivery.tag)
+            return delivered(delivery)
+
+        intake = Intake(decode)
+        for tag in range(1, 4):
+            intake.add(Delivery(b"{}", tag))
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                intake.look_ahead(1_000)
+
+        with pytest.raises(KeyError):
+            intake.take(1_000)
 
 
 class TestWhatIsNotUnderstood:
@@ -170,6 +190,33 @@ class TestWhatIsNotUnderstood:
 
         assert arrived == []
         assert others == frame.marshal(ContentBody(b"{}"), CONSUMING)[:-1] + b"\x00"
+
+    @pytest.mark.parametrize("second", ["mb", "mhhb", "mh", "mbh", "mhB", "hb", "m", ""])
+    async def test_is_a_delivery_whose_frames_are_not_in_order(self, second: str) -> None:
+        """Nothing behind it is given: an ack for that would be one for what is missing, too."""
+        parts: dict[str, FrameTypes] = {
+            "m": Basic.Deliver("consumer", 2, False, "exchange", "key"),  # noqa: FBT003
+            "h": ContentHeader(0, 2),
+            "b": ContentBody(b"{}"),
+            "B": ContentBody(b"{}}"),
+        }
+        intake = Intake(delivered)
+        reader = IntakeReader(intake)
+        reader.feed_data(frames(1, b"{}"))
+        reader.feed_data(b"".join(frame.marshal(parts[each], CONSUMING) for each in second))
+        reader.feed_data(frames(3, b"{}"))
+
+        assert [arrival.delivery.tag for arrival in intake.take(10)] == [1]
+        assert isinstance(reader.exception(), ConnectionError)
+
+    async def test_is_a_frame_of_gigabytes(self) -> None:
+        """Nobody waits for the rest of it."""
+        spoiled = b"\x03\x00\x01\xff\xff\xff\xff" + b"x" * 20
+
+        arrived, others = await fed([frames(1, b"{}") + spoiled])
+
+        assert [arrival.delivery.tag for arrival in arrived] == [1]
+        assert others.replace(BEAT, b"") == spoiled
 
     async def test_is_a_delivery_that_is_too_short(self) -> None:
         """It ends the connection, and nothing worse."""

@@ -1,9 +1,10 @@
 import functools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator
 
 from tests.builders import Message as Wire
 from tests.builders import message, planned, started
@@ -21,6 +22,12 @@ class Noted(Payload):
     """Somebody wrote something down."""
 
     text: Identifier
+
+
+class Brittle(Payload):
+    """A model whose validator has a bug."""
+
+    text: Annotated[str, AfterValidator(lambda text: {}[text])]
 
 
 async def noted(tx: Transaction, message: Message[Noted]) -> None:
@@ -108,6 +115,21 @@ class TestRegistry:
         )
 
         assert verdicts(outcomes) == ["applied", "unknown_kind"]
+
+    async def test_rejects_what_the_validator_of_a_model_fails_for(self, tmp_path: Path) -> None:
+        """A bug in a model costs the messages of its kind, and not the worker."""
+        registry = notebook()
+
+        @registry.on("broken")
+        async def broken(tx: Transaction, message: Message[Brittle]) -> None:
+            raise AssertionError(tx, message)
+
+        batch = [message("broken", {"event_id": "e", "text": "b"}), note("e", "a")]
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["bad_payload", "applied"]
+        assert outcomes[0].rejected is not None
+        assert "KeyError: 'b'" in outcomes[0].rejected.detail
 
     async def test_takes_a_kind_after_the_first_message(self, tmp_path: Path) -> None:
         """The union of kinds is built anew for each registration."""

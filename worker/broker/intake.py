@@ -39,6 +39,8 @@ BODY_SIZE = struct.Struct(">Q")
 # What is decoded without a pause, and committed together: large bodies must not keep the loop from
 # the heartbeats, nor all the others from being acked.
 BATCH_BYTES = 4 * 1024 * 1024
+# Far above what any broker and client agree upon; a length that is spoiled may be of gigabytes.
+MOST_FRAME_BYTES = 16 * 1024 * 1024
 
 
 class Intake:
@@ -49,6 +51,7 @@ class Intake:
         self._decode = decode
         self._waiting: deque[Delivery] = deque()
         self._ready: deque[Arrival] = deque()
+        self._ready_bytes = 0
         self.arrived = asyncio.Event()
         """Set whenever something arrives; whoever waits for it clears it."""
 
@@ -58,17 +61,18 @@ class Intake:
 
     def look_ahead(self, most: int) -> None:
         """Decode what has arrived, until so many are ready; large bodies only a few at a time."""
-        room = BATCH_BYTES
-        while self._waiting and len(self._ready) < most and room > 0:
-            delivery = self._waiting.popleft()
-            room -= len(delivery.body)
-            self._ready.append(self._decode(delivery))
+        ready = self._ready
+        while self._waiting and len(ready) < most and self._ready_bytes < BATCH_BYTES:
+            # It stays where it is until it has been decoded: none may be missing in the order.
+            ready.append(self._decode(self._waiting[0]))
+            self._ready_bytes += len(self._waiting.popleft().body)
 
     def take(self, most: int) -> list[Arrival]:
         """Give what has arrived, decoded: so many at most, and none only if nothing has."""
         self.look_ahead(most)
-        count = min(len(self._ready), most)
-        return [self._ready.popleft() for _ in range(count)]
+        taken = [self._ready.popleft() for _ in range(min(len(self._ready), most))]
+        self._ready_bytes -= sum(len(arrival.delivery.body) for arrival in taken)
+        return taken
 
 
 class IntakeReader(asyncio.StreamReader):
@@ -82,6 +86,7 @@ class IntakeReader(asyncio.StreamReader):
         self._understands = True
         self._begun = bytearray()
         self._wanted = 0
+        self._last_tag = 0
         # The delivery of which not all frames have come yet.
         self._channel: int | None = None
         self._method = self._header = b""
@@ -117,7 +122,11 @@ class IntakeReader(asyncio.StreamReader):
             kind, channel, size = FRAME.unpack_from(data, place)
             begins = place + FRAME.size
             ends = begins + size
-            if kind not in KINDS or (ends < end and data[ends] != FRAME_END):
+            if (
+                kind not in KINDS
+                or size > MOST_FRAME_BYTES
+                or (ends < end and data[ends] != FRAME_END)
+            ):
                 # Left to the library with all that follows: it ends the connection.
                 self._understands = False
                 others.append(data[place:])
@@ -126,7 +135,7 @@ class IntakeReader(asyncio.StreamReader):
                 self._wanted = ends + 1 - place
                 break
             if kind == METHOD and data.startswith(BASIC_DELIVER, begins):
-                self._channel, self._method = channel, data[begins:ends]
+                self._begin(channel, data[begins:ends])
                 has_deliveries = True
             elif channel == self._channel and kind in (HEADER, BODY):
                 self._add(kind, data[begins:ends])
@@ -148,19 +157,40 @@ class IntakeReader(asyncio.StreamReader):
         self._beat_at = now
         return [BEAT]
 
+    def _begin(self, channel: int, method: bytes) -> None:
+        if self._channel is not None:
+            raise ValueError("one begins before the one before is whole")
+        self._channel, self._method = channel, method
+
     def _add(self, kind: int, payload: bytes) -> None:
-        """Take a frame of the content; with the last one, the delivery is whole."""
+        """Take a frame of the content; with the last one, the delivery is whole.
+
+        Raises `ValueError` for one that is not in its place: an ack for all up to a later delivery
+        would also be one for what is missing.
+        """
+        if (kind == HEADER) == bool(self._header):
+            raise ValueError("its header does not stand before its body")
         if kind == HEADER:
             self._header = payload
             (self._missing,) = BODY_SIZE.unpack_from(payload, 4)
-            self._body = []
         else:
             self._body.append(payload)
             self._missing -= len(payload)
-        if self._missing <= 0:
-            self._channel = None
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._intake.add(_delivery(self._method, self._header, body))
+        if self._missing < 0:
+            raise ValueError("its body is longer than its header says")
+        if self._missing == 0:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        delivery = _delivery(self._method, self._header, b"".join(self._body))
+        # The broker counts the deliveries of a channel, from 1.
+        if delivery.tag != self._last_tag + 1:
+            raise ValueError(f"{delivery.tag} comes after {self._last_tag}")
+        self._last_tag = delivery.tag
+        self._intake.add(delivery)
+        self._channel = None
+        self._method = self._header = b""
+        self._body = []
 
 
 def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:

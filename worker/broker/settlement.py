@@ -74,10 +74,10 @@ class Settlement:
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Dead-letter the rejected and wait for the confirms, then ack all with one frame.
 
-        The outcomes are those of one batch. Gives those that are settled: all of them, but for
-        rejected ones whose dead letters are blocked or still unconfirmed in a drain. Raises
-        `SessionLost` if the session ended before. What is not acked comes again, and the log
-        knows it.
+        The outcomes are those of one batch, in the order of delivery. Gives those that are settled:
+        all of them, but for rejected ones whose dead letters are blocked or still unconfirmed in a
+        drain. Raises `SessionLost` if the session ended before. What is not acked comes again, and
+        the log knows it.
         """
         if rejected := [o for o in outcomes if o.verdict is Verdict.REJECTED]:
             await self._await_dead_letters(rejected)

@@ -197,7 +197,8 @@ class Writer(Database):
         some tenths of a second, so that all together take less. `meanwhile` is called once SQLite
         commits, which leaves the loop idle: a sync of the disk, and Python's lock let go.
 
-        When the block has been left without an error, what it wrote is on the disk. Raises
+        When the block has been left without an error, what it wrote is on the disk; so it is where
+        `meanwhile` raises, which is raised then. Raises
         `StoreUnavailable` if SQLite cannot begin, write or commit now, and `StoreUnusable` if the
         file is damaged or no longer in its place.
         """
@@ -221,7 +222,9 @@ class Writer(Database):
         except BaseException as error:
             await self.interrupt_if_cancelled(error)
             await self._roll_back(connection)
-            self._is_in_doubt = self._is_in_doubt or tx.casts_doubt
+            # Of a statement that nobody waits for any more, it is not known whether it has run.
+            is_cancelled = isinstance(error, asyncio.CancelledError)
+            self._is_in_doubt = self._is_in_doubt or tx.casts_doubt or is_cancelled
             if tx.fault is not None and isinstance(error, Exception):
                 # Also where the block has made another error of it.
                 raise tx.fault from tx.fault.__cause__

@@ -13,7 +13,6 @@ _MOMENT = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
         sqlite3.SQLITE_READONLY,
         sqlite3.SQLITE_INTERRUPT,
         sqlite3.SQLITE_IOERR,
@@ -51,6 +50,14 @@ def fault(error: sqlite3.Error, path: Path | str) -> StoreFault | None:
         f"The database cannot be used now (path {path}, {error.sqlite_errorname}: {error}).",
         "see who locks it, and whether the disk is full, read-only or failing; "
         "'projection-worker check' looks for both.",
+    )
+
+
+def out_of_memory(path: Path | str) -> StoreUnavailable:
+    """Give the error for a statement for which there was no memory."""
+    return StoreUnavailable(
+        f"The database cannot be used now (path {path}, out of memory).",
+        "give the worker more memory, or set WORKER_BATCH_SIZE lower.",
     )
 
 

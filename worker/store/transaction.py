@@ -14,7 +14,7 @@ import aiosqlite
 
 from worker.errors import StoreUnusable
 from worker.store.driver import Parameters, Preceded
-from worker.store.faults import StoreFault, casts_doubt, fault
+from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory
 from worker.store.statements import Groups, require_harmless
 
 Row = sqlite3.Row
@@ -57,7 +57,10 @@ class Transaction:
         return rows[0] if rows else None
 
     async def flush(self) -> None:
-        """Run all statements that wait. Raises what SQLite raises for a statement of a handler."""
+        """Run all statements that wait, the store's own and those of handlers.
+
+        Raises what SQLite raises for one of them.
+        """
         await self._call(NOTHING)
 
     def forget(self) -> None:
@@ -99,7 +102,10 @@ class Transaction:
         committing = asyncio.ensure_future(self.run("COMMIT"))
         try:
             if meanwhile is not None:
-                # One turn of the loop hands the statement over to SQLite's thread.
+                # One turn of the loop hands the statement over; between it and the next, the loop
+                # lets go of Python's lock, and SQLite's thread takes it. Otherwise that thread
+                # would wait for the lock (sys.getswitchinterval, 5 ms) or for `meanwhile` to end.
+                await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 meanwhile()
         finally:
@@ -121,6 +127,10 @@ class Transaction:
         except sqlite3.Error as error:
             self._failure = self._blamed(error)
             raise self._failure from error
+        except MemoryError as error:
+            # What Python makes of SQLITE_NOMEM; SQLite may have rolled back by itself.
+            self.fault = self._failure = out_of_memory(self._path)
+            raise self.fault from error
         except Exception as error:
             self._failure = error
             raise

@@ -111,7 +111,7 @@ class Metrics:
         )
         self._commit_seconds = Histogram(
             "projection_commit_seconds",
-            "Seconds from the first decoded message of a batch to the end of its COMMIT, holding"
+            "Seconds from the taking of a batch to the end of its COMMIT, holding"
             " included. A rise: the disk or a handler is slow, or the file is locked.",
             buckets=COMMIT_BUCKETS,
             registry=self._registry,
