@@ -32,11 +32,11 @@ chaos: setup ## Inject faults for SECONDS (600), and see that nothing is lost; S
 
 # Both start a broker of their own. Leave the machine alone meanwhile: it has few cores.
 .PHONY: bench
-bench: setup ## Measure the worker beside what people use instead, in three to five minutes
+bench: setup ## Measure the worker beside what people use instead, in some minutes
 	@$(BIN)/python -m tests.benchmarks quick
 
 .PHONY: bench-full
-bench-full: setup ## Measure everything, in three quarters of an hour, and write docs/performance.md anew
+bench-full: setup ## Measure everything, in half an hour, and write docs/performance.md anew
 	@$(BIN)/python -m tests.benchmarks full --document
 
 # After lint, also under -j: the cheap answer comes first.

@@ -42,6 +42,5 @@ async def fold(
     if anew:
         for projection in registry.projections:
             await tx.execute(projection.removal, (event_id,))
-    handlers = registry.handlers
     for message in sorted(messages, key=position):
-        await handlers[message.kind](tx, message)
+        await registry.handlers[message.kind](tx, message)

@@ -145,6 +145,7 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
     if not body:
         return Rejected(Reason.NOT_JSON, "The body is empty.")
     try:
+        # Not by the adapter's own method, which is for all kinds of input and costs a tenth more.
         message: AnyMessage = wire.validator.validate_json(body)
         # pydantic keeps the last of two equal keys, and takes any number within untyped values.
         require_strict(body)

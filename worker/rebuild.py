@@ -103,10 +103,9 @@ async def _fold_streams(
     fresh: FreshTables, registry: Registry, streams: Sequence[tuple[str, list[str]]]
 ) -> None:
     try:
+        read = registry.wire.validator.validate_json  # as `messages.decode`
         for event_id, bodies in streams:
-            await fold(
-                registry, fresh.tx, event_id, map(registry.wire.validator.validate_json, bodies)
-            )
+            await fold(registry, fresh.tx, event_id, map(read, bodies))
         await fresh.tx.flush()
     except (StoreUnavailable, StoreUnusable):
         raise
@@ -123,7 +122,7 @@ async def _fold_alone(
     fresh: FreshTables, registry: Registry, event_id: str, bodies: list[str]
 ) -> None:
     try:
-        messages = [registry.wire.validator.validate_json(body) for body in bodies]
+        messages = [registry.wire.validate_json(body) for body in bodies]
         await fold(registry, fresh.tx, event_id, messages, anew=True)
         await fresh.tx.flush()
     except (StoreUnavailable, StoreUnusable):

@@ -36,7 +36,7 @@ Part = Callable[[Bench], Awaitable[Result]]
 def quick(
     rounds: int = 3, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
-    """Give the parts of three to five minutes."""
+    """Give the parts of some minutes."""
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
@@ -49,7 +49,7 @@ def quick(
 def full(
     rounds: int = 4, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
-    """Give all parts, for three quarters of an hour."""
+    """Give all parts, for half an hour."""
     most = messages * 10
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {

@@ -102,7 +102,8 @@ class Consumer:
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle a batch, as `Settlement.settle` does; open the window past the last suspect."""
-        if self._is_narrow and not any(outcome.delivery.is_suspect for outcome in outcomes):
+        is_narrow = self._narrow_tag is not None
+        if is_narrow and not any(outcome.delivery.is_suspect for outcome in outcomes):
             await self._widen()
         settled = await self._settlement.settle(outcomes)
         if len(settled) < len(outcomes):
@@ -110,10 +111,6 @@ class Consumer:
             # must not hold up all others.
             await self._widen()
         return settled
-
-    @property
-    def _is_narrow(self) -> bool:
-        return self._narrow_tag is not None
 
     async def _widen(self) -> None:
         """Leave the queue to the consumer with the wide window, if that has not been done."""

@@ -127,7 +127,8 @@ class IntakeReader(asyncio.StreamReader):
                 or size > MOST_FRAME_BYTES
                 or (ends < end and data[ends] != FRAME_END)
             ):
-                # Left to the library with all that follows: it ends the connection.
+                # Left to the library with all that follows: it ends the connection, and whoever
+                # waits for what came before in these bytes hears of that.
                 self._understands = False
                 others.append(data[place:])
                 return b"".join(others)

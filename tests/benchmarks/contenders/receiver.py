@@ -21,25 +21,24 @@ PREFETCH = 2_000
 
 async def main(told: Arguments) -> None:
     seen = array("d")
-    is_done = asyncio.Event()
-    acked = 0
+    has_come = asyncio.Event()
 
-    async def take(message: DeliveredMessage) -> None:
-        nonlocal acked
+    async def take(_: DeliveredMessage) -> None:
         seen.append(time.monotonic())
-        await asyncio.sleep(0)  # noqa: TID251 - what has come with it is acked with it
-        if acked < (tag := message.delivery_tag or 0) == len(seen):
-            acked = tag
-            await channel.basic_ack(tag, multiple=True)
-        if acked == told.messages:
-            is_done.set()
+        has_come.set()
 
     connection = await aiormq.connect(told.url)
     channel = await connection.channel()
     await channel.basic_qos(prefetch_count=PREFETCH)
     await channel.basic_consume(told.queue, take)
     print(json.dumps({"event": "consumes"}), flush=True)
-    await is_done.wait()
+    acked = 0
+    while acked < told.messages:
+        await has_come.wait()
+        has_come.clear()
+        # The tags of a channel count from 1.
+        acked = len(seen)
+        await channel.basic_ack(acked, multiple=True)
     await connection.close()
     with told.database.open("wb") as file:
         seen.tofile(file)
