@@ -61,7 +61,7 @@ class TestWriter:
             ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 1_000),
             ("temp_store", 2), ("trusted_schema", 0), ("cache_size", -8 * 1024),
             ("journal_size_limit", 64 * 1024 * 1024), ("application_id", APPLICATION_ID),
-            ("user_version", 1),
+            ("user_version", 2),
         ],
     )  # fmt: skip
     async def test_opens_with_what_is_promised(
@@ -132,7 +132,7 @@ class TestWriter:
 
 def newer(path: Path) -> None:
     change(path, f"PRAGMA application_id = {APPLICATION_ID}")
-    change(path, "PRAGMA user_version = 2")
+    change(path, "PRAGMA user_version = 3")
 
 
 def foreign(path: Path) -> None:

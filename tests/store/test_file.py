@@ -105,7 +105,7 @@ class TestProbe:
 
         assert len(wals) == 3
         assert rows(tmp_path / "p.db") == before
-        assert rows(tmp_path / "p.db", "PRAGMA user_version") == [(1,)]
+        assert rows(tmp_path / "p.db", "PRAGMA user_version") == [(2,)]
 
     async def test_fails_as_a_batch_would(self, tmp_path: Path) -> None:
         """And works again when the obstacle has gone."""

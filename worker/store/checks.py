@@ -8,9 +8,9 @@ import aiosqlite
 from worker.errors import StoreUnusable
 from worker.store.faults import StoreFault, damaged, not_ours, primary_code
 from worker.store.file import cannot_open
+from worker.store.migrations import SCHEMA_VERSION
 
 APPLICATION_ID = 0x70726A77
-SCHEMA_VERSION = 1
 
 # quick_check reads the whole file: 0.7 seconds a GiB from memory, several from a cold disk, and a
 # standby promises to consume within five. Of a larger file only the small tables are checked; a

@@ -7,7 +7,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +16,6 @@ import aiosqlite
 from worker.errors import StoreUnusable
 from worker.store.checks import (
     READ_HINT,
-    SCHEMA_VERSION,
     identity,
     opening_failed,
     reading_failed,
@@ -34,6 +32,7 @@ from worker.store.file import (
     remove_rebuild_file,
     require_place,
 )
+from worker.store.migrations import SCHEMA_VERSION, migrate
 from worker.store.transaction import Row, Transaction
 
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
@@ -235,6 +234,11 @@ class Writer(Database):
             await tx.run(f"PRAGMA wal_autocheckpoint = {pages}")
             self._checkpoint_pages = pages
 
+    async def file_id(self) -> str:
+        """Return what tells this file from every other: random, chosen when it was made."""
+        ((file_id,),) = await self.fetch_all("SELECT id FROM file")
+        return str(file_id)
+
     async def probe(self) -> None:
         """Commit a write that changes nothing; raises what `transaction` does if that fails."""
         async with self.transaction() as tx:
@@ -278,11 +282,9 @@ class Writer(Database):
         for pragma in PRAGMAS:
             await connection.execute(pragma)
         self._checkpoint_pages = CHECKPOINT_PAGES
-        if is_new:
-            schema = resources.files("worker.store").joinpath("schema.sql").read_text()
-            await connection.executescript(schema)
-            return
-        await require_sound(connection, self.path)
+        if not is_new:
+            await require_sound(connection, self.path)
+        await migrate(connection, version)
         # What SQLite finds in the WAL of a process that was killed, or whose fsync failed, may be
         # in the page cache alone, and a later fsync need not bring it to the disk
         # (wiki.postgresql.org/wiki/Fsync_Errors). A batch of duplicates writes nothing, so it

@@ -20,6 +20,8 @@ APPEND = """
     INSERT INTO log (stream, id, sequence, occurred_at, kind, is_late, appended_at, body)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
+COUNT = "UPDATE file SET commits = commits + 1"
+NOTE_KIND = "INSERT INTO kinds VALUES (?) ON CONFLICT DO NOTHING"
 BODIES = """
     SELECT log.stream, log.body FROM json_each(?) AS wanted JOIN log ON log.stream = wanted.value
 """
@@ -43,9 +45,13 @@ async def known(tx: Transaction, keys: Collection[Key]) -> dict[Key, str]:
 
 
 def append(tx: Transaction, entries: Sequence[Entry]) -> None:
-    """Store messages for good."""
+    """Store messages for good, and note how far the file has come and which kinds it holds."""
+    if not entries:
+        return
     # In the order of the key, so that neighbours in the tree are written together.
     tx.add(APPEND, sorted(entries))
+    tx.add(NOTE_KIND, [(kind,) for kind in {entry[4] for entry in entries}])
+    tx.add(COUNT)
 
 
 async def bodies(tx: Transaction, numbers: Collection[int]) -> dict[int, list[str]]:
@@ -55,6 +61,11 @@ async def bodies(tx: Transaction, numbers: Collection[int]) -> dict[int, list[st
         for stream, body in await tx.fetch_all(BODIES, (json.dumps(list(numbers)),)):
             streams.setdefault(stream, []).append(body)
     return streams
+
+
+async def kinds(source: Database) -> set[str]:
+    """Return the kinds of all messages in the log."""
+    return {kind for (kind,) in await source.fetch_all("SELECT kind FROM kinds")}
 
 
 async def is_empty(source: Database) -> bool:

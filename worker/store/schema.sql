@@ -1,4 +1,5 @@
--- The tables that every database of the worker has; each projection adds its own.
+-- The tables that every database of the worker has; schema_2.sql adds to them, and so does each
+-- projection.
 -- Times are UTC text of fixed width (2026-04-27T10:39:03.120000Z), so text order is time order.
 BEGIN IMMEDIATE;
 

@@ -1,0 +1,70 @@
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from tests.builders import planned, started
+from tests.unit.projecting import arrivals, change, projecting, rows
+from worker.store.connection import Writer
+from worker.store.log import kinds
+from worker.store.migrations import SCHEMA_VERSION
+
+LATER_TABLES = ("file", "kinds", "filler")
+
+
+def as_of_version_1(path: Path) -> None:
+    """Take away what later versions of the schema have added."""
+    for table in LATER_TABLES:
+        change(path, f"DROP TABLE {table}")
+    change(path, "PRAGMA user_version = 1")
+
+
+class TestAFileOfAnOlderSchema:
+    async def test_is_brought_up_to_date_when_a_worker_opens_it(self, tmp_path: Path) -> None:
+        """Its log and rows stay, and what the new tables say is right for them."""
+        path = tmp_path / "p.db"
+        async with projecting(path) as projector:
+            await projector.project(arrivals([planned("e"), started("e")]))
+        before = rows(path)
+        as_of_version_1(path)
+
+        async with Writer(path) as writer:
+            noted, file_id = await kinds(writer), await writer.file_id()
+
+        assert rows(path) == before
+        assert noted == {"event_planned", "event_started"}
+        assert len(file_id) == 32
+        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+    async def test_has_the_tables_of_a_new_one(self, tmp_path: Path) -> None:
+        """There is one schema, however a file has come to it."""
+        async with Writer(tmp_path / "new.db"), Writer(tmp_path / "old.db"):
+            pass
+        as_of_version_1(tmp_path / "old.db")
+        async with Writer(tmp_path / "old.db"):
+            pass
+
+        schema = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
+        assert rows(tmp_path / "old.db", schema) == rows(tmp_path / "new.db", schema)
+
+    async def test_of_which_the_update_was_interrupted_is_updated_at_the_next_start(
+        self, tmp_path: Path
+    ) -> None:
+        """Each script is one transaction, so a new file may have the first version only."""
+        path = tmp_path / "p.db"
+        with sqlite3.connect(path) as made:
+            made.executescript(resources.files("worker.store").joinpath("schema.sql").read_text())
+        made.close()
+
+        async with Writer(path) as writer:
+            assert await kinds(writer) == set()
+
+
+class TestTwoFiles:
+    async def test_have_two_identities_that_last(self, tmp_path: Path) -> None:
+        """A copy has that of its original; a new file never has."""
+        found = []
+        for name in ("a.db", "b.db", "a.db"):
+            async with Writer(tmp_path / name) as writer:
+                found.append(await writer.file_id())
+
+        assert found[0] == found[2] != found[1]
