@@ -39,6 +39,8 @@ OPEN_SECONDS = 10
 RECONNECT_SECONDS = (0.5, 8.0)
 HOLD_SECONDS = (0.1, 2.0)
 VERIFY_SECONDS = 5
+# A message is kept in the log, and most of it in a row.
+COPIES_OF_A_MESSAGE = 2
 
 
 class Service:
@@ -62,6 +64,7 @@ class Service:
         self._stop = asyncio.Event()
         self._makes_topology = False
         self._losses = 0
+        self._held: Sequence[Arrival] = ()
 
     def stop(self) -> None:
         """Take no more, finish what was taken, and let `run` return."""
@@ -76,7 +79,7 @@ class Service:
         lock = WriterLock(self._settings.database)
         try:
             if await self._become_writer(lock):
-                writer = Writer(self._settings.database)
+                writer = Writer(self._settings.database, lock)
                 try:
                     await self._write(writer)
                 finally:
@@ -152,7 +155,7 @@ class Service:
     async def _sessions(self, writer: Writer, projector: Projector) -> None:
         """Live one session after the other."""
         was_connected = False
-        while await self._until_possible(writer.probe):
+        while await self._until_possible(lambda: self._prove(writer, projector)):
             self._report.connecting()
             try:
                 async with AsyncExitStack() as stack:
@@ -171,6 +174,18 @@ class Service:
                 self._losses += 1
                 self._report.connection_lost(error, self._losses)
                 await self._pause(_backoff(self._losses, RECONNECT_SECONDS))
+
+    async def _prove(self, writer: Writer, projector: Projector) -> None:
+        """See that the database commits what it will be asked to, before anything is consumed.
+
+        Each session in which nothing can be committed costs its messages a delivery, and in the
+        end the broker dead-letters them. So the disk must take the largest message, and the batch
+        that the last session held must commit: its messages come again, and are duplicates then.
+        """
+        await writer.probe(COPIES_OF_A_MESSAGE * self._settings.max_message_bytes)
+        if self._held:
+            await projector.project(self._held)
+            self._held = ()
 
     def _session(self) -> AbstractAsyncContextManager[Session]:
         try:
@@ -233,11 +248,13 @@ class Service:
                 with self._report.transaction():
                     outcomes = await projector.project(batch, meanwhile=consumer.look_ahead)
             except StoreUnavailable as error:
+                self._held = batch
                 self._report.holding(error, len(batch))
                 attempt += 1
                 if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
                     return None
             else:
+                self._held = ()
                 self._report.commits()
                 return outcomes
 

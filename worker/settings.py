@@ -49,6 +49,11 @@ def _is_local(url: str) -> bool:
         return host == "localhost"
 
 
+def _resolved(path: Path) -> Path:
+    # Once, before anything is derived from it: the lock and SQLite's companions go by the name.
+    return Path(os.path.realpath(path))
+
+
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -80,8 +85,10 @@ class Settings(BaseSettings):
     amqp_allow_plain_text: bool = Field(
         default=False, description="Whether amqp:// may go to another machine, unencrypted."
     )
-    database: Path = Field(
-        Path("data/projection.db"), description="The SQLite file; made if it is missing."
+    database: Annotated[Path, AfterValidator(_resolved)] = Field(
+        Path("data/projection.db"),
+        validate_default=True,
+        description="The SQLite file; made if it is missing. Symbolic links are followed.",
     )
     exchange: Name = Field(
         "chat.events", description="The topic exchange to which chat servers publish."

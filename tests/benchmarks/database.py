@@ -15,7 +15,8 @@ from worker.projections import load
 from worker.rebuild import create_tables
 from worker.settings import Settings
 from worker.store import log, streams
-from worker.store.connection import CHECKPOINT_PAGES_IN_BULK, Writer
+from worker.store.connection import Writer
+from worker.store.opening import CHECKPOINT_PAGES_IN_BULK
 
 # As the worker's.
 BATCH: int = Settings.model_fields["batch_size"].default

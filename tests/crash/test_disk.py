@@ -1,17 +1,14 @@
 import resource
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders import completed, planned, started
 from tests.database import change, query, rows
+from tests.disk import Disk, StartOnDisk
 from tests.oracle import expected_rows
-from tests.processes import StartWorker, WorkerProcess, environment, worker_process
+from tests.processes import StartWorker, WorkerProcess
 from tests.queues import Queues
 from tests.store.test_faults import root_of, spoil_page
 from tests.strace import calls, require_strace, threads, traced
@@ -188,83 +185,6 @@ class TestAFileThatIsTakenAwayWhileItIsOpen:
         await following.wait_until_settled(len(MESSAGES))
 
         assert rows(database) == expected_rows([*FIRST, *MESSAGES])
-
-
-@cache
-def cannot_mount() -> str | None:
-    """Say why no disk of our own can be mounted here, None if it can."""
-    if not shutil.which("unshare"):
-        return "unshare is not installed"
-    program = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    tried = subprocess.run(program, capture_output=True, text=True, check=False)
-    return f"nothing can be mounted: {tried.stderr.strip()}" if tried.returncode else None
-
-
-class Disk:
-    """Where a worker's database is on a small disk that no other process sees."""
-
-    def __init__(self, folder: Path, options: str) -> None:
-        """Name where it is mounted, and how."""
-        self.folder = folder
-        self.database = folder / "projection.db"
-        mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
-        folder.mkdir()
-        self.inside = ("unshare", "-rm", "sh", "-c", mount, str(folder))
-
-    def seen_by(self, worker: WorkerProcess) -> Path:
-        """Name the disk's folder as it is reached from outside."""
-        return Path(f"/proc/{worker.pid}/root{self.folder}")
-
-
-def fill(file: Path) -> None:
-    """Write until nothing more fits."""
-    with file.open("wb", buffering=0) as filler, suppress(OSError):
-        while True:
-            filler.write(b"x" * 4096)
-
-
-StartOnDisk = Callable[[Disk], Awaitable[WorkerProcess]]
-
-
-@pytest.fixture
-async def start_on_disk(queues: Queues, tmp_path: Path) -> AsyncIterator[StartOnDisk]:
-    """Give a function that starts a worker on a disk of its own."""
-    if reason := cannot_mount():
-        pytest.skip(reason)
-    async with AsyncExitStack() as stack:
-
-        async def start(disk: Disk) -> WorkerProcess:
-            settings = environment(**queues.settings, database=disk.database, secrets_dir=tmp_path)
-            return await stack.enter_async_context(
-                worker_process("run", settings=settings, folder=tmp_path, inside=disk.inside)
-            )
-
-        yield start
-
-
-class TestAFullDisk:
-    async def test_is_waited_for(
-        self, queues: Queues, tmp_path: Path, start_on_disk: StartOnDisk
-    ) -> None:
-        """Not a byte is left: the batch is held; then there is room, and it commits."""
-        disk = Disk(tmp_path / "disk", "size=2m")
-        worker = await start_on_disk(disk)
-        await worker.wait_for_log("connected")
-        await queues.publish(FIRST)
-        await worker.wait_until_settled(len(FIRST))
-
-        seen = disk.seen_by(worker)
-        fill(seen / "filler")
-        await queues.publish(MESSAGES)
-        line = await worker.wait_for_log("holding")
-        assert await worker.outlives(1)
-        (seen / "filler").unlink()
-        await worker.wait_until_settled(len(FIRST) + len(MESSAGES))
-        for name in ("projection.db", "projection.db-wal"):
-            shutil.copy(seen / name, tmp_path / name)
-
-        assert "SQLITE_FULL" in line["reason"]
-        await require_whole(queues, tmp_path / "projection.db", worker)
 
 
 class TestADiskThatMayOnlyBeRead:

@@ -14,7 +14,6 @@ from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
 from worker.store.checks import APPLICATION_ID
 from worker.store.connection import Reader, Writer, require_sqlite
-from worker.store.lock import WriterLock
 
 WRITE_AND_WAIT = """
 import asyncio, sys
@@ -78,8 +77,7 @@ class TestWriter:
         """A worker starts in an empty volume."""
         database = tmp_path / "a" / "b" / "p.db"
 
-        with WriterLock(database):
-            await project(database, [planned("e")])
+        await project(database, [planned("e")])
 
         assert len(rows(database)) == 1
 

@@ -89,6 +89,8 @@ class TestADamagedFile:
             change(database, "UPDATE projections SET version = version + 0, table_name = 'events'")
             change(database, "PRAGMA user_version = 1")
             spoil_page(database, root_of(database, "log"))
+            with pytest.raises(StoreUnavailable, match="Another connection"):
+                await projector.project(arrivals([completed("e-1")]))
 
             with pytest.raises(StoreUnusable, match="is damaged"):
                 await projector.project(arrivals([completed("e-1")]))

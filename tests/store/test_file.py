@@ -24,9 +24,9 @@ class TestNewFiles:
     async def test_are_for_the_worker_alone(self, tmp_path: Path) -> None:
         """What people said stands in all of them, while a rebuild goes on and before."""
         database, seen = tmp_path / "new" / "p.db", {}
-        with WriterLock(database):
-            async with Writer(database) as writer:
-                await project(database, [planned("e")])
+        await project(database, [planned("e")])
+        with WriterLock(database) as lock:
+            async with Writer(database, lock) as writer:
                 await rebuild(
                     writer, database, load(), lambda *_: seen.update(modes(tmp_path / "new"))
                 )
@@ -45,6 +45,7 @@ class TestNewFiles:
             await projector.project(arrivals([planned("e")]))
             seen = modes(folder)
 
+        assert seen.pop("p.db.lock") == "0o600"
         assert seen == dict.fromkeys(("p.db", "p.db-wal", "p.db-shm"), "0o640")
         assert modes(tmp_path) == {"theirs": "0o755"}
 
@@ -96,8 +97,8 @@ class TestAFileThatIsNoLongerInItsPlace:
 class TestProbe:
     async def test_commits_and_changes_nothing(self, tmp_path: Path) -> None:
         """Each one writes a page into the WAL, which is the proof."""
-        async with projecting(tmp_path / "p.db") as projector, Writer(tmp_path / "p.db") as writer:
-            await projector.project(arrivals([planned("e")]))
+        await project(tmp_path / "p.db", [planned("e")])
+        async with Writer(tmp_path / "p.db") as writer:
             before, wals = rows(tmp_path / "p.db"), set()
             for _ in range(3):
                 await writer.probe()

@@ -14,6 +14,7 @@ from worker.projector import Projector
 from worker.rebuild import Audit, audit, create_tables
 from worker.registry import Registry
 from worker.store.connection import Writer
+from worker.store.lock import WriterLock
 from worker.store.tables import noted_versions
 
 CAP = 64 * 1024
@@ -25,9 +26,19 @@ LOG = "SELECT event_id, id FROM messages ORDER BY event_id, id"
 async def projecting(
     path: Path, registry: Registry | None = None, clock: Callable[[], str] = now
 ) -> AsyncIterator[Projector]:
-    """Open the file, with its tables, as the service does."""
+    """Lock and open the file, with its tables, as the service does."""
+    with WriterLock(path) as lock:
+        async with projecting_with(Writer(path, lock), registry, clock) as projector:
+            yield projector
+
+
+@asynccontextmanager
+async def projecting_with(
+    opened: Writer, registry: Registry | None = None, clock: Callable[[], str] = now
+) -> AsyncIterator[Projector]:
+    """Open a writer, with or without a lock, and project through it."""
     registry = registry or load()
-    async with Writer(path) as writer:
+    async with opened as writer:
         if not await noted_versions(writer):
             await create_tables(writer, registry)
         yield Projector(registry, writer, clock=clock)

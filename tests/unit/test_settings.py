@@ -31,7 +31,7 @@ class TestDefaults:
         """Without any setting it consumes from a local broker into data/."""
         settings = load_settings()
 
-        assert settings.database == Path("data/projection.db")
+        assert settings.database == Path("data/projection.db").absolute()
         assert (settings.exchange, settings.queue) == ("chat.events", "chat.events.projection")
         assert (settings.prefetch, settings.batch_size, settings.delivery_limit) == (2000, 1000, 20)
         assert settings.max_message_bytes == 2**20

@@ -49,8 +49,8 @@ def rebuild(
 
 async def _rebuild(database: Path, registry: Registry, progress: Progress, limit: int) -> Audit:
     read_only_uri(database)  # Refuses a file that is missing: there is nothing to rebuild.
-    with WriterLock(database):
-        async with Writer(database) as writer:
+    with WriterLock(database) as lock:
+        async with Writer(database, lock) as writer:
             return await rebuild_tables(writer, database, registry, progress, limit)
 
 

@@ -1,6 +1,6 @@
-"""Opening the database: one writer, any number of readers.
+"""The database's connections: one writer, any number of readers.
 
-`Writer.open` is a checklist, each pragma with its reason. Knows nothing of what the tables mean.
+Knows nothing of what the tables mean. How a writer is set up stands in opening.py.
 """
 
 import asyncio
@@ -20,47 +20,22 @@ from worker.store.checks import (
     opening_failed,
     reading_failed,
     require_ours,
-    require_sound,
 )
-from worker.store.driver import Parameters, connect
+from worker.store.driver import BEGIN, Parameters, connect
 from worker.store.faults import casts_doubt, fault, incomplete
-from worker.store.file import (
-    IN_MEMORY,
-    Place,
-    create_private,
-    place_of,
-    remove_rebuild_file,
-    require_place,
+from worker.store.file import IN_MEMORY, create_private, remove_rebuild_file
+from worker.store.lock import WriterLock
+from worker.store.opening import (
+    BUSY_MILLISECONDS,
+    CHECKPOINT_PAGES,
+    CHECKPOINT_PAGES_IN_BULK,
+    prepare,
 )
-from worker.store.migrations import SCHEMA_VERSION, migrate
 from worker.store.transaction import Row, Transaction
+from worker.store.watch import FileWatch
 
+PROGRESS = "SELECT id, commits FROM file"
 OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
-
-# Short, because a wait inside SQLite can't be interrupted by a shutdown; the worker waits by
-# trying again.
-BUSY_MILLISECONDS = 1_000
-CACHE_KIBIBYTES = 8 * 1024
-WAL_BYTES_KEPT = 64 * 1024 * 1024
-# The commit that fills so many pages of the WAL also writes them into the database. Many make that
-# rare, and what was written again and again is then written once; few make it short.
-CHECKPOINT_PAGES, CHECKPOINT_PAGES_IN_BULK = 1_000, 16_000
-
-PRAGMAS = (
-    # Readers go on while the worker writes, and a commit costs one fsync instead of two or more.
-    "PRAGMA journal_mode = WAL",
-    # In WAL mode NORMAL may lose the last commits at a power cut; their messages are acked.
-    "PRAGMA synchronous = FULL",
-    f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
-    f"PRAGMA cache_size = -{CACHE_KIBIBYTES}",
-    f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}",
-    # A long reader lets the WAL grow; give the disk back once it has gone.
-    f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}",
-    # A read-only root file system may have no place for temporary files.
-    "PRAGMA temp_store = MEMORY",
-    # Nobody puts functions of his own into our schema (sqlite.org/security.html).
-    "PRAGMA trusted_schema = OFF",
-)
 
 
 class Database:
@@ -131,10 +106,13 @@ class Writer(Database):
     After an error of the disk nothing is believed: the next use closes the file and opens it anew.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        """Name the file; nothing is opened yet."""
+    def __init__(self, path: Path | str, lock: WriterLock | None = None) -> None:
+        """Name the file; nothing is opened yet.
+
+        `lock` is the one that this process holds for the file: what is committed is noted in it.
+        """
         super().__init__(path)
-        self._place: Place | None = None
+        self._watch = None if path == IN_MEMORY else FileWatch(Path(path), lock)
         self._is_in_doubt = False
         self._checkpoint_pages = CHECKPOINT_PAGES
 
@@ -146,15 +124,16 @@ class Writer(Database):
     async def open(self) -> None:
         """Open and check the file, creating it if need be.
 
-        Raises `StoreUnusable` for a file that is not ours, of a newer schema or damaged, and
-        `StoreUnavailable` where trying again may help.
+        Raises `StoreUnusable` for a file that is not ours, of a newer schema, damaged, or not what
+        it was when its last writer committed, and `StoreUnavailable` where trying again may help.
         """
         require_sqlite()
         if self.path != IN_MEMORY:
             create_private(self.path)
             # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
             remove_rebuild_file(self.path)
-        self._place = place_of(self.path)
+        if self._watch is not None:
+            await self._watch.opening()
         await self._open(may_be_new=True)
 
     async def _open(self, *, may_be_new: bool) -> None:
@@ -178,13 +157,17 @@ class Writer(Database):
         return super()._fault(error)
 
     async def _ready(self) -> aiosqlite.Connection:
-        require_place(self.path, self._place)
         if self._is_in_doubt:
+            if self._watch is not None:
+                self._watch.require_database()
             with suppress(sqlite3.Error):
                 await self.close()
             await self._open(may_be_new=False)
             self._is_in_doubt = False
-        return self._opened()
+        connection = self._opened()
+        if self._watch is not None:
+            await self._watch.beginning()
+        return connection
 
     @asynccontextmanager
     async def transaction(
@@ -207,23 +190,24 @@ class Writer(Database):
             await self._checkpoint_after(
                 tx, CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES
             )
-            # A deferred transaction that comes to write fails at once, whatever the busy timeout
-            # (sqlite.org/lang_transaction.html, section 2.2).
-            tx.add("BEGIN IMMEDIATE")
+            tx.add(BEGIN)
             yield tx
             # Where its fsync fails, its frames stay in the WAL but not in SQLite's index of it
             # (wal.c, sqlite3WalFrames): the next commit overwrites them, or the next opening finds
             # them whole and counts them as committed. Whichever it is, the log tells, when the
             # same batch is tried again, what it has already from what it has not.
-            await tx.commit(meanwhile)
-            # A file that was deleted meanwhile keeps nothing.
-            require_place(self.path, self._place)
+            commits = await tx.commit(meanwhile)
+            if self._watch is not None:
+                # A file that was deleted meanwhile keeps nothing.
+                await self._watch.committed(commits)
         except BaseException as error:
             await self.interrupt_if_cancelled(error)
             await self._roll_back(connection)
             # Of a statement that nobody waits for any more, it is not known whether it has run.
             is_cancelled = isinstance(error, asyncio.CancelledError)
             self._is_in_doubt = self._is_in_doubt or tx.casts_doubt or is_cancelled
+            if self._watch is not None and isinstance(error, Exception):
+                await self._watch.ended()
             if tx.fault is not None and isinstance(error, Exception):
                 # Also where the block has made another error of it.
                 raise tx.fault from tx.fault.__cause__
@@ -239,13 +223,17 @@ class Writer(Database):
         ((file_id,),) = await self.fetch_all("SELECT id FROM file")
         return str(file_id)
 
-    async def probe(self) -> None:
-        """Commit a write that changes nothing; raises what `transaction` does if that fails."""
+    async def probe(self, least_bytes: int = 1) -> None:
+        """Prove that so many bytes can be committed, and leave the database as it was.
+
+        Raises what `transaction` does if that fails.
+        """
         async with self.transaction() as tx:
-            (version,) = await tx.fetch_one("PRAGMA user_version") or (SCHEMA_VERSION,)
-            # Writes the first page also where the number stays, which no UPDATE does: that one
-            # leaves a page alone if its bytes are the same.
-            await tx.run(f"PRAGMA user_version = {version}")
+            tx.add("DELETE FROM filler")
+            # Random, because a file system may compress everything else.
+            tx.add("INSERT INTO filler VALUES (randomblob(?))", [(least_bytes,)])
+        async with self.transaction() as tx:
+            tx.add("DELETE FROM filler")
 
     @asynccontextmanager
     async def attached(self, path: Path, name: str) -> AsyncIterator[None]:
@@ -274,24 +262,11 @@ class Writer(Database):
 
     async def _prepare(self, *, may_be_new: bool) -> None:
         connection = self._opened()
-        connection.row_factory = Row
-        application_id, version, tables = await identity(connection)
-        is_new = may_be_new and version == 0 and tables == 0
-        if not is_new:
-            require_ours(self.path, application_id, version)
-        for pragma in PRAGMAS:
-            await connection.execute(pragma)
+        await prepare(connection, self.path, may_be_new=may_be_new)
         self._checkpoint_pages = CHECKPOINT_PAGES
-        if not is_new:
-            await require_sound(connection, self.path)
-        await migrate(connection, version)
-        # What SQLite finds in the WAL of a process that was killed, or whose fsync failed, may be
-        # in the page cache alone, and a later fsync need not bring it to the disk
-        # (wiki.postgresql.org/wiki/Fsync_Errors). A batch of duplicates writes nothing, so it
-        # would be acked on the strength of that. A checkpoint writes it anew and syncs. Readers
-        # do not stand in its way: what came into the WAL while one was connected was synced
-        # before SQLite showed it to anyone (wal.c, sqlite3WalFrames).
-        await connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+        if self._watch is not None:
+            ((file_id, commits),) = await connection.execute_fetchall(PROGRESS)
+            await self._watch.opened(file_id, commits)
 
 
 class Reader(Database):

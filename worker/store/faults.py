@@ -61,6 +61,16 @@ def out_of_memory(path: Path | str) -> StoreUnavailable:
     )
 
 
+def written_by_another(path: Path | str) -> StoreUnavailable:
+    """Return the error for a file in which not only this worker commits."""
+    return StoreUnavailable(
+        f"Another connection has committed to the database, or truncated its WAL (path {path}).",
+        "what the worker remembered of the file is dropped, and the batch is tried again; find out "
+        "which process it is (fuser shows it): only one may write. 'projection-worker rebuild "
+        "--verify' tells whether the rows are right.",
+    )
+
+
 def casts_doubt(error: sqlite3.Error) -> bool:
     """Tell whether the file must be closed and opened anew before anything is believed."""
     return primary_code(error) in _DOUBT

@@ -15,6 +15,8 @@ PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 IN_MEMORY = ":memory:"
 
+RESTORE = "docs/upgrade.md, 'Restore a backup', has the steps."
+
 Place = tuple[int, int]
 """Device and inode."""
 
@@ -42,33 +44,43 @@ def cannot_open(path: Path | str, cause: object) -> StoreUnavailable:
     )
 
 
-def place_of(path: Path | str) -> Place | None:
-    """Say which file this path names now; None for a database in memory."""
-    if path == IN_MEMORY:
-        return None
+def look_at(path: Path) -> os.stat_result:
+    """Ask for a file by its name, which opens nothing.
+
+    Raises `StoreUnusable` if there is none, and `StoreUnavailable` if nobody can tell.
+    """
     try:
-        found = os.stat(path)  # noqa: PTH116 - a path may be text
+        return path.stat()
     except FileNotFoundError:
-        raise _is_gone(path) from None
+        raise is_gone(path) from None
     except OSError as error:
         raise cannot_open(path, error.strerror) from error
+
+
+def place(found: os.stat_result) -> Place:
+    """Return which file it is, whatever its names."""
     return found.st_dev, found.st_ino
 
 
-def require_place(path: Path | str, place: Place | None) -> None:
-    """Raise `StoreUnusable` if the path names another file than it did, or none.
+def require_one_name(path: Path) -> None:
+    """Raise `StoreUnusable` for a file with hard links.
 
-    Asks by name, and opens nothing.
+    SQLite names the WAL after the database, so each name would have a WAL of its own
+    (sqlite.org/howtocorrupt.html, section 2.5), and a lock of its own.
     """
-    if place_of(path) != place:
-        raise _is_gone(path)
+    if (names := look_at(path).st_nlink) > 1:
+        raise StoreUnusable(
+            f"The database has {names} names (hard links) (path {path}).",
+            f"remove the others; 'find -samefile {path.name}' lists them.",
+        )
 
 
-def _is_gone(path: Path | str) -> StoreUnusable:
+def is_gone(path: Path) -> StoreUnusable:
+    """Return the error for a file that is no longer where it was opened."""
     return StoreUnusable(
-        f"The database was deleted, moved or replaced while it was open (path {path}).",
-        "put the file that was there back, beside its -wal and -shm, or restore a backup; then "
-        "start the worker again.",
+        f"A file of the database was deleted, moved or replaced while it was open (path {path}).",
+        f"put the file that was there back, or restore a backup; then start the worker again. "
+        f"{RESTORE}",
     )
 
 

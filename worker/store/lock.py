@@ -11,11 +11,25 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from worker.errors import StoreUnusable, WriterLocked
 from worker.messages import now
-from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER
+from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER, is_gone, look_at, place
+
+NOTE_BYTES = 4096
+
+
+class Progress(NamedTuple):
+    """How far a database had come when the lock's holder last committed."""
+
+    file_id: str
+    commits: int
+    """Those that appended to the log; the messages of all of them may have been acked."""
+    checkpointed: int | None = None
+    """How many of them were in the database itself, without its WAL; None if not known."""
+    problem: str = ""
+    """Why nobody may write the file before an operator has looked at it."""
 
 
 class WriterLock:
@@ -25,7 +39,10 @@ class WriterLock:
         """Name the database; nothing is locked yet."""
         self.database = database
         self.path = database.with_name(database.name + ".lock")
+        self.noted: Progress | None = None
+        """What the last holder has noted, once the lock is taken; None if nothing."""
         self._descriptor: int | None = None
+        self._owner: dict[str, object] = {}
 
     def acquire(self) -> None:
         """Take the lock, or raise `WriterLocked`, which names the process that has it.
@@ -36,7 +53,7 @@ class WriterLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(os.read(descriptor, 4096))
+            holder = _holder(os.read(descriptor, NOTE_BYTES))
             os.close(descriptor)
             raise WriterLocked(
                 f"The database is being written by another process (path {self.database}, "
@@ -44,11 +61,30 @@ class WriterLock:
                 "stop it, or set WORKER_DATABASE to another file.",
             ) from None
         self._descriptor = descriptor
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        self._owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        self.noted = _progress(os.pread(descriptor, NOTE_BYTES, 0))
+        self._write()
+
+    def note(self, progress: Progress) -> None:
+        """Note how far the database has come, for the next holder."""
+        self.noted = progress
+        self._write()
+
+    def require_held(self) -> None:
+        """Raise `StoreUnusable` if the lock's file was removed: the next one locks another."""
+        if self._descriptor is None or place(look_at(self.path)) != place(
+            os.fstat(self._descriptor)
+        ):
+            raise is_gone(self.path)
+
+    def _write(self) -> None:
+        # Always of one length, so that no note is ever half of two, and a full disk has room.
+        note = self._owner if self.noted is None else {**self._owner, **self.noted._asdict()}
+        line = json.dumps(note).encode().ljust(NOTE_BYTES - 1)[: NOTE_BYTES - 1] + b"\n"
         # The lock counts, not the note: a full disk must not keep the worker from holding on.
         with suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+            if self._descriptor is not None:
+                os.pwrite(self._descriptor, line, 0)
 
     def holder(self) -> str | None:
         """Say who has the lock, None if nobody; takes and writes nothing.
@@ -62,7 +98,7 @@ class WriterLock:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return _holder(file.read(4096))
+                    return _holder(file.read(NOTE_BYTES))
         except OSError as error:
             raise StoreUnusable(
                 f"The lock file cannot be read (path {self.path}: {error.strerror}).",
@@ -100,6 +136,13 @@ class WriterLock:
     ) -> None:
         """Release."""
         self.release()
+
+
+def _progress(note: bytes) -> Progress | None:
+    with suppress(ValueError, KeyError, TypeError):
+        noted = json.loads(note)
+        return Progress(**{name: noted[name] for name in Progress._fields})
+    return None
 
 
 def _holder(note: bytes) -> str:

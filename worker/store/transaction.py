@@ -13,13 +13,20 @@ from pathlib import Path
 import aiosqlite
 
 from worker.errors import StoreUnusable
-from worker.store.driver import Parameters, Preceded
-from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory
+from worker.store.driver import COMMIT, Parameters, Preceded, WrittenByAnother
+from worker.store.faults import (
+    StoreFault,
+    casts_doubt,
+    fault,
+    out_of_memory,
+    written_by_another,
+)
 from worker.store.statements import Groups, require_harmless
 
 Row = sqlite3.Row
 # What is run where only that matters which precedes it.
 NOTHING = "SELECT 1 WHERE FALSE"
+COMMITS = "SELECT commits FROM file"
 
 
 class Transaction:
@@ -97,9 +104,13 @@ class Transaction:
             raise
         await self.run("RELEASE one_message")
 
-    async def commit(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Run what waits, and commit; `meanwhile` is called while SQLite does."""
-        committing = asyncio.ensure_future(self.run("COMMIT"))
+    async def commit(self, meanwhile: Callable[[], None] | None = None) -> int:
+        """Run what waits, and commit; `meanwhile` is called while SQLite does.
+
+        Returns how many commits have appended to the log of this file.
+        """
+        self.add(COMMIT)
+        committing = asyncio.ensure_future(self._call(COMMITS))
         try:
             if meanwhile is not None:
                 # One turn of the loop hands the statement over; between it and the next, the loop
@@ -109,7 +120,8 @@ class Transaction:
                 await asyncio.sleep(0)
                 meanwhile()
         finally:
-            await committing
+            ((commits,),) = await committing
+        return int(commits)
 
     async def run(self, sql: str) -> None:
         """Run what waits, and then one statement of the store itself; handlers use `execute`."""
@@ -127,6 +139,9 @@ class Transaction:
         except sqlite3.Error as error:
             self._failure = self._blamed(error)
             raise self._failure from error
+        except WrittenByAnother as error:
+            self.fault = self._failure = written_by_another(self._path)
+            raise self.fault from error
         except MemoryError as error:
             # What Python makes of SQLITE_NOMEM; SQLite may have rolled back by itself.
             self.fault = self._failure = out_of_memory(self._path)

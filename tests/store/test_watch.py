@@ -1,0 +1,254 @@
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.builders import completed, planned, started
+from tests.oracle import expected_rows
+from tests.unit.projecting import arrivals, change, project, projecting, rows
+from worker.errors import StoreUnavailable, StoreUnusable
+
+FIRST = [planned(f"e-{number}") for number in range(50)]
+SECOND = [started(f"e-{number}") for number in range(50)]
+THIRD = [completed(f"e-{number}") for number in range(50)]
+SUFFIXES = ("", "-wal", "-shm", ".lock")
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    """Return a database in a folder of its own, which holds the first messages."""
+    (tmp_path / "live").mkdir()
+    path = tmp_path / "live" / "p.db"
+    await project(path, FIRST)
+    return path
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def backup(path: Path) -> Path:
+    """Copy a database as the documentation says, while it may be open."""
+    copy = path.parent.parent / "backup.db"
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    return copy
+
+
+def as_after_a_kill(path: Path) -> Path:
+    """Copy the files as a killed worker would leave them; `path` is open."""
+    killed = path.parent.parent / "killed" / "p.db"
+    killed.parent.mkdir()
+    for suffix in SUFFIXES:
+        # Size and times, too: a kill changes neither.
+        shutil.copy2(beside(path, suffix), beside(killed, suffix))
+    return killed
+
+
+def checkpointed(path: Path) -> None:
+    change(path, "PRAGMA wal_checkpoint(PASSIVE)")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def replace(path: Path) -> None:
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+def overwritten(path: Path, content: bytes) -> bytes:
+    """Write a file in its place, and return what it held."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    return before
+
+
+class TestAFileThatIsTakenAway:
+    @pytest.mark.parametrize("take", [remove, move, replace])
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    async def test_ends_the_writing_and_costs_nothing_that_was_acked(
+        self, path: Path, suffix: str, take: Callable[[Path], None]
+    ) -> None:
+        """Database, WAL, shared memory and lock: SQLite itself would notice none of them."""
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            take(beside(path, suffix))
+
+            with pytest.raises(StoreUnusable, match="deleted, moved or replaced") as refused:
+                await projector.project(arrivals(THIRD))
+
+        assert str(beside(path, suffix)) in refused.value.message
+        if suffix:
+            await project(path, [])
+            assert rows(path) == expected_rows([*FIRST, *SECOND])
+
+    async def test_is_noticed_before_a_batch_of_duplicates_is_acked(self, path: Path) -> None:
+        """It writes nothing, so a look at its effect would see nothing."""
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            beside(path, "-wal").unlink()
+
+            with pytest.raises(StoreUnusable):
+                await projector.project(arrivals(SECOND, again=True))
+
+
+class TestAFileThatIsOverwritten:
+    async def test_by_a_backup_ends_the_writing_until_an_operator_has_looked(
+        self, path: Path
+    ) -> None:
+        """`cp backup.db projection.db` keeps the inode; SQLite goes on into a mixture."""
+        copy = backup(path)
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            checkpointed(path)
+            await projector.project(arrivals(SECOND, again=True))
+            shutil.copyfile(copy, path)
+
+            with pytest.raises(StoreUnusable, match="was overwritten"):
+                await projector.project(arrivals(THIRD))
+        # SQLite has written its WAL into the copy when it was closed.
+        with pytest.raises(StoreUnusable, match="was overwritten") as refused:
+            await project(path, THIRD)
+        assert str(beside(path, ".lock")) in refused.value.hint
+
+        restore(copy, path)
+        await project(path, THIRD)
+
+        assert rows(path) == expected_rows([*FIRST, *THIRD])
+
+    async def test_by_something_else_is_not_written_to(self, path: Path) -> None:
+        """It is waited for: a copy may be under way."""
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            whole = overwritten(path, b"half a copy")
+
+            with pytest.raises(StoreUnavailable, match="not whole"):
+                await projector.project(arrivals(THIRD))
+            overwritten(path, whole)
+            await projector.project(arrivals(THIRD))
+
+        assert rows(path) == expected_rows([*FIRST, *SECOND, *THIRD])
+
+    async def test_by_nothing_at_all_is_noticed_in_the_wal_too(self, path: Path) -> None:
+        """`: > projection.db-wal` takes away what the database does not have yet."""
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            os.truncate(beside(path, "-wal"), 0)
+
+            with pytest.raises(StoreUnusable, match="was overwritten"):
+                await projector.project(arrivals(THIRD))
+
+    async def test_by_the_checkpoint_of_another_process_goes_on(self, path: Path) -> None:
+        """A backup tool may do so; it is told, and nothing is lost."""
+        async with projecting(path) as projector:
+            for batch in (SECOND, THIRD):
+                change(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+                with pytest.raises(StoreUnavailable, match="Another connection"):
+                    await projector.project(arrivals(batch))
+                await projector.project(arrivals(batch))
+
+        assert rows(path) == expected_rows([*FIRST, *SECOND, *THIRD])
+
+
+def restore(copy: Path, path: Path) -> None:
+    """Do what docs/upgrade.md says."""
+    for suffix in SUFFIXES:
+        beside(path, suffix).unlink(missing_ok=True)
+    shutil.copyfile(copy, path)
+
+
+def without_wal(path: Path) -> None:
+    beside(path, "-wal").unlink()
+
+
+def with_a_cut_wal(path: Path) -> None:
+    os.truncate(beside(path, "-wal"), beside(path, "-wal").stat().st_size // 2)
+
+
+def with_a_spoiled_wal(path: Path) -> None:
+    with beside(path, "-wal").open("r+b") as wal:
+        wal.write(b"\xff" * 64)
+
+
+class TestAStart:
+    @pytest.mark.parametrize("spoil", [without_wal, with_a_cut_wal, with_a_spoiled_wal])
+    async def test_without_what_was_acked_is_refused(
+        self, path: Path, spoil: Callable[[Path], None]
+    ) -> None:
+        """To SQLite a WAL that is gone or damaged looks like a commit that never was."""
+        async with projecting(path) as projector:
+            for batch in (SECOND, THIRD):
+                await projector.project(arrivals(batch))
+            killed = as_after_a_kill(path)
+        spoil(killed)
+
+        for _ in range(2):
+            with pytest.raises(StoreUnusable, match="lost what was acked") as refused:
+                await project(killed, [])
+
+        assert str(beside(killed, ".lock")) in refused.value.hint
+
+    async def test_after_a_kill_finds_everything(self, path: Path) -> None:
+        """What the guards above look for is nothing that a crash does."""
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            checkpointed(path)
+            await projector.project(arrivals(THIRD))
+            killed = as_after_a_kill(path)
+
+        await project(killed, [])
+
+        assert rows(killed) == expected_rows([*FIRST, *SECOND, *THIRD])
+
+    async def test_on_a_backup_beside_an_old_wal_is_refused(self, path: Path) -> None:
+        """SQLite would put the pages of the WAL over the backup, and undo it or spoil it."""
+        copy = backup(path)
+        async with projecting(path) as projector:
+            await projector.project(arrivals(SECOND))
+            checkpointed(path)
+            await projector.project(arrivals(THIRD))
+            killed = as_after_a_kill(path)
+        shutil.copyfile(copy, killed)
+
+        with pytest.raises(StoreUnusable, match="an older copy"):
+            await project(killed, [])
+
+        assert killed.read_bytes() == copy.read_bytes()
+
+    async def test_on_a_restored_backup_goes_on_from_there(self, path: Path) -> None:
+        """Refused as long as it may be a mistake; taken once the steps have been followed."""
+        copy = backup(path)
+        await project(path, SECOND)
+        shutil.copyfile(copy, path)
+        with pytest.raises(StoreUnusable, match="an older copy"):
+            await project(path, [])
+
+        restore(copy, path)
+        await project(path, THIRD)
+
+        assert rows(path) == expected_rows([*FIRST, *THIRD])
+
+    async def test_on_a_new_file_beside_an_old_lock_is_a_new_start(self, path: Path) -> None:
+        """What the lock has noted is about another file."""
+        remove(path)
+
+        await project(path, SECOND)
+
+        assert rows(path, "SELECT count(*) FROM log") == [(len(SECOND),)]
+
+    async def test_on_a_file_with_two_names_is_refused(self, path: Path) -> None:
+        """Each name would have a WAL and a lock of its own."""
+        os.link(path, path.with_name("other.db"))
+
+        with pytest.raises(StoreUnusable, match=r"2 names \(hard links\)"):
+            await project(path, [])

@@ -1,0 +1,193 @@
+"""The files beneath an open database: whether they are still the ones that were opened.
+
+SQLite keeps its files open and does not look at their names again. It does not notice who removes
+its WAL, or copies a backup over the database, and what is acked from then on is lost. So every
+transaction looks: four stat(2), some 10 microseconds. What was acked is noted in the lock file, so
+that the next start notices what was lost, too.
+
+Nothing here opens a file except through SQLite: to close a descriptor of the database would drop
+SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
+"""
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+from worker.errors import StoreUnavailable, StoreUnusable
+from worker.store.file import RESTORE, Place, is_gone, look_at, place, require_one_name
+from worker.store.lock import Progress, WriterLock
+
+# A WAL that has grown beyond this is cut back to it (PRAGMA journal_size_limit).
+WAL_BYTES_KEPT = 64 * 1024 * 1024
+
+
+class Checkpointed(NamedTuple):
+    """What the database says without its WAL: the state of the last checkpoint."""
+
+    file_id: str
+    commits: int
+
+
+class _Found(NamedTuple):
+    database: tuple[int, int]
+    """Its size in bytes, and when it was written last."""
+    wal_bytes: int
+
+
+class FileWatch:
+    """Notices when somebody removes, replaces or overwrites a file that the writer has open."""
+
+    def __init__(self, database: Path, lock: WriterLock | None) -> None:
+        """Watch the files of this database; note the progress in the lock, if there is one."""
+        self._database = database
+        self._wal = database.with_name(f"{database.name}-wal")
+        self._shared_memory = database.with_name(f"{database.name}-shm")
+        self._lock = lock
+        self._places: dict[Path, Place] = {}
+        self._found = _Found((0, 0), 0)
+        self._progress = Progress("", 0)
+
+    async def opening(self) -> None:
+        """Look before SQLite opens the database, and the WAL that lies beside it.
+
+        Raises `StoreUnusable` for a database that has several names, or is older than what was
+        there when its last worker acked.
+        """
+        require_one_name(self._database)
+        self._places = {self._database: place(look_at(self._database))}
+        noted = self._noted()
+        if noted is None:
+            return
+        found = await asyncio.to_thread(checkpointed, self._database)
+        if isinstance(found, Checkpointed) and found.file_id != noted.file_id:
+            return
+        if noted.problem:
+            raise StoreUnusable(noted.problem, self._way_out())
+        # Where it cannot be read, a power cut may have torn a page, which the WAL repairs.
+        if isinstance(found, Checkpointed) and noted.checkpointed is not None:
+            self._require_commits(found.commits, noted.checkpointed)
+
+    async def opened(self, file_id: str, commits: int) -> None:
+        """Watch the files that SQLite has open now.
+
+        Raises `StoreUnusable` if the database lacks commits whose messages were acked.
+        """
+        noted = self._noted()
+        if noted is not None and noted.file_id == file_id:
+            self._require_commits(commits, noted.commits)
+        for companion in (self._wal, self._shared_memory):
+            self._places[companion] = place(look_at(companion))
+        self._progress = Progress(file_id, commits)
+        await self.ended()
+
+    def require_database(self) -> None:
+        """Raise `StoreUnusable` if the database itself is not the one that was opened."""
+        self._require_place(self._database)
+
+    async def beginning(self) -> None:
+        """Look before a transaction begins.
+
+        Nothing of ours has written since the last one ended. Raises `StoreUnusable` if a file is
+        gone, or was overwritten by a person; a checkpoint of another process is harmless.
+        """
+        found = self._seen()
+        if found == self._found:
+            return
+        # What the WAL has lost must be in the database.
+        is_cut = found.wal_bytes < min(self._found.wal_bytes, WAL_BYTES_KEPT)
+        if not await self._look_into(self._progress.commits if is_cut else 0):
+            raise StoreUnavailable(
+                f"The database was written by another process, and is not whole (path "
+                f"{self._database}).",
+                "if it is being copied, stop the worker first; if not, start the worker again.",
+            )
+        self._found = found
+
+    async def ended(self) -> None:
+        """Look after a transaction has ended, whether by a commit or not.
+
+        What has changed is mostly a checkpoint of ours. One that failed in the middle leaves a
+        database that is not whole without its WAL. Raises `StoreUnusable` as `beginning` does.
+        """
+        found = self._seen()
+        if found.database != self._found.database:
+            await self._look_into(0)
+        self._found = found
+
+    async def committed(self, commits: int) -> None:
+        """Look, as `ended` does, and note what may be acked now."""
+        before = self._progress
+        self._progress = before._replace(commits=commits)
+        await self.ended()
+        if self._lock is not None and self._progress != before:
+            self._lock.note(self._progress)
+
+    async def _look_into(self, least_commits: int) -> bool:
+        """Tell whether the database can be read without its WAL; see that it is not an older one.
+
+        Raises `StoreUnusable` if it is, and notes that for the next start.
+        """
+        seen = await asyncio.to_thread(checkpointed, self._database)
+        if not isinstance(seen, Checkpointed):
+            return False
+        known = self._progress
+        least = max(least_commits, known.checkpointed or 0)
+        if seen.file_id == known.file_id and seen.commits >= least:
+            self._progress = known._replace(checkpointed=seen.commits)
+            return True
+        problem = (
+            f"The database or its WAL was overwritten while it was open (path {self._database}). "
+            "What the worker wrote may be mixed into it now."
+        )
+        if self._lock is not None:
+            self._lock.note(known._replace(problem=problem))
+        raise StoreUnusable(problem, self._way_out())
+
+    def _seen(self) -> _Found:
+        if self._lock is not None:
+            self._lock.require_held()
+        self._require_place(self._shared_memory)
+        wal, database = self._require_place(self._wal), self._require_place(self._database)
+        return _Found((database.st_size, database.st_mtime_ns), wal.st_size)
+
+    def _require_place(self, path: Path) -> os.stat_result:
+        found = look_at(path)
+        if place(found) != self._places[path]:
+            raise is_gone(path)
+        return found
+
+    def _noted(self) -> Progress | None:
+        return None if self._lock is None else self._lock.noted
+
+    def _require_commits(self, found: int, acked: int) -> None:
+        if found < acked:
+            raise StoreUnusable(
+                f"The database has lost what was acked (path {self._database}, {found:,} of "
+                f"{acked:,} commits): its -wal was removed or damaged, or it is an older copy.",
+                self._way_out(),
+            )
+
+    def _way_out(self) -> str:
+        removal = f", with {self._lock.path} removed" if self._lock is not None else ""
+        return (
+            "put the right files back; or restore a backup and have published again what came "
+            f"after it, then start the worker{removal}. {RESTORE}"
+        )
+
+
+def checkpointed(database: Path) -> Checkpointed | sqlite3.Error:
+    """Read the database without its WAL, or return why that is not possible."""
+    try:
+        # Takes no lock and reads no WAL (sqlite.org/uri.html, "immutable").
+        connection = sqlite3.connect(
+            f"{database.absolute().as_uri()}?mode=ro&immutable=1", uri=True
+        )
+        try:
+            ((file_id, commits),) = connection.execute("SELECT id, commits FROM file").fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return error
+    return Checkpointed(file_id, commits)
