@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.fold import fold
 from worker.registry import Registry
-from worker.store import tables
-from worker.store.connection import Writer
+from worker.store import log, tables
+from worker.store.connection import Database, Writer
 from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.tables import Difference, FreshTables
 
@@ -52,6 +52,20 @@ def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | Non
     )
 
 
+async def require_known_kinds(source: Database, registry: Registry) -> None:
+    """Raise `StoreUnusable` if the log holds messages of a kind that has no handler.
+
+    A newer release has put them there. Without their handlers, their streams cannot be folded: each
+    late message of them would be dead-lettered, and a rebuild would fail.
+    """
+    if unknown := await log.kinds(source) - registry.handlers.keys():
+        raise StoreUnusable(
+            f"The log holds messages of kinds that this release does not know (path "
+            f"{source.named}: {', '.join(sorted(unknown))}).",
+            "run the release that knows them; docs/upgrade.md, 'Upgrade and roll back', says more.",
+        )
+
+
 async def create_tables(writer: Writer, registry: Registry) -> None:
     """Give a file that has no projections yet their empty tables."""
     await tables.replace_tables(writer, _schema(registry), registry.versions)
@@ -63,8 +77,10 @@ async def rebuild(
     """Put the fold of the log in place of the live rows; say how many of them differed.
 
     The caller holds the writer's lock. Raises `StoreUnusable` for a message in the log that
-    cannot be folded, naming it.
+    cannot be folded, naming it, and `StoreUnavailable` if the log is no longer the one that was
+    folded, because somebody else has committed meanwhile: the live rows stay then.
     """
+    await require_known_kinds(writer, registry)
     file = rebuild_file(database)
     remove_rebuild_file(database)
     try:
@@ -82,6 +98,7 @@ async def audit(database: Path, registry: Registry, progress: Progress, examples
     `examples` bounds the differences that are given in full.
     """
     async with FreshTables(database, _schema(registry)) as fresh:
+        await require_known_kinds(fresh, registry)
         return await _fold_log(fresh, registry, progress, examples)
 
 

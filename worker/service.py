@@ -20,7 +20,7 @@ from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
 from worker.messages import Arrival, receive
 from worker.projector import Projector
-from worker.rebuild import create_tables, reason_to_rebuild, rebuild
+from worker.rebuild import create_tables, reason_to_rebuild, rebuild, require_known_kinds
 from worker.registry import Registry
 from worker.settings import Settings, SettingsError
 from worker.store import log
@@ -130,6 +130,7 @@ class Service:
 
     async def _fold_anew(self, writer: Writer) -> None:
         """Make the tables, or rebuild those of other versions."""
+        await require_known_kinds(writer, self._registry)
         is_new = await log.is_empty(writer)
         # Later a queue that is not there is an error, and never made anew in silence: what was
         # published without it has gone nowhere.

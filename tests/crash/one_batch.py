@@ -55,8 +55,9 @@ async def project(path: Path) -> None:
     say(os.getpid())
     hear()
     async with projecting(path) as projector:
-        threads = [each for each in threading.enumerate() if each is not threading.main_thread()]
-        say(threads[0].native_id)
+        # aiosqlite's, in which SQLite runs.
+        (thread,) = [t for t in threading.enumerate() if "_connection_worker_thread" in t.name]
+        say(thread.native_id)
         hear()
         for _ in range(TRIES):
             try:

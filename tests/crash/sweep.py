@@ -100,7 +100,7 @@ async def prepare(folder: Path, state: str) -> list[Message]:
     else:
         async with projecting(folder / "open.db") as projector:
             await projector.project(arrivals(BEFORE))
-            for suffix in ("", "-wal"):
+            for suffix in ("", "-wal", ".lock"):
                 shutil.copy(folder / f"open.db{suffix}", folder / f"p.db{suffix}")
     return BEFORE
 

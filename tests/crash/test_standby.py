@@ -38,6 +38,26 @@ class TestASecondWorkerOnTheFile:
         assert len(second.said("standing_by")) == 1
         assert second.said("connected") == []
 
+    async def test_is_one_also_under_another_name_of_it(
+        self,
+        queues: Queues,
+        database: Path,
+        first: WorkerProcess,
+        start_worker: StartWorker,
+        start_command: StartWorker,
+    ) -> None:
+        """A symbolic link, to the file or to its folder, leads to the same lock."""
+        (link := database.with_name("current.db")).symlink_to(database.name)
+        (folder := database.with_name("data")).symlink_to(database.parent)
+        for name in (link, folder / database.name):
+            second = await start_worker(database=name)
+            line = await second.wait_for_log("standing_by")
+            rebuild = await start_command("rebuild", database=name)
+
+            assert f"pid {first.pid} on" in line["reason"]
+            assert await rebuild.exit_code() == 1
+            assert f"pid {first.pid} on" in rebuild.output
+
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=NAMES)
     async def test_consumes_soon_after_the_end_of_the_first(
         self,

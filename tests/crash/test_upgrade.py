@@ -72,3 +72,43 @@ class TestAFileOfAnotherVersion:
         assert line["hint"]
         assert query(database, "PRAGMA user_version") == [(99,)]
         assert rows(database) == expected_rows(projected)
+
+
+class TestAFileWithMessagesThatOnlyANewerReleaseKnows:
+    async def test_is_refused_before_anything_is_consumed(
+        self, queues: Queues, database: Path, projected: list[Message], start_worker: StartWorker
+    ) -> None:
+        """Each late message of such a stream would be dead-lettered, and a rebuild would fail."""
+        change(database, "INSERT INTO kinds VALUES ('event_postponed')")
+        await queues.publish([started("e-2")])
+
+        worker = await start_worker()
+
+        assert await worker.exit_code() == 1
+        (line,) = worker.said("failed")
+        assert "event_postponed" in line["reason"]
+        assert "roll back" in line["hint"]
+        assert worker.said("connected") == []
+        assert await queues.left() == 1
+
+    async def test_is_not_rebuilt_by_a_release_that_does_not_know_them(
+        self, database: Path, projected: list[Message], start_command: StartWorker
+    ) -> None:
+        """Neither in earnest nor for a comparison; nothing is changed."""
+        change(database, "INSERT INTO kinds VALUES ('event_postponed')")
+
+        for options in ([], ["--verify"]):
+            rebuild = await start_command("rebuild", *options)
+
+            assert await rebuild.exit_code() == 1
+            assert "event_postponed" in rebuild.output
+        assert rows(database) == expected_rows(projected)
+
+    async def test_gets_them_noted_in_the_transaction_that_appends_them(
+        self, database: Path, projected: list[Message]
+    ) -> None:
+        """Every kind of the log is there, and no other."""
+        noted = query(database, "SELECT kind FROM kinds ORDER BY kind")
+
+        assert noted == query(database, "SELECT DISTINCT kind FROM log ORDER BY kind")
+        assert len(noted) == 3
