@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from worker.errors import StoreUnusable, WriterLocked
 from worker.messages import now
-from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER, is_gone, look_at, place
+from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER, Place, is_gone, look_at, place
 
 NOTE_BYTES = 4096
 
@@ -42,6 +42,7 @@ class WriterLock:
         self.noted: Progress | None = None
         """What the last holder has noted, once the lock is taken; None if nothing."""
         self._descriptor: int | None = None
+        self._place: Place | None = None
         self._owner: dict[str, object] = {}
 
     def acquire(self) -> None:
@@ -61,6 +62,7 @@ class WriterLock:
                 "stop it, or set WORKER_DATABASE to another file.",
             ) from None
         self._descriptor = descriptor
+        self._place = place(os.fstat(descriptor))
         self._owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         self.noted = _progress(os.pread(descriptor, NOTE_BYTES, 0))
         self._write()
@@ -72,9 +74,7 @@ class WriterLock:
 
     def require_held(self) -> None:
         """Raise `StoreUnusable` if the lock's file was removed: the next one locks another."""
-        if self._descriptor is None or place(look_at(self.path)) != place(
-            os.fstat(self._descriptor)
-        ):
+        if place(look_at(self.path)) != self._place:
             raise is_gone(self.path)
 
     def _write(self) -> None:
