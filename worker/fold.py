@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from worker.messages import AnyMessage
 from worker.registry import Registry
 from worker.store.streams import Position
-from worker.store.transaction import Transaction
+from worker.store.transaction import StoreTransaction
 
 
 def position(message: AnyMessage) -> Position:
@@ -27,7 +27,7 @@ def is_late(place: Position, head: Position | None) -> bool:
 
 async def fold(
     registry: Registry,
-    tx: Transaction,
+    tx: StoreTransaction,
     event_id: str,
     messages: Iterable[AnyMessage],
     *,
@@ -38,9 +38,9 @@ async def fold(
     Onto the rows as they are, if all messages come after the stream's head; `anew` removes the
     stream's rows first, and then takes all its messages. Raises whatever a handler raises.
     """
-    tx.enter_stream(event_id)
+    stream = tx.of_stream(event_id)
     if anew:
         for projection in registry.projections:
-            await tx.execute(projection.removal, (event_id,))
+            await stream.execute(projection.removal, (event_id,))
     for message in sorted(messages, key=position):
-        await registry.handlers[message.kind](tx, message)
+        await registry.handlers[message.kind](stream, message)

@@ -15,7 +15,7 @@ from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
 from worker.store.streams import Stream, Streams
-from worker.store.transaction import Transaction
+from worker.store.transaction import StoreTransaction
 
 # A handler sees only the message and the database, so one that failed will fail again, but for
 # what nobody can rule out in foreign code. Three tries cost little, as they are rare.
@@ -120,7 +120,9 @@ class Projector:
         self._streams = streams
         return outcomes
 
-    async def _write_alone(self, tx: Transaction, alone: _Message, streams: Streams) -> Outcome:
+    async def _write_alone(
+        self, tx: StoreTransaction, alone: _Message, streams: Streams
+    ) -> Outcome:
         """Write one message so that its failure undoes nothing but itself."""
         for _ in range(HANDLER_ATTEMPTS):
             try:
@@ -139,7 +141,7 @@ class Projector:
 
     async def _write(
         self,
-        tx: Transaction,
+        tx: StoreTransaction,
         messages: Sequence[_Message],
         streams: Streams,
         *,
@@ -166,7 +168,7 @@ class Projector:
 
     def _accept(
         self,
-        tx: Transaction,
+        tx: StoreTransaction,
         messages: Sequence[tuple[log.Key, _Message]],
         known: dict[log.Key, str],
         additions: dict[str, _Addition],
@@ -200,7 +202,7 @@ class Projector:
         log.append(tx, entries)
         return outcomes
 
-    async def _apply(self, tx: Transaction, additions: dict[str, _Addition]) -> set[str]:
+    async def _apply(self, tx: StoreTransaction, additions: dict[str, _Addition]) -> set[str]:
         """Bring the rows of the streams up to their logs; give the events that have no row then."""
         changed = {event_id: a for event_id, a in additions.items() if a.accepted}
         anew = [a.stream.number for a in changed.values() if a.must_fold_anew]

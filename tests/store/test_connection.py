@@ -198,7 +198,7 @@ class TestReader:
         async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
             await projector.project(arrivals([planned("e")]))
             async with projector._writer.transaction() as tx:
-                await tx.execute("UPDATE events SET status = 'active'")
+                tx.add("UPDATE events SET status = 'active'")
                 await tx.flush()
                 during = await get_event(reader, "e")
             after = await get_event(reader, "e")

@@ -154,7 +154,7 @@ async def fits(projector: Projector) -> bool:
 async def write_too_much(writer: Writer) -> None:
     """Be a handler that makes an error of its own of whatever happens."""
     async with writer.transaction() as tx, tx.savepoint():
-        await tx.execute("CREATE TABLE t AS SELECT zeroblob(99999) AS large")
+        tx.add("CREATE TABLE t AS SELECT zeroblob(99999) AS large")
         try:
             await tx.flush()
         except StoreUnavailable:

@@ -65,7 +65,7 @@ def replace(database: Path) -> None:
 
 async def commit_after(writer: Writer, remove: Callable[[], None]) -> None:
     async with writer.transaction() as tx:
-        await tx.execute("DELETE FROM events")
+        tx.add("DELETE FROM events")
         remove()
 
 

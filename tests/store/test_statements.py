@@ -19,7 +19,7 @@ class TestGroups:
 
         found: dict[str, list[str]] = defaultdict(list)
         numbers = []
-        for sql, rows in groups.in_order:
+        for sql, rows in groups.take():
             for (told,) in rows:
                 number = int(str(told))
                 numbers.append(number)
@@ -38,4 +38,4 @@ class TestGroups:
             for sql in ("INSERT", "UPDATE", "UPDATE", "DELETE", "UPDATE"):
                 groups.add(str(stream), sql, ())
 
-        assert [sql for sql, _ in groups.in_order] == ["INSERT", "UPDATE", "DELETE", "UPDATE"]
+        assert [sql for sql, _ in groups.take()] == ["INSERT", "UPDATE", "DELETE", "UPDATE"]

@@ -1,7 +1,9 @@
 import sqlite3
-from collections.abc import AsyncIterator
+from collections import UserDict, deque
+from collections.abc import AsyncIterator, Callable, MutableMapping, MutableSequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.unit.projecting import rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.connection import Writer
 from worker.store.faults import fault
-from worker.store.transaction import Transaction
+from worker.store.transaction import StoreTransaction
 
 INSERT = "INSERT INTO t VALUES (?)"
 VALUES = "SELECT v FROM t ORDER BY v"
@@ -27,10 +29,10 @@ class Boom(Exception):
     """Something went wrong in the block."""
 
 
-async def insert(tx: Transaction, *values: str, fails: bool = False) -> None:
+async def insert(tx: StoreTransaction, *values: str, fails: bool = False) -> None:
     """Give statements that wait, but for the first, and fail if told to."""
     for number, value in enumerate(values):
-        await tx.execute(INSERT, (value,))
+        await tx.of_stream("e").execute(INSERT, (value,))
         if not number:
             await tx.flush()
     if fails:
@@ -42,7 +44,7 @@ async def in_transaction(writer: Writer, *values: str, fails: bool = False) -> N
         await insert(tx, *values, fails=fails)
 
 
-async def in_savepoint(tx: Transaction, *values: str, fails: bool = False) -> None:
+async def in_savepoint(tx: StoreTransaction, *values: str, fails: bool = False) -> None:
     async with tx.savepoint():
         await insert(tx, *values, fails=fails)
 
@@ -51,7 +53,7 @@ class TestCommit:
     async def test_is_on_the_disk_after_the_block(self, writer: Writer) -> None:
         """What was executed and not flushed is written, too."""
         async with writer.transaction() as tx:
-            await tx.execute(INSERT, ("a",))
+            await tx.of_stream("e").execute(INSERT, ("a",))
             tx.add(INSERT, [("b",), ("c",)])
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
@@ -87,7 +89,7 @@ class TestCommit:
                 async with writer.transaction():
                     pass
         async with writer.transaction() as tx:
-            await tx.execute(INSERT, ("a",))
+            tx.add(INSERT, [("a",)])
 
         assert rows(Path(writer.path), VALUES) == [("a",)]
 
@@ -97,7 +99,7 @@ class TestMeanwhile:
         """Before the block is left, and after all that it wrote was handed over."""
         called: list[str] = []
         async with writer.transaction(meanwhile=lambda: called.append("meanwhile")) as tx:
-            await tx.execute(INSERT, ("a",))
+            tx.add(INSERT, [("a",)])
             called.append("block")
 
         assert called == ["block", "meanwhile"]
@@ -111,10 +113,90 @@ class TestMeanwhile:
 
         with pytest.raises(Boom):
             async with writer.transaction(meanwhile=fail) as tx:
-                await tx.execute(INSERT, ("a",))
+                tx.add(INSERT, [("a",)])
         await in_transaction(writer, "b")
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",)]
+
+
+class TestParameters:
+    """A handler's own objects, which it may use again."""
+
+    @pytest.mark.parametrize("kind", [list, deque])
+    async def test_in_a_sequence_are_copied(
+        self, writer: Writer, kind: Callable[[list[str]], MutableSequence[str]]
+    ) -> None:
+        """Three statements with the same list write three rows."""
+        values = kind([""])
+        async with writer.transaction() as tx:
+            for value in "abc":
+                values[0] = value
+                await tx.of_stream("e").execute(INSERT, values)
+            values.clear()
+
+        assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
+
+    @pytest.mark.parametrize("kind", [dict, UserDict])
+    async def test_in_a_mapping_are_copied(
+        self, writer: Writer, kind: Callable[[], MutableMapping[str, str]]
+    ) -> None:
+        """Three statements with the same dictionary write three rows."""
+        values = kind()
+        async with writer.transaction() as tx:
+            for value in "abc":
+                values["v"] = value
+                await tx.of_stream("e").execute("INSERT INTO t VALUES (:v)", values)
+            values.clear()
+
+        assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
+
+    @pytest.mark.parametrize("values", [{"a"}, iter("a"), 7, None])
+    async def test_in_neither_are_refused_at_once(self, writer: Writer, values: Any) -> None:
+        """What has no order, or can be read once, is no parameters."""
+        async with writer.transaction() as tx:
+            with pytest.raises(TypeError, match=f"not {type(values).__name__}"):
+                await tx.of_stream("e").execute(INSERT, values)
+
+        assert rows(Path(writer.path), VALUES) == []
+
+
+class TestWhatHandlersSee:
+    async def test_is_three_methods(self, writer: Writer) -> None:
+        """Nothing that ends the transaction or looks behind it is within a handler's reach."""
+        async with writer.transaction() as tx:
+            seen = [name for name in dir(tx.of_stream("e")) if not name.startswith("_")]
+
+        assert seen == ["execute", "fetch_all", "fetch_one"]
+
+    async def test_defers_a_statement_and_its_error(self, writer: Writer) -> None:
+        """Where a handler executes, nothing fails; where it fetches, what it executed does."""
+
+        async def write() -> None:
+            async with writer.transaction() as tx:
+                stream = tx.of_stream("e")
+                await stream.execute(INSERT, ("a",))
+                await stream.execute(INSERT, ("a",))
+                with pytest.raises(sqlite3.IntegrityError):
+                    await stream.fetch_one(VALUES)
+
+        with pytest.raises(sqlite3.IntegrityError):
+            await write()
+
+    @pytest.mark.parametrize(
+        "sql", ["COMMIT", " /* now */ COMMIT", "-- now\nROLLBACK", ";END", "BEGIN", "RELEASE x",
+                "INSERT OR ROLLBACK INTO t VALUES (1)", "INSERT OR/**/ROLLBACK INTO t VALUES (1)"],
+    )  # fmt: skip
+    async def test_never_ends_the_transaction(self, writer: Writer, sql: str) -> None:
+        """However the statement is written; and no text in it is taken for one that does."""
+        async with writer.transaction() as tx:
+            stream = tx.of_stream("e")
+            with pytest.raises(ValueError, match="must not begin or end transactions"):
+                await stream.execute(sql)
+            with pytest.raises(ValueError, match="must not begin or end transactions"):
+                await stream.fetch_all(sql)
+            await stream.execute("INSERT INTO t VALUES ('this OR ROLLBACK')")
+
+        assert rows(Path(writer.path), VALUES) == [("this OR ROLLBACK",)]
 
 
 class TestAStatementThatFails:
@@ -138,12 +220,12 @@ class TestFetch:
     async def test_sees_every_earlier_write(self, writer: Writer) -> None:
         """Statements that wait are run before anything is read."""
         async with writer.transaction() as tx:
-            tx.enter_stream("e")
-            await tx.execute(INSERT, ("a",))
-            first = await tx.fetch_one(VALUES)
-            await tx.execute("UPDATE t SET v = 'b'")
-            second = await tx.fetch_all(VALUES)
-            nothing = await tx.fetch_one("SELECT 1 FROM t WHERE v = ?", ("a",))
+            stream = tx.of_stream("e")
+            await stream.execute(INSERT, ("a",))
+            first = await stream.fetch_one(VALUES)
+            await stream.execute("UPDATE t SET v = 'b'")
+            second = await stream.fetch_all(VALUES)
+            nothing = await stream.fetch_one("SELECT 1 FROM t WHERE v = ?", ("a",))
 
         assert first is not None
         assert (first["v"], [tuple(row) for row in second], nothing) == ("a", [("b",)], None)
@@ -153,12 +235,12 @@ class TestSavepoint:
     async def test_undoes_its_block_and_nothing_else(self, writer: Writer) -> None:
         """Before, after and within: only what failed is gone."""
         async with writer.transaction() as tx:
-            await tx.execute(INSERT, ("before",))
+            tx.add(INSERT, [("before",)])
             await tx.flush()
             with pytest.raises(Boom):
                 await in_savepoint(tx, "flushed", "waiting", fails=True)
             await in_savepoint(tx, "good")
-            await tx.execute(INSERT, ("after",))
+            tx.add(INSERT, [("after",)])
 
         assert rows(Path(writer.path), VALUES) == [("after",), ("before",), ("good",)]
 
@@ -167,7 +249,7 @@ class TestSavepoint:
         async with writer.transaction() as tx:
             with pytest.raises(sqlite3.IntegrityError):
                 await in_savepoint(tx, "a", "a")
-            await tx.execute(INSERT, ("b",))
+            tx.add(INSERT, [("b",)])
 
         assert rows(Path(writer.path), VALUES) == [("b",)]
 
@@ -178,12 +260,10 @@ class TestOrder:
         append = "UPDATE t SET v = v || {} WHERE v GLOB ?".format
         async with writer.transaction() as tx:
             for stream in "xyz":
-                tx.enter_stream(stream)
-                await tx.execute(INSERT, (stream,))
+                await tx.of_stream(stream).execute(INSERT, (stream,))
             for stream, letters in [("x", "abba"), ("y", "baab"), ("x", "ab"), ("z", "bbb")]:
-                tx.enter_stream(stream)
                 for letter in letters:
-                    await tx.execute(append(f"'{letter}'"), (f"{stream}*",))
+                    await tx.of_stream(stream).execute(append(f"'{letter}'"), (f"{stream}*",))
 
         assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
 

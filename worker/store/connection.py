@@ -31,7 +31,7 @@ from worker.store.opening import (
     CHECKPOINT_PAGES_IN_BULK,
     prepare,
 )
-from worker.store.transaction import Row, Transaction
+from worker.store.transaction import Row, StoreTransaction
 from worker.store.watch import FileWatch
 
 PROGRESS = "SELECT id, commits FROM file"
@@ -172,7 +172,7 @@ class Writer(Database):
     @asynccontextmanager
     async def transaction(
         self, *, in_bulk: bool = False, meanwhile: Callable[[], None] | None = None
-    ) -> AsyncIterator[Transaction]:
+    ) -> AsyncIterator[StoreTransaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
 
         `in_bulk` is for work of which nobody awaits a single part: one commit in many may then take
@@ -185,7 +185,7 @@ class Writer(Database):
         file is damaged or no longer in its place.
         """
         connection = await self._ready()
-        tx = Transaction(connection, self.path)
+        tx = StoreTransaction(connection, self.path)
         try:
             await self._checkpoint_after(
                 tx, CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES
@@ -213,7 +213,7 @@ class Writer(Database):
                 raise tx.fault from tx.fault.__cause__
             raise
 
-    async def _checkpoint_after(self, tx: Transaction, pages: int) -> None:
+    async def _checkpoint_after(self, tx: StoreTransaction, pages: int) -> None:
         if pages != self._checkpoint_pages:
             await tx.run(f"PRAGMA wal_autocheckpoint = {pages}")
             self._checkpoint_pages = pages

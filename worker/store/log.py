@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 
 from worker.store.connection import Database
-from worker.store.transaction import Row, Transaction
+from worker.store.transaction import Row, StoreTransaction
 
 # The pairs travel as one parameter, so that a batch of any size is one query.
 KNOWN = """
@@ -38,13 +38,13 @@ Key = tuple[int, str]
 """A message's stream, by number, and its id."""
 
 
-async def known(tx: Transaction, keys: Collection[Key]) -> dict[Key, str]:
+async def known(tx: StoreTransaction, keys: Collection[Key]) -> dict[Key, str]:
     """Give the bodies of those messages that are in the log already."""
     rows = await tx.fetch_all(KNOWN, (json.dumps(list(keys), ensure_ascii=False),))
     return {(stream, message_id): body for stream, message_id, body in rows}
 
 
-def append(tx: Transaction, entries: Sequence[Entry]) -> None:
+def append(tx: StoreTransaction, entries: Sequence[Entry]) -> None:
     """Store messages for good, and note how far the file has come and which kinds it holds."""
     if not entries:
         return
@@ -54,7 +54,7 @@ def append(tx: Transaction, entries: Sequence[Entry]) -> None:
     tx.add(COUNT)
 
 
-async def bodies(tx: Transaction, numbers: Collection[int]) -> dict[int, list[str]]:
+async def bodies(tx: StoreTransaction, numbers: Collection[int]) -> dict[int, list[str]]:
     """Give all bodies of those streams, each stream's in no particular order."""
     streams: dict[int, list[str]] = {}
     if numbers:

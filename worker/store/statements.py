@@ -6,21 +6,45 @@ different streams may overtake each other, which the contract of handlers makes 
 
 import re
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from worker.store.driver import Parameters
 
+Group = tuple[str, list[Parameters]]
+"""One text, with the parameters of each statement in the group."""
+
+_QUOTED = re.compile(
+    r"""--[^\n]* | /\*.*?(\*/|\Z) | '([^']|'')*' | "([^"]|"")*" | `([^`]|``)*` | \[[^\]]*\]""",
+    re.VERBOSE | re.DOTALL,
+)
 # What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
 _ENDING = re.compile(
-    r"^\s*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
+    r"^[\s;]*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
 )
+
+
+def keywords(sql: str) -> str:
+    """Return a statement without its comments, its strings and its quoted names."""
+    return _QUOTED.sub(" ", sql)
+
+
+def copied(parameters: Parameters) -> Parameters:
+    """Return a copy that stays as it is when the original changes."""
+    if isinstance(parameters, Mapping):
+        return dict(parameters)
+    if isinstance(parameters, Sequence):
+        return tuple(parameters)
+    raise TypeError(
+        f"A statement's parameters must be a sequence or a mapping, not {type(parameters).__name__}"
+    )
 
 
 # Few texts, asked for again and again.
 @lru_cache(maxsize=256)
 def require_harmless(sql: str) -> None:
     """Raise `ValueError` for a statement that would end or begin a transaction."""
-    if _ENDING.search(sql):
+    if _ENDING.search(keywords(sql)):
         raise ValueError(
             f"A handler's statement must not begin or end transactions: {' '.join(sql.split())}"
         )
@@ -31,8 +55,7 @@ class Groups:
 
     def __init__(self) -> None:
         """Begin empty."""
-        self.in_order: list[tuple[str, list[Parameters]]] = []
-        """Each text, with the parameters of all that stand in the group, as they are to be run."""
+        self._in_order: list[Group] = []
         self._places: dict[str, list[int]] = {}
         """The text -> where its groups stand."""
         self._last: dict[str, int] = {}
@@ -46,7 +69,13 @@ class Groups:
             places = self._places[sql] = []
         index = bisect_left(places, self._last.get(stream, 0))
         if index == len(places):
-            places.append(len(self.in_order))
-            self.in_order.append((sql, []))
+            places.append(len(self._in_order))
+            self._in_order.append((sql, []))
         place = self._last[stream] = places[index]
-        self.in_order[place][1].append(parameters)
+        self._in_order[place][1].append(parameters)
+
+    def take(self) -> list[Group]:
+        """Return the groups in the order in which they are to be run, and begin empty again."""
+        taken, self._in_order = self._in_order, []
+        self._places, self._last = {}, {}
+        return taken

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from worker.store.transaction import Transaction
+from worker.store.transaction import StoreTransaction
 
 Position = tuple[int, str, str]
 
@@ -45,7 +45,7 @@ class Streams:
         self._remembered: dict[str, Stream] = {}
         self._last_number: int | None = None
 
-    async def of(self, tx: Transaction, event_ids: Iterable[str]) -> dict[str, Stream]:
+    async def of(self, tx: StoreTransaction, event_ids: Iterable[str]) -> dict[str, Stream]:
         """Give the streams of these events; those that are new are opened."""
         streams: dict[str, Stream] = {}
         others: list[str] = []
@@ -63,7 +63,7 @@ class Streams:
         return streams
 
     async def _open(
-        self, tx: Transaction, event_ids: list[str], streams: dict[str, Stream]
+        self, tx: StoreTransaction, event_ids: list[str], streams: dict[str, Stream]
     ) -> None:
         if not event_ids:
             return

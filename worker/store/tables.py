@@ -20,7 +20,7 @@ from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.driver import connect
 from worker.store.file import create_private
-from worker.store.transaction import Row, Transaction
+from worker.store.transaction import Row, StoreTransaction
 
 Schema = Mapping[str, tuple[str, ...]]
 """Table -> its CREATE statements."""
@@ -60,7 +60,9 @@ async def noted_versions(source: Database) -> dict[str, int]:
     return {row["table_name"]: row["version"] for row in rows}
 
 
-async def with_rows(tx: Transaction, names: Iterable[str], event_ids: Collection[str]) -> set[str]:
+async def with_rows(
+    tx: StoreTransaction, names: Iterable[str], event_ids: Collection[str]
+) -> set[str]:
     """Give those of the events that have a row in any of the tables, after all that waits."""
     parts = [WITH_ROWS.format(name) for name in names]
     if not event_ids or not parts:
@@ -70,7 +72,9 @@ async def with_rows(tx: Transaction, names: Iterable[str], event_ids: Collection
     return {row[0] for row in await tx.fetch_all(" UNION ALL ".join(parts), parameters)}
 
 
-async def rows_of(tx: Transaction, names: Iterable[str], event_id: str) -> list[dict[str, object]]:
+async def rows_of(
+    tx: StoreTransaction, names: Iterable[str], event_id: str
+) -> list[dict[str, object]]:
     """Give the rows of one event, from all tables."""
     sql = "SELECT * FROM {} WHERE event_id = ?"
     return [
@@ -148,7 +152,7 @@ class FreshTables(Database):
             for statement in statements:
                 if not INDEX.match(statement):
                     await connection.execute(statement)
-        self.tx = Transaction(connection, self._live)
+        self.tx = StoreTransaction(connection, self._live)
 
     async def close(self) -> None:
         """Commit what there is and close; twice is once."""

@@ -1,4 +1,4 @@
-"""One SQLite transaction: savepoints, and the statements of handlers, regrouped.
+"""One SQLite transaction: what handlers see of it, and the store's own part.
 
 A handler's `execute` costs no call of SQLite: statements wait until they are needed. Those of one
 text are then run with one `executemany` (statements.py), and all in one call (driver.py).
@@ -6,7 +6,7 @@ text are then run with one `executemany` (statements.py), and all in one call (d
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,16 +21,60 @@ from worker.store.faults import (
     out_of_memory,
     written_by_another,
 )
-from worker.store.statements import Groups, require_harmless
+from worker.store.statements import Groups, copied, require_harmless
 
 Row = sqlite3.Row
+Fetch = Callable[[str, Parameters], Awaitable[list[Row]]]
 # What is run where only that matters which precedes it.
 NOTHING = "SELECT 1 WHERE FALSE"
 COMMITS = "SELECT commits FROM file"
 
 
 class Transaction:
-    """What handlers write and read through. Belongs to one task; ends with the batch."""
+    """What the handlers of one stream write and read through.
+
+    Writes are deferred: SQLite runs them when something is fetched or the batch commits. So
+    `try: await tx.execute(...)` catches no error of the statement. Say in the statement what is to
+    happen instead (`ON CONFLICT ... DO ...`), or fetch first and then decide.
+    """
+
+    __slots__ = ("_fetch", "_groups", "_stream")
+
+    def __init__(self, stream: str, groups: Groups, fetch: Fetch) -> None:
+        """Write into the statements that wait, as those of one stream; read by running them."""
+        self._stream = stream
+        self._groups = groups
+        self._fetch = fetch
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        """Write: note the statement; it runs before the batch commits or anything is fetched.
+
+        `parameters` is a sequence for `?` and a mapping for `:name`. They are copied, so a list may
+        be changed and used again. Raises `ValueError` for a statement that would begin or end a
+        transaction, and `TypeError` for parameters that are neither.
+        """
+        if type(parameters) is not tuple:
+            parameters = copied(parameters)
+        self._groups.add(self._stream, sql, parameters)
+
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Read: return all rows, with every earlier write of this transaction in them.
+
+        Raises what SQLite raises, for this statement or for one that was deferred until now.
+        """
+        return await self._fetch(sql, parameters)
+
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """Read: return the first row, or None; sees and raises what `fetch_all` does."""
+        rows = await self.fetch_all(sql, parameters)
+        return rows[0] if rows else None
+
+
+class StoreTransaction:
+    """The transaction itself: statements that wait, savepoints, faults, and the commit.
+
+    Belongs to one task; ends with the batch.
+    """
 
     def __init__(self, connection: aiosqlite.Connection, path: Path | str) -> None:
         """Work on a connection to this file, on which a transaction begins or has begun."""
@@ -40,28 +84,18 @@ class Transaction:
         """Set once SQLite has blamed the house: nothing in here will be committed."""
         self.casts_doubt = False
         """Whether the file must be opened anew before anything is believed."""
-        self._stream = ""
         self._groups = Groups()
         self._waiting: list[tuple[str, Iterable[Parameters]]] = []
         self._failure: Exception | None = None
 
-    def enter_stream(self, event_id: str) -> None:
-        """Say to which stream the following statements belong."""
-        self._stream = event_id
-
-    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
-        """Write: run the statement before the transaction commits or anything is fetched."""
-        self._groups.add(self._stream, sql, parameters)
+    def of_stream(self, event_id: str) -> Transaction:
+        """Return what the handlers of one stream write and read through."""
+        return Transaction(event_id, self._groups, self.fetch_all)
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """Read: give all rows, with every earlier write of this transaction in them."""
+        """Run what waits, and return all rows of a query."""
         require_harmless(sql)
         return await self._call(sql, parameters)
-
-    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
-        """Read: give the first row, or None; sees what `fetch_all` sees."""
-        rows = await self.fetch_all(sql, parameters)
-        return rows[0] if rows else None
 
     async def flush(self) -> None:
         """Run all statements that wait, the store's own and those of handlers.
@@ -72,14 +106,13 @@ class Transaction:
 
     def forget(self) -> None:
         """Drop the statements that wait, and the failure of those before; undo those yourself."""
-        self._groups = Groups()
+        self._groups.take()
         self._waiting = []
         self._failure = None
 
     def add(self, sql: str, rows: Iterable[Parameters] = ((),)) -> None:
         """Add a statement of the store itself, for each row of parameters, to those that wait."""
-        groups, self._groups = self._groups, Groups()
-        self._waiting += [*groups.in_order, (sql, rows)]
+        self._waiting += [*self._groups.take(), (sql, rows)]
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -124,7 +157,7 @@ class Transaction:
         return int(commits)
 
     async def run(self, sql: str) -> None:
-        """Run what waits, and then one statement of the store itself; handlers use `execute`."""
+        """Run what waits, and then one statement of the store itself."""
         await self._call(sql)
 
     async def _call(self, sql: str, parameters: Parameters = ()) -> list[Row]:
@@ -132,8 +165,8 @@ class Transaction:
         # must not make the batch look whole.
         if failure := self.fault or self._failure:
             raise failure
-        before = [*self._waiting, *self._groups.in_order]
-        self._waiting, self._groups = [], Groups()
+        before = [*self._waiting, *self._groups.take()]
+        self._waiting = []
         try:
             rows = await self._connection.execute_fetchall(sql, Preceded(before, parameters))
         except sqlite3.Error as error:
