@@ -1,7 +1,8 @@
 """Which kinds there are: their handlers, their payload models, and the tables they keep.
 
-A projection's module fills the registry while it is imported; whatever is wrong with a handler is
-refused there and then. Knows no order (fold.py) and no SQL beyond the tables' own definitions.
+A projection's module fills the registry while it is imported. What is wrong with a handler or a
+name is refused there and then; what is wrong with a table, when all of them are known. Knows no
+order (fold.py) and no SQL beyond the tables' own definitions.
 """
 
 import inspect
@@ -15,30 +16,36 @@ from pydantic import Field, TypeAdapter, create_model
 
 from worker.errors import RegistrationError
 from worker.messages import Message, P, Payload, Wire
+from worker.store.schemas import SchemaMistake, require_schemas
+from worker.store.tables import REMOVAL, RESERVED, may_be_named
 from worker.store.transaction import Transaction
 
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
 H = TypeVar("H", bound=Callable[..., Any])
+
+LARGEST_VERSION = 2**63 - 1  # of SQLite's integers
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
     """One table that handlers keep, with a row for each event that has one.
 
-    The table has a column `event_id`: when a late message arrives, the stream's rows are removed
-    by it and the stream is folded anew.
+    The table has a column `event_id` at the beginning of a key or an index: by it the worker finds
+    a stream's rows, and removes them when a late message arrives and the stream is folded again.
     """
 
     table: str
     version: int
     """Raise it when the table or the meaning of a message changes: files are then rebuilt."""
     schema: tuple[str, ...]
-    """The table's CREATE statements, one each."""
+    """CREATE TABLE, and CREATE INDEX for each index on it: one statement each, nothing else."""
+    place: str
+    """Where it was registered: file and line."""
 
     @property
     def removal(self) -> str:
         """The statement that removes the rows of one stream."""
-        return f"DELETE FROM {self.table} WHERE event_id = ?"  # noqa: S608 - a name from our code
+        return REMOVAL.format(self.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,14 @@ class Registry:
     def on(self, kind: str) -> Callable[[H], H]:
         """Register the decorated `async def handler(tx, message: Message[Model])` for a kind.
 
-        Raises `RegistrationError` for a second handler of a kind, a function that is not async,
-        and a payload type that is not a model derived from `Payload`.
+        Raises `RegistrationError` for a kind that is no text, a second handler of a kind, a
+        function that is not async, and a payload type that is not a model derived from `Payload`.
         """
+        if not (isinstance(kind, str) and kind):
+            raise RegistrationError(
+                f"A kind must be text, not {kind!r} ({_place_of_caller()}).",
+                'write @on("event_started") above the handler.',
+            )
 
         def register(handler: H) -> H:
             place = _place(handler)
@@ -81,14 +93,31 @@ class Registry:
     def projection(self, *, table: str, version: int, schema: tuple[str, ...]) -> Projection:
         """Register a table that handlers keep.
 
-        Raises `RegistrationError` for a second one of a name.
+        Raises `RegistrationError` for a name that a projection's table may not have, or that
+        another one has, for a version that is no positive integer, and for a schema that is no
+        tuple of statements. `require_schemas` finds out what the statements make.
         """
-        if table in self._projections:
+        place = _place_of_caller()
+        _require_parts(table, version, schema, place)
+        if known := self._projections.get(table):
             raise RegistrationError(
-                f"Table {table!r} is registered twice.", "give one of the two another name."
+                f"Table {table!r} is registered twice ({known.place} and {place}).",
+                "give one of the two another name.",
             )
-        self._projections[table] = Projection(table, version, schema)
+        self._projections[table] = Projection(table, version, schema, place)
         return self._projections[table]
+
+    def require_schemas(self) -> None:
+        """Build all tables together, in memory, as SQLite would in a file.
+
+        Raises `RegistrationError` for a table that cannot be made, or that the worker could not
+        keep (`worker/store/schemas.py` has the rules).
+        """
+        try:
+            require_schemas({each.table: each.schema for each in self.projections})
+        except SchemaMistake as mistake:
+            place = self._projections[mistake.table].place
+            raise RegistrationError(f"{mistake} ({place}).", mistake.hint) from mistake
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -121,7 +150,7 @@ def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
     shape = RegistrationError(
         f"Handler {name!r} must be 'async def {name}(tx, message: Message[Model])' with a Model "
         f"derived from Payload ({place}).",
-        "mend its signature; worker/projections/events.py has examples.",
+        "correct its signature; worker/projections/events.py has examples.",
     )
     if not inspect.iscoroutinefunction(handler):
         raise shape
@@ -136,6 +165,31 @@ def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
     if len(parameters) != 2 or not (isinstance(model, type) and issubclass(model, Payload)):
         raise shape
     return model
+
+
+def _require_parts(table: object, version: object, schema: object, place: str) -> None:
+    if not may_be_named(table):
+        raise RegistrationError(
+            f"A projection's table cannot be named {table!r} ({place}).",
+            "choose a name of a-z, 0-9 and _ that begins with a letter, and is none of SQLite's or "
+            f"of the worker's own ({', '.join(sorted(RESERVED))}).",
+        )
+    if type(version) is not int or not 0 < version <= LARGEST_VERSION:
+        raise RegistrationError(
+            f"Table {table!r} has the version {version!r} ({place}).",
+            "begin with 1, and count up when the table or the meaning of a message changes.",
+        )
+    if not (isinstance(schema, tuple) and schema and all(isinstance(s, str) for s in schema)):
+        raise RegistrationError(
+            f"Table {table!r} has a schema that is no tuple of statements ({place}).",
+            'write schema=("CREATE TABLE ...",), with a comma also behind a single statement.',
+        )
+
+
+def _place_of_caller() -> str:
+    """Say where the function was called that calls this one."""
+    caller = inspect.stack(context=0)[2]
+    return f"{caller.filename}:{caller.lineno}"
 
 
 def _place(handler: Callable[..., Any]) -> str:

@@ -27,7 +27,7 @@ from worker.store import log
 from worker.store.connection import Writer
 from worker.store.lock import WriterLock
 from worker.store.probe import wal_bytes
-from worker.store.tables import noted_versions
+from worker.store.tables import noted_versions, require_log
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -129,7 +129,8 @@ class Service:
         return False
 
     async def _fold_anew(self, writer: Writer) -> None:
-        """Make the tables, or rebuild those of other versions."""
+        """Make the tables, or rebuild those of other versions; refuse a file without its log."""
+        await require_log(writer)
         await require_known_kinds(writer, self._registry)
         is_new = await log.is_empty(writer)
         # Later a queue that is not there is an error, and never made anew in silence: what was

@@ -22,6 +22,31 @@ async def projected(queues: Queues, database: Path, start_worker: StartWorker) -
     return messages
 
 
+class TestAFileWithoutItsLog:
+    @pytest.mark.parametrize("version", [2, 77])
+    async def test_is_not_taken_for_a_new_one(
+        self,
+        queues: Queues,
+        database: Path,
+        projected: list[Message],
+        start_worker: StartWorker,
+        version: int,
+    ) -> None:
+        """Its rows stay, nothing is consumed, and a line says what has happened and the way out."""
+        change(database, "DELETE FROM log")
+        change(database, f"UPDATE projections SET version = {version}")
+        await queues.publish([planned("e-3")])
+
+        worker = await start_worker()
+
+        assert await worker.exit_code() == 1
+        (line,) = worker.said("failed")
+        assert "The log is empty, but the table events has rows" in line["reason"]
+        assert "restore a backup" in line["hint"]
+        assert rows(database) == expected_rows(projected)
+        assert await queues.left() == 1
+
+
 class TestAFileOfAnotherVersion:
     async def test_of_the_projection_is_rebuilt_before_it_is_used(
         self,

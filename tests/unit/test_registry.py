@@ -17,6 +17,8 @@ from worker.rebuild import rebuild
 from worker.registry import Registry
 from worker.store.connection import Writer
 
+NOTES_TABLE = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT, count INTEGER)"
+
 
 class Noted(Payload):
     """Somebody wrote something down."""
@@ -90,10 +92,66 @@ class TestBadHandlers:
     def test_second_table_of_a_name_is_refused(self) -> None:
         """Two projections would write over each other's rows."""
         registry = Registry()
-        registry.projection(table="notes", version=1, schema=())
+        registry.projection(table="notes", version=1, schema=(NOTES_TABLE,))
 
-        with pytest.raises(RegistrationError, match="Table 'notes' is registered twice"):
-            registry.projection(table="notes", version=2, schema=())
+        with pytest.raises(RegistrationError) as refused:
+            registry.projection(table="notes", version=2, schema=(NOTES_TABLE,))
+
+        places = re.findall(r"test_registry\.py:(\d+)", refused.value.message)
+        assert refused.value.message.startswith("Table 'notes' is registered twice (")
+        assert len(set(places)) == 2
+
+
+NAMES = [
+    "log", "streams", "messages", "projections", "file", "kinds", "filler", "sqlite_notes",
+    "json_each", "json_tree", "pragma_table_info", "", "Notes", "my-notes", "my notes", "1st",
+    "_notes", "notes\n", "main.notes", '"notes"', "notes; DROP TABLE log", "n\u00f6tes", None, 7,
+]  # fmt: skip
+VERSIONS = [0, -1, 2**63, "1", 1.0, True, None]
+SCHEMAS = [(), [], [NOTES_TABLE], NOTES_TABLE, None, (NOTES_TABLE, None), {NOTES_TABLE: 1}]
+BAD_PARTS = [
+    *({"table": name} for name in NAMES),
+    *({"version": version} for version in VERSIONS),
+    *({"schema": schema} for schema in SCHEMAS),
+]  # fmt: skip
+
+
+class TestBadProjections:
+    @pytest.mark.parametrize("wrong", BAD_PARTS, ids=str)
+    def test_are_refused_at_once(self, wrong: dict[str, Any]) -> None:
+        """The sentence says what is wrong and where, and the hint what would be right."""
+        registry = Registry()
+        parts: dict[str, Any] = {"table": "notes", "version": 1, "schema": (NOTES_TABLE,)}
+
+        with pytest.raises(RegistrationError) as refused:
+            registry.projection(**(parts | wrong))
+
+        assert re.search(r"test_registry\.py:\d+\)\.$", refused.value.message)
+        assert refused.value.hint
+        assert registry.projections == ()
+
+    def test_are_refused_when_all_are_known(self) -> None:
+        """What SQLite makes of a schema is told with the place of the registration."""
+        registry = notebook()
+        _, line = registry.projections[0].place.rsplit(":", 1)
+        registry.projection(table="more", version=1, schema=("CREATE TABLE more (text)",))
+
+        with pytest.raises(RegistrationError) as refused:
+            registry.require_schemas()
+
+        found = re.fullmatch(
+            r"Table 'more' has no column event_id \(.*test_registry\.py:(\d+)\)\.",
+            refused.value.message,
+        )
+        assert found
+        assert found.group(1) != line
+        assert "event_id TEXT NOT NULL" in refused.value.hint
+
+    @pytest.mark.parametrize("kind", ["", None, 7, noted])
+    def test_are_joined_by_kinds_that_are_no_text(self, kind: Any) -> None:
+        """A decorator without its kind would register nothing, and say nothing."""
+        with pytest.raises(RegistrationError, match=r"kind must be text.*test_registry\.py:\d+"):
+            Registry().on(kind)
 
 
 class TestRegistry:
@@ -149,11 +207,7 @@ class TestRegistry:
 def notebook() -> Registry:
     """Give a projection as its author would write it in a file of its own."""
     registry = Registry()
-    registry.projection(
-        table="notes",
-        version=1,
-        schema=("CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT, count INTEGER)",),
-    )
+    registry.projection(table="notes", version=1, schema=(NOTES_TABLE,))
 
     @registry.on("note_written")
     async def written(tx: Transaction, message: Message[Noted]) -> None:

@@ -5,24 +5,14 @@ Exit codes: 0 done, 1 failed, 2 called wrongly.
 
 import gc
 import sys
+from importlib import import_module
 
-from worker.cli import (
-    check,
-    dead_letters,
-    events,
-    healthcheck,
-    publish,
-    rebuild,
-    run,
-    topology,
-)
 from worker.cli.app import app
 from worker.cli.output import complain
 from worker.errors import WorkerError
 from worker.settings import SettingsError
 
-__all__ = [
-    "app",
+COMMANDS = (
     "check",
     "dead_letters",
     "events",
@@ -31,19 +21,19 @@ __all__ = [
     "rebuild",
     "run",
     "topology",
-]
+)
 
 # New containers between two searches for cycles; a batch of messages has some ten thousand.
 COLLECT_AFTER = 20_000
 
 
 def main() -> None:
-    """Run a command; turn what the operator can mend into a sentence and an exit code."""
-    # Messages are freed by their reference counts. To search them for cycles, and all that has been
-    # imported with them, took a tenth of the worker's time.
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
+    """Run a command; turn what the operator can correct into a sentence and an exit code."""
     try:
+        # In here, because they import projections, and those may hold a mistake.
+        for name in COMMANDS:
+            import_module(f"{__name__}.{name}")
+        _collect_rarely()
         app()
     except SettingsError as error:
         complain(error.message, error.hint)
@@ -54,3 +44,10 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("Interrupted.")
         sys.exit(1)
+
+
+def _collect_rarely() -> None:
+    # Messages are freed by their reference counts. To search them for cycles, and all that has been
+    # imported with them, took a tenth of the worker's time.
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)

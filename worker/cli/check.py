@@ -18,7 +18,7 @@ from worker.settings import Settings, load_settings, unknown_variables
 from worker.store import probe as store
 from worker.store.connection import Reader, require_sqlite
 from worker.store.lock import WriterLock
-from worker.store.tables import noted_versions
+from worker.store.tables import noted_versions, require_log
 
 WARN_FREE_BYTES = 1024**3
 FAIL_FREE_BYTES = 64 * 1024**2
@@ -37,7 +37,7 @@ class Line:
 
 @app.command()
 def check(*, as_json: AsJson = False) -> None:
-    """Look at settings, broker, topology, database, disk and SQLite; change nothing."""
+    """Look at all that the worker needs, from its settings to its SQLite; change nothing."""
     settings = load_settings()
     lines = asyncio.run(_look(settings))
     if as_json:
@@ -54,6 +54,7 @@ async def _look(settings: Settings) -> list[Line]:
         "settings": _settings,
         "broker": _broker,
         "topology": _topology,
+        "projections": _projections,
         "database": _database,
         "disk": _disk,
         "sqlite": _sqlite,
@@ -99,6 +100,12 @@ async def _topology(settings: Settings) -> Line:
     return Line("ok", "topology", f"queue {topology.queue} is as it must be; {waiting}")
 
 
+async def _projections(_: Settings) -> Line:
+    registry = load()
+    tables = ", ".join(f"{table} (version {v})" for table, v in registry.versions.items())
+    return Line("ok", "projections", f"{len(registry.handlers)} kinds; tables: {tables}")
+
+
 async def _database(settings: Settings) -> Line:
     path = settings.database
     if not store.is_file(path):
@@ -106,6 +113,7 @@ async def _database(settings: Settings) -> Line:
             "warn", "database", f"{path} is not there yet.", "start the worker, which makes it."
         )
     async with Reader(path) as reader:
+        await require_log(reader)
         reason = reason_to_rebuild(await noted_versions(reader), load())
     if reason:
         fix = "start the worker, which rebuilds it first."

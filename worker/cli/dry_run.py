@@ -30,6 +30,7 @@ async def dry_run(
     """Project each selected letter by itself on a copy of its event, and print what comes of it."""
     counts: Counter[str] = Counter()
     documents: list[dict[str, Any]] = []
+    registry = load()
     async with AsyncExitStack() as stack:
         # Before the worker's first start there is no database, and no event has a row.
         reader = None
@@ -45,7 +46,7 @@ async def dry_run(
                 break
             else:
                 delivery = _delivery(letter)
-                seen = await preview(reader, load(), delivery, settings.max_message_bytes)
+                seen = await preview(reader, registry, delivery, settings.max_message_bytes)
                 document = {**summary(letter), **_told(seen)}
             counts[document["outcome"]] += 1
             documents.append(document)

@@ -7,10 +7,11 @@ from worker.registry import Registry, registry
 
 
 def load() -> Registry:
-    """Import every projection and give the registry that they filled.
+    """Import every projection, and return the registry that they filled.
 
-    Raises `RegistrationError` for a handler or table that cannot be registered.
+    Raises `RegistrationError` for a handler or a table that the worker could not use.
     """
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
+    registry.require_schemas()
     return registry

@@ -1,6 +1,7 @@
 """The projections' tables: made, replaced, compared, and noted by version.
 
-Knows their names and CREATE statements, not what their columns mean, but for `event_id`.
+Knows their names and CREATE statements, not what their columns mean, but for `event_id`. Drops only
+what a projection has made and the log can make again.
 """
 
 import json
@@ -16,6 +17,8 @@ from typing import Self
 
 import aiosqlite
 
+from worker.errors import StoreUnusable
+from worker.store import log
 from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.driver import connect
@@ -27,15 +30,27 @@ Schema = Mapping[str, tuple[str, ...]]
 
 SCAN_ROWS = 2_000
 
+# What the worker's own tables and views are called.
+RESERVED = frozenset({"log", "streams", "messages", "projections", "file", "kinds", "filler"})
+# Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
+_NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
+
 # Every name in these statements comes from a registered projection, never from input.
+REMOVAL = "DELETE FROM {} WHERE event_id = ?"
+COPY = "INSERT INTO main.{0} SELECT * FROM {1}.{0}"
 WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?1))"
 DIFFERING = """
-    SELECT event_id FROM (SELECT * FROM live.{0} EXCEPT SELECT * FROM main.{0})
+    SELECT event_id FROM (SELECT {1} FROM live.{0} EXCEPT SELECT {1} FROM main.{0})
     UNION
-    SELECT event_id FROM (SELECT * FROM main.{0} EXCEPT SELECT * FROM live.{0})
+    SELECT event_id FROM (SELECT {1} FROM main.{0} EXCEPT SELECT {1} FROM live.{0})
     ORDER BY event_id
 """
 INDEX = re.compile(r"\s*CREATE\s+INDEX\b", re.IGNORECASE)
+NOTE = "INSERT INTO projections (table_name, version) VALUES (?, ?)"
+OBJECTS = """
+    SELECT name, type FROM main.sqlite_schema
+    WHERE lower(name) IN (SELECT value FROM json_each(?)) ORDER BY name
+"""
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
 # In the order of the log's key, so that nothing is sorted.
 SCAN = """
@@ -54,10 +69,41 @@ class Difference:
     folded: Mapping[str, object] | None
 
 
+def may_be_named(table: object) -> bool:
+    """Tell whether a projection's table may have this name."""
+    return isinstance(table, str) and _NAME.fullmatch(table) is not None and table not in RESERVED
+
+
 async def noted_versions(source: Database) -> dict[str, int]:
-    """Give table -> version of the projections that folded this file's rows."""
+    """Return table -> version of the projections that folded this file's rows.
+
+    Raises `StoreUnusable` if the file notes a table that no projection can have made.
+    """
     rows = await source.fetch_all("SELECT table_name, version FROM projections")
+    for table, _ in rows:
+        if not may_be_named(table):
+            raise StoreUnusable(
+                f"The database notes a projection's table {table!r}, which no projection may have "
+                f"(path {source.named}).",
+                "restore a backup, or run the version of the worker that wrote the note.",
+            )
     return {row["table_name"]: row["version"] for row in rows}
+
+
+async def require_log(source: Database) -> None:
+    """Raise `StoreUnusable` for a file whose log is empty while other tables have rows.
+
+    Such a file is not new: it has lost its log, and nothing could make its rows again.
+    """
+    if not await log.is_empty(source):
+        return
+    for table, _ in await _objects(source, ["streams", *await noted_versions(source)]):
+        if await source.fetch_all(f"SELECT 1 FROM main.{table} LIMIT 1"):  # noqa: S608 - ours
+            raise StoreUnusable(
+                f"The log is empty, but the table {table} has rows (path {source.named}).",
+                "restore a backup that has the log; or, to begin without these rows, move the file "
+                "away or set WORKER_DATABASE to a new one.",
+            )
 
 
 async def with_rows(
@@ -89,22 +135,50 @@ async def replace_tables(
 
     Their rows come from the tables of the same names in the file `fresh`; without one they are
     empty. Readers see the old rows until the transaction commits.
+
+    Raises `StoreUnusable`, and changes nothing, if the log has been lost, or if the file has
+    something of the name of a table or an index that was not made by a projection.
     """
+    await require_log(writer)
     old = await noted_versions(writer)
+    for name, kind in await _objects(writer, schema.keys() - old.keys()):
+        raise _in_the_way(writer, f"no projection has made the {kind} {name}")
     async with AsyncExitStack() as stack:
         if fresh is not None:
             await stack.enter_async_context(writer.attached(fresh, "fresh"))
-        async with writer.transaction() as tx:
-            for name in sorted({*old, *schema}):
-                await tx.run(f"DROP TABLE IF EXISTS main.{name}")
-            for name, statements in schema.items():
-                # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
-                for statement in statements:
-                    await tx.run(statement)
-                if fresh is not None:
-                    await tx.run(f"INSERT INTO main.{name} SELECT * FROM fresh.{name}")  # noqa: S608 - a name from our code
-            await tx.run("DELETE FROM projections")
-            tx.add("INSERT INTO projections (table_name, version) VALUES (?, ?)", versions.items())
+        try:
+            async with writer.transaction() as tx:
+                await _replace(tx, {*old, *schema}, schema, copies=fresh is not None)
+                await tx.run("DELETE FROM projections")
+                tx.add(NOTE, versions.items())
+        except sqlite3.OperationalError as error:
+            raise _in_the_way(writer, str(error)) from error
+
+
+async def _replace(
+    tx: StoreTransaction, dropped: Collection[str], schema: Schema, *, copies: bool
+) -> None:
+    for name in sorted(dropped):
+        await tx.run(f"DROP TABLE IF EXISTS main.{name}")
+    for name, statements in schema.items():
+        # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
+        for statement in statements:
+            await tx.run(statement)
+        if copies:
+            await tx.run(COPY.format(name, "fresh"))
+
+
+async def _objects(source: Database, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return name and type of what the file has under these names, in whatever case."""
+    rows = await source.fetch_all(OBJECTS, (json.dumps(list(names)),))
+    return [(row["name"], row["type"]) for row in rows]
+
+
+def _in_the_way(writer: Writer, what: str) -> StoreUnusable:
+    return StoreUnusable(
+        f"The projections' tables cannot be put in place (path {writer.path}): {what}.",
+        "rename what others have made in the file, or give the projection another name.",
+    )
 
 
 class FreshTables(Database):
@@ -208,7 +282,9 @@ class FreshTables(Database):
         """Give the events whose rows here and in the live table are not the same."""
         live, here = await self._columns("live", table), await self._columns("main", table)
         if live == here:
-            rows = await self.fetch_all(DIFFERING.format(table))
+            # To the byte, whatever collation a column has.
+            exact = ", ".join(f"{_quoted(name)} COLLATE BINARY AS {_quoted(name)}" for name in here)
+            rows = await self.fetch_all(DIFFERING.format(table, exact))
         else:
             rows = await self.fetch_all(f"SELECT event_id FROM main.{table}")  # noqa: S608 - ours
         return [row["event_id"] for row in rows]
@@ -225,3 +301,7 @@ class FreshTables(Database):
 
     async def _columns(self, schema: str, table: str) -> list[str]:
         return [row["name"] for row in await self.fetch_all(COLUMNS, (table, schema))]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

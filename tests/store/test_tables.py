@@ -1,0 +1,144 @@
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders import planned
+from tests.store.test_versions import NOTES, Said, notes, rebuilt, say
+from tests.unit.projecting import audited, change, project, rows
+from worker import Message, Transaction
+from worker.errors import StoreUnusable
+from worker.rebuild import create_tables
+from worker.registry import Registry
+from worker.store.connection import Reader, Writer
+from worker.store.tables import RESERVED, noted_versions, require_log
+
+Replace = Callable[[Path, Registry], Awaitable[None]]
+CONTENT = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
+UNLOGGED = {
+    "rows": "DELETE FROM log; DELETE FROM streams",
+    "streams": "DELETE FROM log; DELETE FROM notes",
+    "both": "DELETE FROM log",
+}
+
+
+async def created(path: Path, registry: Registry) -> None:
+    async with Writer(path) as writer:
+        await create_tables(writer, registry)
+
+
+class TestReservedNames:
+    async def test_are_those_of_the_worker(self, tmp_path: Path) -> None:
+        """Each table and view that every file has, and no other."""
+        async with Writer(tmp_path / "p.db"):
+            pass
+
+        own = rows(tmp_path / "p.db", "SELECT name FROM sqlite_schema WHERE sql IS NOT NULL")
+
+        assert {name for (name,) in own} == RESERVED
+
+
+class TestALostLog:
+    """An empty log beside rows is no new file: nothing could make them again."""
+
+    @pytest.mark.parametrize("sql", UNLOGGED.values(), ids=UNLOGGED)
+    @pytest.mark.parametrize("replace", [rebuilt, created])
+    @pytest.mark.parametrize("version", [1, 2])
+    async def test_keeps_every_table(
+        self, tmp_path: Path, sql: str, replace: Replace, version: int
+    ) -> None:
+        """Neither a rebuild nor a start drops what no log backs."""
+        path = tmp_path / "p.db"
+        await project(path, [say("e"), say("f")], registry=notes(1))
+        for each in sql.split(";"):
+            change(path, each)
+        before = rows(path, "SELECT * FROM notes"), rows(path, "SELECT * FROM streams")
+
+        with pytest.raises(StoreUnusable, match=r"log is empty, but the table .* has rows") as told:
+            await replace(path, notes(version))
+
+        assert "restore a backup" in told.value.hint
+        after = rows(path, "SELECT * FROM notes"), rows(path, "SELECT * FROM streams")
+        assert after == before
+        assert rows(path, "SELECT version FROM projections") == [(1,)]
+
+    async def test_is_none_of_a_new_file(self, tmp_path: Path) -> None:
+        """A file without rows, and one with a log, are as they must be."""
+        await project(tmp_path / "p.db", registry=notes(1))
+        async with Reader(tmp_path / "p.db") as reader:
+            await require_log(reader)
+
+        await project(tmp_path / "p.db", [say("e")], registry=notes(1))
+        async with Reader(tmp_path / "p.db") as reader:
+            await require_log(reader)
+
+
+OTHERS = {
+    "table": ("CREATE TABLE notes (mine TEXT)", "no projection has made the table notes"),
+    "in capitals": ("CREATE TABLE Notes (mine TEXT)", "no projection has made the table Notes"),
+    "view": ("CREATE VIEW notes AS SELECT 1 AS mine", "no projection has made the view notes"),
+    "index": (
+        "CREATE INDEX notes ON events (status)", "no projection has made the index notes",
+    ),
+    "name of an index": ("CREATE TABLE by_text (mine TEXT)", "already a table named by_text"),
+    "name of another index": (
+        "CREATE INDEX by_text ON streams (event_id)", "index by_text already exists",
+    ),
+}  # fmt: skip
+
+
+class TestWhatOthersHaveMade:
+    """A table of the user's own, which the file keeps whatever is registered."""
+
+    @pytest.mark.parametrize(("sql", "found"), OTHERS.values(), ids=OTHERS)
+    async def test_is_never_dropped(self, tmp_path: Path, sql: str, found: str) -> None:
+        """The new projection of its name is refused with a sentence, and nothing is changed."""
+        path = tmp_path / "p.db"
+        await project(path, [planned("e")])
+        change(path, sql)
+        before = rows(path, CONTENT), rows(path)
+        registry = Registry()
+        index = "CREATE INDEX by_text ON notes (text)"
+        registry.projection(table="notes", version=1, schema=(NOTES.format(""), index))
+
+        with pytest.raises(StoreUnusable) as told:
+            await created(path, registry)
+
+        assert found in told.value.message
+        assert str(path) in told.value.message
+        assert (rows(path, CONTENT), rows(path)) == before
+
+    @pytest.mark.parametrize("name", ["log", "streams", "messages", "x; DROP TABLE log", "Log"])
+    async def test_is_not_dropped_for_a_note(self, tmp_path: Path, name: str) -> None:
+        """Nor is the log, though the file should say that a projection has made it."""
+        path = tmp_path / "p.db"
+        await project(path, [say("e")], registry=notes(1))
+        change(path, f"INSERT INTO projections VALUES ('{name}', 1)")
+
+        with pytest.raises(StoreUnusable, match=f"notes a projection's table '{name}'"):
+            await rebuilt(path, notes(2))
+        with pytest.raises(StoreUnusable, match=f"notes a projection's table '{name}'"):
+            async with Reader(path) as reader:
+                await noted_versions(reader)
+
+        assert rows(path, "SELECT count(*) FROM log") == [(1,)]
+
+
+class TestAColumnWithACollation:
+    async def test_is_compared_to_the_byte(self, tmp_path: Path) -> None:
+        """A row that differs in its case alone is found and corrected."""
+        registry = Registry()
+        table = 'CREATE TABLE notes (event_id TEXT PRIMARY KEY, "te""xt" TEXT COLLATE NOCASE)'
+        registry.projection(table="notes", version=1, schema=(table,))
+
+        @registry.on("said")
+        async def said(tx: Transaction, message: Message[Said]) -> None:
+            await tx.execute("INSERT INTO notes VALUES (?, ?)", (message.event_id, "x"))
+
+        await project(tmp_path / "p.db", [say("e", "x")], registry=registry)
+        change(tmp_path / "p.db", 'UPDATE notes SET "te""xt" = \'X\'')
+
+        assert (await audited(tmp_path / "p.db", registry)).differing == 1
+        await rebuilt(tmp_path / "p.db", registry)
+
+        assert rows(tmp_path / "p.db", "SELECT * FROM notes") == [("e", "x")]

@@ -1,0 +1,212 @@
+"""Whether the projections' tables can be made and kept, tried in memory before a file is opened.
+
+SQLite is the judge: it builds the tables beside the worker's own, and is asked what it has built.
+Only what it would say too late, message by message, is found in the text.
+"""
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, NoReturn
+
+from worker.store.migrations import scripts_after
+from worker.store.statements import keywords
+from worker.store.tables import COPY, REMOVAL, WITH_ROWS, Schema
+
+# `CREATE TABLE ... AS SELECT` would make rows that no handler has written, and `CREATE INDEX IF NOT
+# EXISTS` no index where somebody else's has the name.
+_CREATE = re.compile(
+    r"\s*CREATE\s+(TABLE\b(?!.*\bAS\s+(SELECT|WITH|VALUES)\b)|(UNIQUE\s+)?INDEX\b(?!\s+IF\s+NOT\b))",
+    re.IGNORECASE | re.DOTALL,
+)
+# A conflict would end the transaction of the whole batch (sqlite.org/lang_conflict.html).
+_ENDING = re.compile(r"\bON\s+CONFLICT\s+ROLLBACK\b", re.IGNORECASE)
+# What is left of a literal without its quoted text: nothing, or the x of a blob.
+_LITERAL = re.compile(
+    r"\s*(|x|[-+]?(0x[\da-f]+|[\d.]+(e[-+]?\d+)?)|NULL|TRUE|FALSE)\s*", re.IGNORECASE
+)
+# Functions whose results do not follow from the message, or need not.
+_UNREPEATABLE = frozenset(
+    {"current_date", "current_time", "current_timestamp"}
+    | {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
+    | {"random", "randomblob", "changes", "total_changes", "last_insert_rowid"}
+    | {"sqlite_version", "sqlite_source_id"}
+)
+
+# Without those that SQLite makes for the keys of a table.
+_OBJECTS = "SELECT type, name, tbl_name FROM sqlite_schema WHERE sql IS NOT NULL"
+_COLUMNS = "SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?)"
+_IS_STRICT = "SELECT strict FROM pragma_table_list(?) WHERE schema = 'main'"
+_UNIQUE = 'SELECT name, "unique" FROM pragma_index_list(?)'
+_COLLATIONS = "SELECT name, coll FROM pragma_index_xinfo(?) WHERE key"
+
+_Object = tuple[str, str, str]
+"""Type, name, and the table that it belongs to."""
+
+
+class SchemaMistake(Exception):
+    """A table that cannot be made or kept: what was found, and what to do about it."""
+
+    def __init__(self, table: str, found: str, hint: str) -> None:
+        """Name the table, so that the caller can say where it was registered."""
+        super().__init__(f"Table {table!r} {found}")
+        self.table = table
+        self.hint = hint
+
+
+def require_schemas(schemas: Schema) -> None:
+    """Build all tables together, in a database that is gone afterwards.
+
+    Raises `SchemaMistake` for the first table that SQLite cannot make, or that the worker could
+    not keep.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("PRAGMA trusted_schema = OFF")  # as in the file
+        for script in scripts_after(0):
+            connection.executescript(script)
+        for table, statements in schemas.items():
+            _Trial(connection, table).run(statements)
+
+
+class _Trial:
+    """One table, built and used as the worker will."""
+
+    def __init__(self, connection: sqlite3.Connection, table: str) -> None:
+        self._connection = connection
+        self._table = table
+        self._refused = ""
+
+    def run(self, statements: Sequence[str]) -> None:
+        self._connection.set_authorizer(self._authorize)
+        for statement in statements:
+            self._build(statement)
+        self._require_columns()
+        self._require_use()
+        self._require_keys()
+
+    def _build(self, statement: str) -> None:
+        text = keywords(statement)
+        if not _CREATE.match(text):
+            self._fail(
+                f"has a statement that is no CREATE TABLE or CREATE INDEX: {_shown(statement)}",
+                "write one CREATE TABLE with its columns, and one CREATE INDEX for each index, "
+                "without SELECT and IF NOT EXISTS.",
+            )
+        if _ENDING.search(text):
+            self._fail(
+                "says ON CONFLICT ROLLBACK, which would undo the whole batch",
+                "leave it out; a handler's own statement says ON CONFLICT ... DO ...",
+            )
+        before = self._objects()
+        self._execute(statement, (), "cannot be made")
+        made = self._objects() - before
+        foreign = [f"{kind} {name}" for kind, name, owner in sorted(made) if owner != self._table]
+        if foreign or not made:
+            self._fail(
+                f"has a statement that makes {', '.join(foreign) or 'nothing'} in the file: "
+                f"{_shown(statement)}",
+                "make this table and indexes on it, under names of their own, and nothing else "
+                "(AUTOINCREMENT makes a table, too).",
+            )
+
+    def _require_columns(self) -> None:
+        columns = self._execute(_COLUMNS, (self._table,))
+        types = {name: declared for name, declared, *_ in columns}
+        if "event_id" not in types:
+            self._fail(
+                "has no column event_id",
+                "add 'event_id TEXT NOT NULL', at the beginning of a key or an index.",
+            )
+        if not self._keeps_text(types["event_id"]):
+            self._fail("has an event_id that changes or refuses text", "declare it TEXT.")
+        for name, _, default, _, hidden in columns:
+            if hidden:
+                self._fail(
+                    f"has a generated column, which a rebuild cannot copy: {name}",
+                    "let the handlers write it, or put its expression into an index.",
+                )
+            if default is not None and not _LITERAL.fullmatch(keywords(default)):
+                self._fail(
+                    f"has a default for {name} that is no literal: {default}",
+                    "write a number, a text or NULL; handlers take all else from the message.",
+                )
+        key = [name for name, _, _, pk, _ in columns if pk]
+        if key and "event_id" not in key:
+            self._fail_for_key(f"PRIMARY KEY ({', '.join(key)})")
+
+    def _keeps_text(self, declared: str) -> bool:
+        """Tell whether a column of this type keeps '007' as it is (sqlite.org/datatype3.html)."""
+        ((is_strict,),) = self._execute(_IS_STRICT, (self._table,))
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as apart:
+            try:
+                apart.execute(f"CREATE TABLE t (id {declared}) {'STRICT' if is_strict else ''}")
+                apart.execute("INSERT INTO t VALUES ('007')")
+            except sqlite3.Error:
+                return False
+            return apart.execute("SELECT id FROM t").fetchall() == [("007",)]
+
+    def _require_use(self) -> None:
+        """Try what the worker does with every projection's table."""
+        removal, asking = REMOVAL.format(self._table), WITH_ROWS.format(self._table)
+        for sql, parameter in ((removal, ""), (asking, "[]")):
+            plan = self._execute(
+                f"EXPLAIN QUERY PLAN {sql}", (parameter,), "has a name that SQL has for itself"
+            )
+            if not any(detail.startswith(f"SEARCH {self._table} ") for *_, detail in plan):
+                self._fail(
+                    "is not found by event_id through a key or an index",
+                    "begin a key or an index with event_id: every batch asks for rows by it.",
+                )
+        self._execute(COPY.format(self._table, "main"), (), "cannot be copied")
+
+    def _require_keys(self) -> None:
+        """See that rows of different events are never in each other's way."""
+        for index, is_unique in self._execute(_UNIQUE, (self._table,)):
+            collations = dict(self._execute(_COLLATIONS, (index,)))
+            if is_unique and "event_id" not in collations:
+                self._fail_for_key(index)
+            if collations.get("event_id", "BINARY") != "BINARY":
+                self._fail(
+                    f"takes different ids for the same (COLLATE {collations['event_id']})",
+                    "compare event_id without COLLATE.",
+                )
+
+    def _fail_for_key(self, key: str) -> NoReturn:
+        self._fail(
+            f"has a unique key without event_id: {key}",
+            "add event_id to it: rows of different events must not depend on each other.",
+        )
+
+    def _objects(self) -> set[_Object]:
+        return set(self._execute(_OBJECTS))
+
+    def _execute(
+        self, sql: str, parameters: Sequence[str] = (), otherwise: str = "cannot be kept"
+    ) -> list[Any]:
+        self._refused = ""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            if self._refused:
+                self._fail(
+                    f"uses {self._refused}, which may differ each time",
+                    "let the handlers write a value that they take from the message.",
+                )
+            self._fail(
+                f"{otherwise}: {error}",
+                "correct the schema; tables and indexes of all projections share their names.",
+            )
+
+    def _authorize(self, action: int, _: str | None, name: str | None, *__: str | None) -> int:
+        if action == sqlite3.SQLITE_FUNCTION and name in _UNREPEATABLE:
+            self._refused = f"{name}"
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    def _fail(self, found: str, hint: str) -> NoReturn:
+        raise SchemaMistake(self._table, found, hint)
+
+
+def _shown(statement: str) -> str:
+    return " ".join(statement.split())
