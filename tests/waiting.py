@@ -30,3 +30,9 @@ async def eventually(look: Callable[[], Any], within: float = PATIENCE_SECONDS) 
             return found
         assert not is_last, f"not within {within} seconds; seen last: {found!r}"
         await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
+
+
+async def turns(number: int) -> None:
+    """Let the loop turn so often: a moment of what goes on in it, counted and not timed."""
+    for _ in range(number):
+        await asyncio.sleep(0)  # noqa: TID251 - yields to the loop, and takes no time

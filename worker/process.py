@@ -5,12 +5,13 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from worker.registry import Registry
 from worker.service import Service, address_of
 from worker.settings import Settings
 from worker.store.probe import SQLITE_VERSION
+from worker.tasks import end
 from worker.telemetry.health import Facts
 from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
@@ -90,6 +91,4 @@ async def _ticking(facts: Facts) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        ticker.cancel()
-        with suppress(asyncio.CancelledError):
-            await ticker
+        await end(ticker)

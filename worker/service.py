@@ -28,6 +28,7 @@ from worker.store.connection import Writer
 from worker.store.lock import WriterLock
 from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions, require_log
+from worker.tasks import in_time
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Service:
         report: Report,
         address: Callable[[], BrokerAddress],
     ) -> None:
-        """Configure; nothing is opened yet.
+        """Configure, in the running loop; nothing is opened yet.
 
         `address` is asked at each connection, so that a renewed password needs no restart.
         """
@@ -61,14 +62,15 @@ class Service:
         self._registry = registry
         self._report = report
         self._address = address
-        self._stop = asyncio.Event()
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._makes_topology = False
         self._losses = 0
         self._held: Sequence[Arrival] = ()
 
     def stop(self) -> None:
         """Take no more, finish what was taken, and let `run` return."""
-        self._stop.set()
+        if not self._stopped.done():
+            self._stopped.set_result(None)
 
     async def run(self) -> None:
         """Consume until `stop`; then drain and return.
@@ -90,7 +92,7 @@ class Service:
     async def _become_writer(self, lock: WriterLock) -> bool:
         """Wait until no other process writes the file; False if told to stop meanwhile."""
         stands_by = False
-        while not self._stop.is_set():
+        while not self._stopped.done():
             try:
                 lock.acquire()
             except WriterLocked as error:
@@ -116,7 +118,7 @@ class Service:
         Before anything is consumed, so that an outage of the disk costs no message a delivery.
         """
         attempt = 0
-        while not self._stop.is_set():
+        while not self._stopped.done():
             try:
                 await self._unless_stopped(work())
             except StoreUnavailable as error:
@@ -125,7 +127,7 @@ class Service:
                 await self._pause(_backoff(attempt, HOLD_SECONDS))
             else:
                 self._report.commits()
-                return not self._stop.is_set()
+                return not self._stopped.done()
         return False
 
     async def _fold_anew(self, writer: Writer) -> None:
@@ -209,13 +211,11 @@ class Service:
         )
 
     async def _verify(self, opened: Session) -> None:
-        """Look at the topology now and again."""
-        while True:
-            await asyncio.sleep(VERIFY_SECONDS)
+        """Look at the topology now and again, as long as the session lasts."""
+        while await opened.lasts(VERIFY_SECONDS):
             try:
                 depths = await _in_time(opened.verify())
             except (BrokerRefused, SessionLost) as error:
-                # Of a session that is over, the consumer tells the loop.
                 self._report.topology(error)
             else:
                 self._report.topology(None)
@@ -223,8 +223,10 @@ class Service:
                 self._report.sizes(depths.queue, depths.dead_letters, wal)
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
-        draining = asyncio.ensure_future(self._stop.wait())
-        draining.add_done_callback(lambda _: consumer.drain())
+        def drain(_: asyncio.Future[None]) -> None:
+            consumer.drain()
+
+        self._stopped.add_done_callback(drain)
         try:
             async for batch in consumer:
                 self._report.taken(batch[0].delivery)
@@ -238,7 +240,7 @@ class Service:
                 # first message must not make the worker hammer the broker.
                 self._losses = 0
         finally:
-            draining.cancel()
+            self._stopped.remove_done_callback(drain)
 
     async def _project(
         self, batch: Sequence[Arrival], consumer: Consumer, projector: Projector
@@ -263,11 +265,12 @@ class Service:
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Do work that may be cancelled; None if told to stop before it was done."""
         task = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        ends: set[asyncio.Future[Any]] = {task, self._stopped}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        # Waited for without a bound: the store must not be left in the middle of closing its file.
+        # Neither it nor `in_time` loses a cancellation, and a drain has its deadline.
         task.cancel()
         with suppress(asyncio.CancelledError, SessionLost, BrokerRefused):
             await task
@@ -275,16 +278,13 @@ class Service:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not once told to stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
+        await asyncio.wait({self._stopped}, timeout=seconds)
 
 
 async def _in_time(work: Awaitable[T]) -> T:
     """Do what asks the broker, or give up: a node without a quorum may never answer."""
     try:
-        async with asyncio.timeout(OPEN_SECONDS):
-            return await work
+        return await in_time(work, OPEN_SECONDS)
     except TimeoutError as error:
         raise SessionLost(
             f"The broker did not answer within {OPEN_SECONDS} seconds.",

@@ -23,8 +23,10 @@ from aio_pika.exceptions import (
 )
 
 from worker.broker import decoders
-from worker.broker.intake import Intake, IntakeTransport
+from worker.broker.intake import Intake
+from worker.broker.transport import Transport
 from worker.errors import BrokerRefused, SessionLost
+from worker.tasks import in_time
 
 # aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
 # advises 5 to 20 (rabbitmq.com/docs/heartbeats).
@@ -78,37 +80,43 @@ async def connection(
     Deliveries go to the intake. Raises `BrokerRefused` if the broker says no, `SessionLost` if
     nobody answers.
     """
-    opened = await _connect_to_any(address, name, intake)
+    transport = Transport(intake)
     try:
-        yield opened
+        opened = await _connect_to_any(address, name, transport)
+        try:
+            yield opened
+        finally:
+            await closing(opened)
     finally:
-        await closing(opened)
+        # Closing may wait for a peer that reads nothing; a connection that is left open would keep
+        # its consumer, and the deliveries that nobody takes.
+        transport.abort()
 
 
 async def _connect_to_any(
-    address: BrokerAddress, name: str, intake: Intake | None
+    address: BrokerAddress, name: str, transport: Transport
 ) -> AbstractConnection:
     # In no fixed order: a first node that swallows connections must not be tried first each time.
     *others, last = random.sample(address.urls, len(address.urls))
     for url in others:
         with suppress(SessionLost):
-            return await _connect(url, address, name, intake)
-    return await _connect(last, address, name, intake)
+            return await _connect(url, address, name, transport)
+    return await _connect(last, address, name, transport)
 
 
 async def _connect(
-    url: str, address: BrokerAddress, name: str, intake: Intake | None
+    url: str, address: BrokerAddress, name: str, transport: Transport
 ) -> AbstractConnection:
     decoders.install()
+    connecting = aio_pika.connect(
+        url,
+        ssl_context=address.tls() if url.startswith("amqps:") else None,
+        client_properties={"connection_name": name},
+        heartbeat=HEARTBEAT_SECONDS,
+        connection_class=_over(transport),
+    )
     try:
-        return await aio_pika.connect(
-            url,
-            ssl_context=address.tls() if url.startswith("amqps:") else None,
-            timeout=CONNECT_SECONDS,
-            client_properties={"connection_name": name},
-            heartbeat=HEARTBEAT_SECONDS,
-            connection_class=_through(intake),
-        )
+        return await in_time(connecting, CONNECT_SECONDS)
     except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
         # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
         # 7.2 does not say what the broker said with it.
@@ -126,11 +134,8 @@ async def _connect(
         ) from error
 
 
-def _through(intake: Intake | None) -> type[aio_pika.Connection]:
-    """Give the library's class of connection, with the transport that an intake needs."""
-    if intake is None:
-        return aio_pika.Connection
-    transport = IntakeTransport(intake)
+def _over(transport: Transport) -> type[aio_pika.Connection]:
+    """Return the library's class of connection, with a transport of ours below it."""
 
     class Connection(aio_pika.Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the library's
@@ -143,8 +148,7 @@ def _through(intake: Intake | None) -> type[aio_pika.Connection]:
 async def closing(part: AbstractConnection | AbstractChannel) -> None:
     """Close, and wait a moment for the broker's answer, but not for ever."""
     try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await part.close()
+        await in_time(part.close(), CLOSE_SECONDS)
     except (Exception, asyncio.CancelledError) as error:
         # It may have ended already, and a timeout is an OSError.
         if not is_loss(error):

@@ -121,11 +121,9 @@ class Consumer:
         narrow_tag, self._narrow_tag = self._narrow_tag, None
         cancelling = asyncio.create_task(self._cancel(narrow_tag))
         cancelling.add_done_callback(self._life.end_with)
-        is_done = asyncio.Event()
-        cancelling.add_done_callback(lambda _: is_done.set())
         # Not longer than until a drain: a broker that has fallen silent answers nothing, and to
         # cancel the request would close the channel, on which there is something to ack.
-        await self._life.wait(is_done)
+        await self._life.wait(cancelling)
 
     async def _cancel(self, tag: str) -> None:
         with self._life.depends_on_channel():

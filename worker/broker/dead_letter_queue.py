@@ -4,7 +4,6 @@ Promise: at every moment a message is in at least one queue, and those that are 
 nor discarded are in their order again when a command ends well.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from worker.broker.pages import Pages
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.errors import BrokerRefused, SessionLost
+from worker.tasks import in_time
 
 NAME = "projection-worker dead-letters"
 # A message that is rejected this often needs another handler, or another publisher.
@@ -125,15 +125,15 @@ class DeadLetterQueue:
         again = "run the command again: for the worker, a message that comes twice is a duplicate."
         try:
             with _told(f"message {letter.name} was requeued; it may be in both queues", again):
-                async with asyncio.timeout(CONFIRM_SECONDS):
-                    await self._publisher.publish(
-                        letter.body,
-                        # The default exchange: to the queue of this name, and to no other.
-                        routing_key=self._work_queue,
-                        content_type=known.sendable_text(letter.content_type),
-                        headers=headers,
-                        properties=properties,
-                    )
+                publishing = self._publisher.publish(
+                    letter.body,
+                    # The default exchange: to the queue of this name, and to no other.
+                    routing_key=self._work_queue,
+                    content_type=known.sendable_text(letter.content_type),
+                    headers=headers,
+                    properties=properties,
+                )
+                await in_time(publishing, CONFIRM_SECONDS)
         except BrokerRefused as error:
             raise BrokerRefused(
                 f"The broker did not take message {letter.name} back into queue "

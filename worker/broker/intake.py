@@ -12,11 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, SupportsIndex
-
-from aiormq.connection import SSLContextProvider, TransportFactory
-from aiormq.exceptions import AMQPConnectionError
-from yarl import URL
+from typing import SupportsIndex
 
 from worker.broker import properties
 from worker.broker.decoders import UNDECODABLE
@@ -209,30 +205,3 @@ def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:
         properties.losses(header) if is_redelivered else 0,
         partial(properties.read, header),
     )
-
-
-class IntakeTransport(TransportFactory):
-    """Connects the library to the broker so that deliveries go to an intake."""
-
-    def __init__(self, intake: Intake) -> None:
-        """Deliver to this intake."""
-        self._intake = intake
-
-    async def create(
-        self,
-        url: URL,
-        **kwargs: Any,  # noqa: ANN401 - what the library hands to its own transports
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open the connection; raises `AMQPConnectionError`, as the library's own transports do."""
-        loop = asyncio.get_running_loop()
-        reader = IntakeReader(self._intake)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
-        context = await provider.get_context() if url.scheme == "amqps" else None
-        try:
-            transport, _ = await loop.create_connection(
-                lambda: protocol, url.host or "", url.port or 0, ssl=context, **kwargs
-            )
-        except OSError as error:
-            raise AMQPConnectionError(*error.args) from error
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)

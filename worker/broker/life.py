@@ -10,7 +10,7 @@ from worker.errors import SessionLost
 
 
 def ended(reason: str) -> SessionLost:
-    """Give the error that says why a session is over."""
+    """Return the error that says why a session is over."""
     return SessionLost(
         f"The session with the broker ended ({reason}).",
         "a new one is opened by itself; see RabbitMQ's log if it is not.",
@@ -22,14 +22,16 @@ class Life:
 
     def __init__(self) -> None:
         """Begin; belongs to the running loop."""
-        self._drained = asyncio.Event()
+        loop = asyncio.get_running_loop()
         self._ends: list[Callable[[], None]] = []
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Futures, so that waiting for them takes no tasks that would have to be ended.
+        self._drained: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[None] = loop.create_future()
 
     @property
     def drains(self) -> bool:
         """Whether the worker takes no more."""
-        return self._drained.is_set()
+        return self._drained.done()
 
     def call_when_it_ends(self, call: Callable[[], None]) -> None:
         """Call this once it drains or is lost."""
@@ -37,7 +39,8 @@ class Life:
 
     def drain(self) -> None:
         """Take no more; what waits is left to the broker."""
-        self._drained.set()
+        if not self._drained.done():
+            self._drained.set_result(None)
         self._tell_end()
 
     def lose(self, reason: str) -> None:
@@ -64,20 +67,23 @@ class Life:
         if self._lost.done():
             self._lost.result()
 
-    async def wait(self, event: asyncio.Event | None = None, seconds: float | None = None) -> None:
-        """Wait for an event, for so many seconds at most, or until the worker drains.
+    async def lasts(self, seconds: float) -> bool:
+        """Wait so long; return False as soon as it is lost or the worker drains."""
+        await asyncio.wait(
+            {self._drained, self._lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        return not (self._drained.done() or self._lost.done())
 
-        Raises `SessionLost` if it is lost meanwhile.
+    async def wait(
+        self, until: asyncio.Future[Any] | None = None, seconds: float | None = None
+    ) -> None:
+        """Wait for a future, for so many seconds at most, or until the worker drains.
+
+        Raises `SessionLost` if it is lost meanwhile. The future is not cancelled, and its own
+        exception is not raised.
         """
-        waits = [asyncio.ensure_future(self._drained.wait())]
-        if event is not None:
-            waits.append(asyncio.ensure_future(event.wait()))
-        ends: list[asyncio.Future[Any]] = [*waits, self._lost]
-        try:
-            await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waits:
-                each.cancel()
+        ends = {self._drained, self._lost} | ({until} if until is not None else set())
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self.require()
 
     def _end(self, error: BaseException) -> None:

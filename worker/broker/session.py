@@ -28,6 +28,7 @@ from worker.broker.life import Life, ended
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
 from worker.broker.topology import Depths, Topology
+from worker.tasks import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,20 @@ class Session:
 
     @asynccontextmanager
     async def beside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-        """Let work go on for the length of the block; a bug in it ends the session."""
+        """Let work go on for the length of the block; a bug in it ends the session.
+
+        A loop asks `lasts` each time: a cancellation that the library loses must not keep it going.
+        """
         task = asyncio.create_task(work)
         task.add_done_callback(self._life.end_with)
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await end(task)
+
+    async def lasts(self, seconds: float) -> bool:
+        """Wait so long; return False as soon as the session is lost or the worker drains."""
+        return await self._life.lasts(seconds)
 
     async def verify(self) -> Depths:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.

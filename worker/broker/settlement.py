@@ -17,6 +17,7 @@ from aiormq.abc import AbstractChannel
 from worker.broker.life import Life
 from worker.deliveries import Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
+from worker.tasks import end
 
 # Confirms take milliseconds; one that takes this long is held up by an alarm of the broker.
 BLOCKED_SECONDS = 5
@@ -52,8 +53,7 @@ class Settlement:
         # Tags that `settle` no longer waits for: whoever gets the confirm acks them.
         self._left: set[int] = set()
         self._has_work = asyncio.Event()
-        self._is_clear = asyncio.Event()
-        self._is_clear.set()
+        self._cleared: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
         """Start the task that publishes dead letters."""
@@ -68,8 +68,7 @@ class Settlement:
         traceback: TracebackType | None,
     ) -> None:
         """Leave what is not confirmed to the broker, unacked."""
-        self._publishing.cancel()
-        await asyncio.wait({self._publishing})
+        await end(self._publishing)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Dead-letter the rejected and wait for the confirms, then ack all with one frame.
@@ -95,21 +94,19 @@ class Settlement:
     async def _await_dead_letters(self, rejected: Sequence[Outcome]) -> None:
         """Hand them to the task that publishes, and wait for a while until it is done."""
         self._unconfirmed.extend(rejected)
-        self._is_clear.clear()
         self._has_work.set()
         if self._is_blocked:
             return
+        self._cleared = asyncio.get_running_loop().create_future()
         if not self._life.drains:
-            await self._life.wait(self._is_clear, BLOCKED_SECONDS)
+            await self._life.wait(self._cleared, BLOCKED_SECONDS)
         if self._life.drains:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    await self._is_clear.wait()
-        elif not self._is_clear.is_set():
+            await asyncio.wait({self._cleared}, timeout=DRAIN_SECONDS)
+        elif not self._cleared.done():
             self._block("the broker does not confirm a dead letter; it may be in an alarm")
 
     async def _publish(self) -> None:
-        """Publish one dead letter after the other, for ever.
+        """Publish one dead letter after the other, until the session ends.
 
         Never two at once: aiormq tells what the broker returns apart by the message id alone, and
         two copies of one bad message share theirs.
@@ -126,7 +123,8 @@ class Settlement:
                 self._unconfirmed.popleft()
                 if not self._unconfirmed:
                     self._has_work.clear()
-                    self._is_clear.set()
+                    if not self._cleared.done():
+                        self._cleared.set_result(None)
                     self._block(None)
 
     async def _publish_until_confirmed(self, outcome: Outcome) -> None:
@@ -141,6 +139,7 @@ class Settlement:
                 # the session would count as a lost delivery of its neighbours.
                 self._block(error.message)
                 await asyncio.sleep(RETRY_SECONDS)
+                self._life.require()
 
     async def _ack(self, tag: int, *, multiple: bool = False) -> None:
         with self._life.depends_on_channel():

@@ -1,0 +1,216 @@
+"""A session that ends at each moment of what it does: it ends, and nothing of it is left.
+
+What the library makes of a cancellation depends on the await at which it arrives. So the loss, or
+the drain, comes after so many turns of the loop: from none to more than the whole takes.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.builders import Message, planned
+from tests.queues import Queues
+from tests.waiting import PATIENCE_SECONDS, eventually, turns
+from worker import service
+from worker.broker import connection
+from worker.broker.transport import Transport
+from worker.deliveries import Outcome
+from worker.errors import WorkerError
+from worker.projections import load
+from worker.projector import Projector
+from worker.rebuild import create_tables
+from worker.service import Service, address_of
+from worker.settings import Settings
+from worker.store.connection import Writer
+from worker.telemetry.health import Facts
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.report import Report
+
+# All that is done here awaits the broker, which takes far more turns.
+LEAST_MOMENTS = 10
+
+
+class Steps(Report):
+    """Notes how far a worker has come, and stops it after its first session."""
+
+    def __init__(self) -> None:
+        facts = Facts()
+        super().__init__(facts, Metrics(facts, sqlite_version="3"), 3_600)
+        self.stop: Callable[[], None]
+        self.reached: dict[str, asyncio.Event] = {}
+
+    def at(self, step: str) -> asyncio.Event:
+        """Return what is set once the worker has come so far."""
+        return self.reached.setdefault(step, asyncio.Event())
+
+    def connected(self, broker: str) -> None:
+        """Note that a session is open."""
+        super().connected(broker)
+        self.at("open").set()
+
+    def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
+        """Note that somebody has looked at the topology."""
+        super().sizes(queue, dead_letters, wal_bytes)
+        self.at("verified").set()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Note that a batch is to be settled."""
+        with super().transaction():
+            yield
+        self.at("committed").set()
+
+    def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
+        """Note that it has been."""
+        super().settled(outcomes, commit_seconds)
+        self.at("settled").set()
+
+    def connection_lost(self, error: WorkerError, attempt: int) -> None:
+        """Stop: one session is enough."""
+        super().connection_lost(error, attempt)
+        self.stop()
+
+
+class Worker:
+    """A worker that has become the writer and lives for one session."""
+
+    def __init__(self, settings: Settings, writer: Writer) -> None:
+        self.transports: list[Transport] = []
+        """Those of the connection that consumes, and of the one that publishes."""
+        self.steps = Steps()
+        self.service = Service(settings, load(), self.steps, lambda: address_of(settings))
+        self.steps.stop = self.service.stop
+        self._writer = writer
+
+    async def lives(self) -> None:
+        """Open a session, consume until it ends, and close it, as the service does."""
+        await self.service._sessions(self._writer, Projector(load(), self._writer))
+
+
+Make = Callable[[], Awaitable[Worker]]
+Ending = Callable[[Worker], None]
+
+
+def drain(worker: Worker) -> None:
+    worker.service.stop()
+
+
+def cut_consuming(worker: Worker) -> None:
+    worker.transports[0].abort()
+
+
+def cut_publishing(worker: Worker) -> None:
+    worker.transports[1].abort()
+
+
+def cut_all(worker: Worker) -> None:
+    for transport in worker.transports:
+        transport.abort()
+
+
+ENDINGS = {
+    "drain": drain,
+    "cut": cut_all,
+    "cut consuming": cut_consuming,
+    "cut publishing": cut_publishing,
+}
+of_an_open_session = pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+of_one_that_opens = pytest.mark.parametrize("ending", [drain, cut_all], ids=["drain", "cut"])
+
+
+@pytest.fixture
+async def make(
+    queues: Queues, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
+    """Give a function that makes a worker."""
+    workers: list[Worker] = []
+
+    class Noted(Transport):
+        async def create(self, *args: Any, **kwargs: Any) -> Any:
+            created = await super().create(*args, **kwargs)
+            workers[-1].transports.append(self)
+            workers[-1].steps.at("first connection").set()
+            return created
+
+    monkeypatch.setattr(connection, "Transport", Noted)
+    # None but where it is what is looked at.
+    monkeypatch.setattr(service, "VERIFY_SECONDS", 3_600)
+    settings = Settings(
+        amqp_url=SecretStr(queues.url),
+        exchange=queues.exchange,
+        queue=queues.name,
+        database=database,
+    )
+    await queues.declare()
+    async with Writer(database) as writer:
+        await create_tables(writer, load())
+
+        async def make() -> Worker:
+            workers.append(Worker(settings, writer))
+            return workers[-1]
+
+        yield make
+
+
+async def ends_at_every_moment(make: Make, first: str, last: str, ending: Ending) -> None:
+    """End a session so many turns after a first step, until that comes after the last one."""
+    others = asyncio.all_tasks()
+    for moment in itertools.count():
+        worker = await make()
+        living = asyncio.create_task(worker.lives())
+        await asyncio.wait_for(worker.steps.at(first).wait(), PATIENCE_SECONDS)
+        await turns(moment)
+        is_late = worker.steps.at(last).is_set()
+
+        ending(worker)
+
+        await asyncio.wait({living}, timeout=PATIENCE_SECONDS)
+        assert living.done(), f"hangs at moment {moment}"
+        living.result()
+        await eventually(lambda: asyncio.all_tasks() <= others)
+        if is_late:
+            break
+    assert moment >= LEAST_MOMENTS
+
+
+class TestAnOpening:
+    @of_one_that_opens
+    async def test_ends_at_every_moment(self, make: Make, ending: Ending) -> None:
+        """From the first connection on; before it there is nothing to lose."""
+        await ends_at_every_moment(make, "first connection", "open", ending)
+
+
+class TestAVerification:
+    @of_an_open_session
+    async def test_ends_at_every_moment(
+        self, make: Make, ending: Ending, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It opens a channel, asks and closes, while the session beside it goes."""
+        monkeypatch.setattr(service, "VERIFY_SECONDS", 0)
+
+        await ends_at_every_moment(make, "open", "verified", ending)
+
+
+class TestASettlement:
+    @pytest.mark.parametrize("content", [planned("e-1"), b"broken"], ids=["ack", "dead letter"])
+    @of_an_open_session
+    async def test_ends_at_every_moment(
+        self, make: Make, queues: Queues, content: Message | bytes, ending: Ending
+    ) -> None:
+        """It widens the window, waits for the confirm of a dead letter, and acks."""
+
+        async def make_with_a_message() -> Worker:
+            # Lost twice, a message is a suspect, for which no window is widened.
+            await queues.left()
+            async with queues.channel() as channel:
+                await (await channel.get_queue(queues.name)).purge()
+            await queues.publish([content])
+            return await make()
+
+        await ends_at_every_moment(make_with_a_message, "committed", "settled", ending)

@@ -1,0 +1,146 @@
+import ast
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import worker
+from tests.waiting import turns
+from worker.tasks import end, in_time
+
+SOURCE = Path(worker.__file__).parent
+# What cancels a task, or a task's own block, once; the first by any name that it is called by.
+CANCELLING = ("cancel", "timeout", "timeout_at", "wait_for", "TaskGroup")
+ALLOWED = {
+    ("service.py", "task.cancel()"): "It is the store's, or `in_time`: neither loses it.",
+    ("broker/pages.py", "asyncio.timeout(DELIVERY_SECONDS)"): "Around a queue of our own.",
+    ("telemetry/http.py", "asyncio.timeout(REQUEST_SECONDS)"): "Around asyncio's own streams.",
+    ("telemetry/http.py", "connection.cancel()"): "Nobody waits for it but for a bounded time.",
+    ("telemetry/http.py", "oldest.cancel()"): "Nobody waits for it.",
+    ("telemetry/summary.py", "self._timer.cancel()"): "A timer, and no task.",
+}
+
+
+class Deaf:
+    """Work that takes so many cancellations for something else, as the AMQP library does."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    async def work(self) -> str:
+        """Wait for ever; return if it is cancelled often enough."""
+        while self.left:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.left -= 1
+        return "late"
+
+
+class TestEnd:
+    @pytest.mark.parametrize("times", [1, 2, 3])
+    async def test_cancels_until_the_task_has_ended(self, times: int) -> None:
+        """One cancellation is not enough for it, and is not all that there is."""
+        task = asyncio.create_task(Deaf(times).work())
+        await turns(1)
+
+        await end(task)
+
+        assert task.done()
+
+    async def test_abandons_a_task_that_does_not_end(self) -> None:
+        """The caller goes on; the task is cancelled further, and ends when it can."""
+        deaf = Deaf(20)
+        task = asyncio.create_task(deaf.work())
+        await turns(1)
+
+        await end(task)
+
+        assert not task.done()
+        assert deaf.left < 20
+        await task
+
+    async def test_drops_what_the_task_raises(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Asyncio would report an exception that nobody has seen."""
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        task = asyncio.create_task(fail())
+        await end(task)
+
+        del task
+        await turns(1)
+        assert not caplog.records
+
+    async def test_of_a_task_that_has_ended_is_nothing(self) -> None:
+        """It stays what it was."""
+        task = asyncio.create_task(turns(0))
+        await task
+
+        await end(task)
+
+        assert not task.cancelled()
+
+
+class TestInTime:
+    async def test_returns_what_the_work_returns(self) -> None:
+        """It took less."""
+        assert await in_time(asyncio.sleep(0, "done"), 10) == "done"  # noqa: TID251 - takes no time
+
+    async def test_raises_what_the_work_raises(self) -> None:
+        """It ended by itself."""
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await in_time(fail(), 10)
+
+    @pytest.mark.parametrize("times", [0, 1, 2])
+    async def test_ends_what_takes_longer(self, times: int) -> None:
+        """Also what loses the first cancellation and returns something after all."""
+        before = asyncio.all_tasks()
+
+        with pytest.raises(TimeoutError):
+            await in_time(Deaf(times).work() if times else asyncio.Event().wait(), 0)
+
+        assert asyncio.all_tasks() == before
+
+    async def test_gives_up_what_does_not_end(self) -> None:
+        """It is abandoned, and the caller told that it took too long."""
+        deaf = Deaf(20)
+
+        with pytest.raises(TimeoutError):
+            await in_time(deaf.work(), 0)
+
+        assert deaf.left
+
+    @pytest.mark.parametrize("times", [1, 20])
+    async def test_ends_with_a_caller_that_is_cancelled_once(self, times: int) -> None:
+        """However deaf the work is: this is what makes one cancellation of the caller enough."""
+        caller = asyncio.create_task(in_time(Deaf(times).work(), 3_600))
+        await turns(2)
+
+        caller.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+
+
+def cancelling() -> Iterator[tuple[str, str]]:
+    """Give every call that cancels, with the file that it stands in."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            name = called.attr if isinstance(called, ast.Attribute) else None
+            name = called.id if isinstance(called, ast.Name) else name
+            if name in CANCELLING:
+                yield path.relative_to(SOURCE).as_posix(), ast.unparse(node)
+
+
+class TestTheSource:
+    def test_counts_on_no_single_cancellation(self) -> None:
+        """Only `worker.tasks` cancels, but for these places, where it is safe."""
+        assert {call for call in cancelling() if call[0] != "tasks.py"} == set(ALLOWED)

@@ -1,0 +1,47 @@
+"""The network connection below the library's connection.
+
+Promise: `abort` ends it at once, whatever the library and the peer still wait for.
+"""
+
+import asyncio
+from typing import Any
+
+from aiormq.connection import SSLContextProvider, TransportFactory
+from aiormq.exceptions import AMQPConnectionError
+from yarl import URL
+
+from worker.broker.intake import Intake, IntakeReader
+
+
+class Transport(TransportFactory):
+    """Connects the library to the broker; deliveries go to an intake, if there is one."""
+
+    def __init__(self, intake: Intake | None) -> None:
+        """Connect nothing yet."""
+        self._intake = intake
+        self._opened: list[asyncio.Transport] = []
+
+    async def create(
+        self,
+        url: URL,
+        **kwargs: Any,  # noqa: ANN401 - what the library hands to its own transports
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the connection; raises `AMQPConnectionError`, as the library's own transports do."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader() if self._intake is None else IntakeReader(self._intake)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
+        context = await provider.get_context() if url.scheme == "amqps" else None
+        try:
+            transport, _ = await loop.create_connection(
+                lambda: protocol, url.host or "", url.port or 0, ssl=context, **kwargs
+            )
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        self._opened.append(transport)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def abort(self) -> None:
+        """End what is open, without a word to the peer; what has ended stays so."""
+        for transport in self._opened:
+            transport.abort()

@@ -1,0 +1,62 @@
+"""Work that has to end: within a time, or now.
+
+A cancellation is a request, and the AMQP library may lose it. aiormq 7.2 raises the reason why a
+channel closes in its place (abc.py, `TaskWrapper`), drops that reason while it closes the channel
+(base.py, `__closer`), and awaits the network while it handles one (connection.py, `__writer`); so
+does Python 3.11's `asyncio.wait_for`, which it uses. So nothing here counts on one cancellation, or
+waits for its effect without a bound.
+
+`.cancel()`, `asyncio.timeout` and the like are used nowhere else, but for the places that
+tests/unit/test_tasks.py lists with their reasons.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What ends in order needs a few turns of the loop. The parts of a session end one after the other,
+# and a drain, which takes 4.5 seconds at most, waits for each.
+END_SECONDS = 0.5
+AGAIN_SECONDS = 0.1
+
+
+async def end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, again and again until it has ended; return by then, or after a while.
+
+    A task that has not ended after `END_SECONDS` is abandoned: it is still cancelled again and
+    again, but nobody waits for it. What the task raises is dropped.
+    """
+    loop = asyncio.get_running_loop()
+
+    def cancel() -> None:
+        if not task.done():
+            task.cancel()
+            loop.call_later(AGAIN_SECONDS, cancel)
+
+    task.add_done_callback(_drop)
+    cancel()
+    await asyncio.wait({task}, timeout=END_SECONDS)
+
+
+async def in_time(work: Awaitable[T], seconds: float) -> T:
+    """Return what the work returns; end it if that takes longer, or if the caller is cancelled.
+
+    Raises `TimeoutError` after so many seconds, and those of `END_SECONDS` at most.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            await end(task)
+    raise TimeoutError
+
+
+def _drop(task: asyncio.Future[Any]) -> None:
+    """Mark the exception as seen; asyncio would report it otherwise."""
+    if not task.cancelled():
+        task.exception()
