@@ -113,8 +113,11 @@ class Link:
 
 
 @asynccontextmanager
-async def linked(node: RabbitMQNode, folder: Path) -> AsyncIterator[Link]:
-    """Give a link whose worker has projected something; leaving the block removes every trace."""
+async def linked(node: RabbitMQNode, folder: Path, module: str = "worker") -> AsyncIterator[Link]:
+    """Give a link whose worker has projected something; leaving the block removes every trace.
+
+    `module` is started in the place of `worker`.
+    """
     async with AsyncExitStack() as stack:
         queues = await stack.enter_async_context(queues_on(node.url))
         proxy = await stack.enter_async_context(Proxy(node.port))
@@ -122,7 +125,10 @@ async def linked(node: RabbitMQNode, folder: Path) -> AsyncIterator[Link]:
         database = folder / "projection.db"
         of_this = {**queues.settings, "amqp_url": proxy.url, "database": database}
         process = worker_process(
-            "run", settings=environment(**of_this, secrets_dir=folder), folder=folder
+            "run",
+            settings=environment(**of_this, secrets_dir=folder),
+            folder=folder,
+            module=module,
         )
         worker = await stack.enter_async_context(process)
         await worker.wait_for_log("connected")

@@ -93,6 +93,7 @@ class Service:
         """Wait until no other process writes the file; False if told to stop meanwhile."""
         stands_by = False
         while not self._stopped.done():
+            self._report.step()
             try:
                 lock.acquire()
             except WriterLocked as error:
@@ -119,6 +120,7 @@ class Service:
         """
         attempt = 0
         while not self._stopped.done():
+            self._report.step()
             try:
                 await self._unless_stopped(work())
             except StoreUnavailable as error:
@@ -169,6 +171,7 @@ class Service:
                     if opened is None:
                         return
                     self._report.connected(self._settings.broker)
+                    opened.call_when_lost(self._report.losing)
                     was_connected, self._makes_topology = True, False
                     await stack.enter_async_context(opened.beside(self._verify(opened)))
                     await self._consume(opened.consumer, projector)

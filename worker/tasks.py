@@ -46,6 +46,8 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
     Raises `TimeoutError` after so many seconds, and those of `END_SECONDS` at most.
     """
     task = asyncio.ensure_future(work)
+    # It may fail in the very turn in which the caller is cancelled.
+    task.add_done_callback(_drop)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if task.done():

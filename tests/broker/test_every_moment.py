@@ -5,6 +5,7 @@ the drain, comes after so many turns of the loop: from none to more than the who
 """
 
 import asyncio
+import gc
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import pytest
 from pydantic import SecretStr
 
 from tests.builders import Message, planned
+from tests.link import linked
 from tests.queues import Queues
+from tests.rabbitmq import RabbitMQNode
 from tests.waiting import PATIENCE_SECONDS, eventually, turns
 from worker import service
 from worker.broker import connection
@@ -28,12 +31,13 @@ from worker.rebuild import create_tables
 from worker.service import Service, address_of
 from worker.settings import Settings
 from worker.store.connection import Writer
-from worker.telemetry.health import Facts
+from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
 # All that is done here awaits the broker, which takes far more turns.
 LEAST_MOMENTS = 10
+CUTS = 16
 
 
 class Steps(Report):
@@ -126,9 +130,12 @@ of_one_that_opens = pytest.mark.parametrize("ending", [drain, cut_all], ids=["dr
 
 @pytest.fixture
 async def make(
-    queues: Queues, database: Path, monkeypatch: pytest.MonkeyPatch
+    queues: Queues,
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Make]:
-    """Give a function that makes a worker."""
+    """Give a function that makes a worker; see that none leaves an error that nobody has heard."""
     workers: list[Worker] = []
 
     class Noted(Transport):
@@ -156,6 +163,8 @@ async def make(
             return workers[-1]
 
         yield make
+    gc.collect()
+    assert [each for each in caplog.get_records("call") if each.name == "asyncio"] == []
 
 
 async def ends_at_every_moment(make: Make, first: str, last: str, ending: Ending) -> None:
@@ -177,6 +186,29 @@ async def ends_at_every_moment(make: Make, first: str, last: str, ending: Ending
         if is_late:
             break
     assert moment >= LEAST_MOMENTS
+
+
+class TestALoss:
+    async def test_is_told_before_anything_is_closed(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever asks while a peer keeps the worker from closing hears that it is not ready."""
+        told = []
+
+        async def closing(part: Any) -> None:
+            told.append(worker.steps.facts.state)
+            await real(part)
+
+        real = connection.closing
+        monkeypatch.setattr(connection, "closing", closing)
+        worker = await make()
+        living = asyncio.create_task(worker.lives())
+        await asyncio.wait_for(worker.steps.at("open").wait(), PATIENCE_SECONDS)
+
+        cut_consuming(worker)
+        await asyncio.wait_for(living, PATIENCE_SECONDS)
+
+        assert told == [State.CONNECTING] * 2
 
 
 class TestAnOpening:
@@ -214,3 +246,24 @@ class TestASettlement:
             return await make()
 
         await ends_at_every_moment(make_with_a_message, "committed", "settled", ending)
+
+
+class TestAWorkerThatVerifiesAllTheTime:
+    async def test_consumes_again_after_each_loss(self, node: RabbitMQNode, tmp_path: Path) -> None:
+        """Behind a link that falls silent before it is cut, also for longer than it waits."""
+        async with linked(node, tmp_path, "tests.verifying") as link:
+            for number in range(1, CUTS + 1):
+                tired = len(link.worker.said("topology_wrong")) + 1
+                link.proxy.stall()
+                if number % 2:
+                    await link.worker.wait_for_log("topology_wrong", times=tired)
+                else:
+                    await turns(number)
+                link.proxy.cut()
+                link.proxy.flow()
+                await link.worker.wait_for_log("connected", times=number + 1)
+                await link.publish(1)
+                await link.until_committed()
+            ending = await link.end()
+
+        ending.require_whole()

@@ -8,10 +8,11 @@ import pytest
 from tests.builders import planned
 from tests.database import locked
 from tests.health import Ask, asked, asking, read, until_not_ready, until_ready
-from tests.processes import StartWorker, WorkerProcess
+from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.proxy import Proxy
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -112,6 +113,36 @@ class TestReadiness:
 
         assert (is_ready, lives) == (False, True)
         assert f"pid {worker.pid}" in reason
+
+
+class TestLiveness:
+    async def test_ends_for_a_worker_that_hangs_between_two_sessions(
+        self, queues: Queues, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        """A restart would help; the way there is a drain that ends by its deadline."""
+        await proxy.listen()
+        settings = environment(
+            **queues.settings | {"amqp_url": proxy.url},
+            database=tmp_path / "projection.db",
+            secrets_dir=tmp_path,
+        )
+        running = worker_process("run", settings=settings, folder=tmp_path, module="tests.stuck")
+        async with running as worker:
+            await worker.wait_for_log("connected")
+            ask = asking(worker)
+            await until_ready(ask)
+            assert (await ask("/livez"))[0]
+            proxy.cut()
+
+            async def reason() -> str | None:
+                is_live, reason = await ask("/livez")
+                return None if is_live else reason
+
+            assert "one step" in await eventually(reason)
+            worker.terminate()
+
+            assert await worker.exit_code() == 1
+            assert worker.said("drain_timed_out")
 
 
 class TestMetrics:

@@ -11,6 +11,9 @@ from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 
+# More than the buffers between two processes take.
+LARGE = bytes(16 * 1024 * 1024)
+
 
 @pytest.fixture
 async def worker(start_worker: StartWorker) -> WorkerProcess:
@@ -247,6 +250,23 @@ class TestABlockedDeadLetter:
             await worker.wait_until_settled(len(good))
             await worker.kill()
 
+            assert await queues.left() == 1
+        finally:
+            await node.ctl("set_vm_memory_high_watermark", "0.4")
+
+    async def test_that_the_broker_does_not_read_does_not_keep_the_worker(
+        self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
+    ) -> None:
+        """It fills the connection, which cannot be closed in order then; a drain aborts it."""
+        await queues.declare()
+        await queues.publish([LARGE])
+        await node.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            worker = await start_worker()
+            await worker.wait_for_log("blocked")
+            worker.terminate()
+
+            assert await worker.exit_code() == 0
             assert await queues.left() == 1
         finally:
             await node.ctl("set_vm_memory_high_watermark", "0.4")

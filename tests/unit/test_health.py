@@ -1,13 +1,21 @@
 import pytest
 
-from worker.telemetry.health import COMMIT_SECONDS, LOOP_SECONDS, Facts, State, live, ready
+from worker.telemetry.health import (
+    COMMIT_SECONDS,
+    LOOP_SECONDS,
+    STEP_SECONDS,
+    Facts,
+    State,
+    live,
+    ready,
+)
 
 NOW = 10_000.0
 
 
 def facts(state: State = State.CONSUMING, **others: float | str | None) -> Facts:
     """Give what a well worker knows of itself, with changes."""
-    known = Facts(state, loop_turned_at=NOW)
+    known = Facts(state, loop_turned_at=NOW, step_began_at=NOW)
     for name, value in others.items():
         setattr(known, name, value)
     return known
@@ -43,6 +51,26 @@ class TestLive:
         assert not late.is_well
         assert "transaction" in late.reason
         assert "121 seconds" in late.reason
+
+    @pytest.mark.parametrize("state", [State.STARTING, State.CONNECTING, State.DRAINING])
+    def test_is_not_a_worker_that_makes_no_step(self, state: State) -> None:
+        """It may take its time, and then it is told with the seconds, and on what it is."""
+        known = facts(state, step_began_at=NOW - STEP_SECONDS)
+
+        assert live(known, NOW).is_well
+        known.loop_turned_at = NOW + 1
+        late = live(known, NOW + 1)
+        assert not late.is_well
+        assert state in late.reason
+        assert "121 seconds" in late.reason
+
+    def test_is_a_worker_whose_session_was_lost_in_a_long_transaction(self) -> None:
+        """The transaction has a time of its own."""
+        known = facts(
+            State.CONNECTING, step_began_at=NOW - STEP_SECONDS - 1, projecting_since=NOW - 1
+        )
+
+        assert live(known, NOW).is_well
 
     def test_is_a_worker_that_starts(self) -> None:
         """Nothing has happened yet, and that is no fault."""

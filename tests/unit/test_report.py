@@ -1,3 +1,7 @@
+from collections.abc import Callable
+
+import pytest
+
 from worker.deliveries import Delivery, Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
@@ -14,6 +18,11 @@ def consuming() -> tuple[Report, Facts]:
     report = Report(facts, Metrics(facts, sqlite_version="3"), 3_600)
     report.connected("amqp://localhost")
     return report, facts
+
+
+def end_transaction(report: Report) -> None:
+    with report.transaction():
+        pass
 
 
 def so(facts: Facts) -> tuple[State, str | None]:
@@ -76,6 +85,78 @@ class TestTroubles:
         report.holding(HELD, 1)
 
         assert facts.state is State.DRAINING
+
+
+class TestAStep:
+    """Between two sessions the worker goes on in steps, and each has an age."""
+
+    async def test_lasts_as_long_as_a_session(self) -> None:
+        """There may be nothing to do for days; no step comes of what is done in it."""
+        report, facts = consuming()
+
+        report.step()
+        with report.transaction():
+            pass
+
+        assert facts.step_began_at is None
+
+    async def test_begins_with_the_loss(self) -> None:
+        """Before anything is closed, and from then on the worker is not ready."""
+        report, facts = consuming()
+
+        report.losing(LOST)
+
+        assert so(facts) == (State.CONNECTING, LOST.message)
+        assert facts.step_began_at is not None
+
+    @pytest.mark.parametrize("go_on", [Report.step, Report.connecting, end_transaction])
+    async def test_is_followed_by_another(self, go_on: Callable[[Report], None]) -> None:
+        """A broker may be absent for hours: each attempt is a step."""
+        report, facts = consuming()
+        report.losing(LOST)
+        facts.step_began_at = 0.0
+
+        go_on(report)
+
+        assert facts.step_began_at > 0.0
+
+    async def test_ends_with_the_next_session(self) -> None:
+        """And with a rebuild, which takes as long as the log is."""
+        report, facts = consuming()
+        report.losing(LOST)
+        report.connected("amqp://localhost")
+        assert facts.step_began_at is None
+
+        report.losing(LOST)
+        report.rebuilding("Another version.")
+        assert facts.step_began_at is None
+
+    async def test_is_what_a_drain_is(self) -> None:
+        """Whatever it was about before, and however it closes its session."""
+        report, facts = consuming()
+        report.draining("SIGTERM")
+        facts.step_began_at = began_at = 1.0
+
+        report.losing(LOST)
+
+        assert facts.step_began_at == began_at
+        report.connected("amqp://localhost")
+        assert facts.step_began_at is not None
+
+
+class TestALoss:
+    async def test_is_counted_once(self) -> None:
+        """When it is noticed, and not again when everything is closed."""
+        facts = Facts()
+        metrics = Metrics(facts, sqlite_version="3")
+        report = Report(facts, metrics, 3_600)
+        report.connected("amqp://localhost")
+
+        report.losing(LOST)
+        report.connection_lost(LOST, 1)
+        report.connection_lost(LOST, 2)
+
+        assert b"projection_sessions_lost_total 1.0\n" in metrics.render()[0]
 
 
 class TestTheOldestUnsettled:

@@ -1,5 +1,6 @@
 import ast
 import asyncio
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,23 @@ class TestInTime:
 
         with pytest.raises(asyncio.CancelledError):
             await caller
+
+    async def test_drops_what_the_work_raises_as_the_caller_is_cancelled(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Both may come in one turn of the loop, and nobody is left to hear of it."""
+        work = asyncio.get_running_loop().create_future()
+        caller = asyncio.create_task(in_time(work, 3_600))
+        await turns(1)
+
+        work.set_exception(ZeroDivisionError())
+        caller.cancel()
+        await asyncio.wait({caller})
+
+        assert caller.cancelled()
+        del work, caller
+        gc.collect()
+        assert not caplog.records
 
 
 def cancelling() -> Iterator[tuple[str, str]]:

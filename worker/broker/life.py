@@ -37,6 +37,15 @@ class Life:
         """Call this once it drains or is lost."""
         self._ends.append(call)
 
+    def call_when_lost(self, call: Callable[[BaseException], None]) -> None:
+        """Call this with the reason once it is lost, in the next turn of the loop."""
+
+        def tell(lost: asyncio.Future[None]) -> None:
+            if error := lost.exception():
+                call(error)
+
+        self._lost.add_done_callback(tell)
+
     def drain(self) -> None:
         """Take no more; what waits is left to the broker."""
         if not self._drained.done():

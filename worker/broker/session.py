@@ -5,7 +5,7 @@ deliveries are forgotten, and the service opens a new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,10 @@ class Session:
     async def lasts(self, seconds: float) -> bool:
         """Wait so long; return False as soon as the session is lost or the worker drains."""
         return await self._life.lasts(seconds)
+
+    def call_when_lost(self, call: Callable[[BaseException], None]) -> None:
+        """Call this with the reason once the session is lost, before anything of it is closed."""
+        self._life.call_when_lost(call)
 
     async def verify(self) -> Depths:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
@@ -117,6 +121,8 @@ async def session(
                     on_settled_late,
                 )
             )
+            # Before anything is closed: what notices the end later must find that it is known.
+            stack.callback(life.lose, "the worker closes it")
             consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
             await consumer.start()
         yield Session(consumer, life, consuming, topology)

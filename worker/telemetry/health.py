@@ -13,6 +13,9 @@ from enum import StrEnum
 LOOP_SECONDS = 15
 # A transaction of 2,000 messages takes below a second, and half a minute when the disk is slow.
 COMMIT_SECONDS = 120
+# Between two sessions a step takes 20 seconds: at most 10 to open, 8 of backoff, and what closing
+# takes. It may hold a transaction as well, which has the time of any other.
+STEP_SECONDS = COMMIT_SECONDS
 
 
 class State(StrEnum):
@@ -45,6 +48,9 @@ class Facts:
     """The service's ticker sets it every second."""
     projecting_since: float | None = None
     """When the transaction that runs now began."""
+    step_began_at: float | None = field(default_factory=time.monotonic)
+    """When the supervisor began the step that it is on: to start, to open a session, to close one,
+    to drain. None while it consumes or rebuilds, for as long as there is work."""
     oldest_unsettled_at: float | None = None
     """When the oldest delivery that is not settled arrived."""
     last_commit_at: float | None = None
@@ -74,6 +80,14 @@ def live(facts: Facts, now: float) -> Health:
     if since is not None and now - since > COMMIT_SECONDS:
         return Health(
             is_well=False, reason=f"One transaction has been running for {now - since:.0f} seconds."
+        )
+    # The end of a transaction is a step, too: so this is read after it.
+    began_at = facts.step_began_at
+    if since is None and began_at is not None and now - began_at > STEP_SECONDS:
+        return Health(
+            is_well=False,
+            reason=f"{_state_sentence(facts.state)} It has been on one step of that for "
+            f"{now - began_at:.0f} seconds: something that it waits for does not end.",
         )
     return Health(is_well=True, reason=_state_sentence(facts.state))
 

@@ -16,6 +16,9 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.summary import Summary, verdict_fields
 
+# What lasts for as long as there is work; everything else is done in steps.
+LASTING = (State.CONSUMING, State.REBUILDING)
+
 
 class Report:
     """One worker's account, from its start to its end."""
@@ -42,6 +45,11 @@ class Report:
     def health_served(self, url: str) -> None:
         """Say where health and metrics are to be had."""
         self._log.info("health_served", url=url)
+
+    def step(self) -> None:
+        """Note that the supervisor goes on, where it does so in steps."""
+        if self.facts.step_began_at is not None:
+            self.facts.step_began_at = time.monotonic()
 
     def standing_by(self, reason: str) -> None:
         """Say that another process writes the file."""
@@ -74,15 +82,23 @@ class Report:
         self._metrics.session_opened()
         self._log.info("connected", broker=broker)
 
-    def connection_lost(self, error: WorkerError, attempt: int) -> None:
-        """Say why a session ended or could not be opened, once for each kind of trouble."""
-        self.facts.oldest_unsettled_at = None
+    def losing(self, error: BaseException) -> None:
+        """Note that the session is over, before anything of it has been closed."""
+        if self._is_draining:
+            return  # That is how a drain ends.
         if self._phase[0] is State.CONSUMING:
             self._metrics.session_lost()
+        self._enter(
+            State.CONNECTING, error.message if isinstance(error, WorkerError) else str(error)
+        )
+
+    def connection_lost(self, error: WorkerError, attempt: int) -> None:
+        """Say why a session ended or could not be opened, once for each kind of trouble."""
+        self.losing(error)
+        self.facts.oldest_unsettled_at = None
         # What was so of this session is no more.
         self._blocked_because = self._topology_problem = ""
         self._is_quarantined = False
-        self._enter(State.CONNECTING, error.message)
         # A broker that is away and one that says no are two states.
         if type(error) is not self._broker_trouble:
             refuses = isinstance(error, BrokerRefused)
@@ -94,6 +110,8 @@ class Report:
 
     def topology(self, error: WorkerError | None) -> None:
         """Say that the broker is not as it must be while the worker consumes; None: that it is."""
+        if self._phase[0] is not State.CONSUMING:
+            return  # The session that was asked is over.
         before, self._topology_problem = self._topology_problem, error.message if error else ""
         self._tell()
         if error is not None and not before:
@@ -162,6 +180,8 @@ class Report:
         try:
             yield
         finally:
+            # Before the transaction ends: who looks between the two must not see an old step.
+            self.step()
             self.facts.projecting_since = None
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
@@ -188,6 +208,7 @@ class Report:
     def draining(self, signal_name: str) -> None:
         """Say that the worker takes no more and ends soon."""
         self._is_draining = True
+        self.facts.step_began_at = time.monotonic()
         self._tell()
         self._log.info("draining", signal=signal_name)
 
@@ -220,6 +241,8 @@ class Report:
 
     def _enter(self, state: State, problem: str = "") -> None:
         self._phase = (state, problem)
+        lasts = state in LASTING and not self._is_draining
+        self.facts.step_began_at = None if lasts else time.monotonic()
         self._tell()
 
     def _tell(self) -> None:
