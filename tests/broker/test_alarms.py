@@ -1,18 +1,22 @@
 """What the broker does to its clients when it is short of something."""
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.builders import planned, started
+from tests.builders import body, planned, started
 from tests.database import locked, rows
 from tests.oracle import expected_rows
 from tests.processes import StartWorker
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
+from worker.broker.publisher import IN_FLIGHT
 
+# More than are on the way at once.
+MANY = IN_FLIGHT + 100
 MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
 # What raises the alarm, and what ends it.
 ALARMS = {
@@ -58,6 +62,28 @@ class TestAnAlarm:
         (letter,) = await queues.take_dead_letters()
         assert letter.body == b"broken"
         assert worker.said("connection_lost") == []
+
+    async def test_lets_a_publish_be_interrupted(
+        self, queues: Queues, node: RabbitMQNode, tmp_path: Path, start_command: StartWorker
+    ) -> None:
+        """One Ctrl-C is enough, though the confirms of what is on the way never come."""
+        lines = b"\n".join(body(planned(f"e-{number}")) for number in range(MANY))
+        (tmp_path / "m.ndjson").write_bytes(lines)
+        await queues.declare()
+        begin, end = ALARMS["memory"]
+        await node.ctl(*begin)
+        try:
+            command = await start_command("publish", "m.ndjson")
+
+            async def is_blocked() -> bool:
+                return "blocked" in await node.ctl("list_connections", "state")
+
+            await eventually(is_blocked)
+            command.send(signal.SIGINT)
+
+            assert await command.exit_code() != 0
+        finally:
+            await node.ctl(*end)
 
 
 @pytest.fixture

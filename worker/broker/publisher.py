@@ -15,6 +15,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.connection import BrokerAddress, connection, sentence, telling_loss
 from worker.errors import BrokerRefused, SessionLost
+from worker.tasks import end
 
 # Confirms come in groups; enough must be on the way that the broker never waits for us.
 IN_FLIGHT = 1_000
@@ -114,8 +115,14 @@ async def publish_all(
             task = asyncio.create_task(publish_one(body, routing_key))
             running.add(task)
             task.add_done_callback(running.discard)
-    finally:
+    except asyncio.CancelledError:
+        # Nobody waits for the confirms, which in an alarm do not come.
+        await asyncio.gather(*map(end, running))
+        raise
+    except BaseException:
         await asyncio.gather(*running)
+        raise
+    await asyncio.gather(*running)
     if failures:
         raise failures[0]
 
