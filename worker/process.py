@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from worker.registry import Registry
 from worker.service import Service, address_of
 from worker.settings import Settings
-from worker.store.probe import SQLITE_VERSION
+from worker.store.library import dotted
 from worker.tasks import end
 from worker.telemetry.health import Facts
 from worker.telemetry.http import HealthServer
@@ -30,11 +30,16 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
     """
     settings = load_settings()
     facts = Facts()
-    metrics = Metrics(facts, sqlite_version=".".join(map(str, SQLITE_VERSION)))
+    metrics = Metrics(facts, sqlite_version=dotted())
     report = Report(facts, metrics, settings.summary_seconds)
     service = Service(settings, registry, report, lambda: address_of(load_settings()))
     ending = _Ending(service, report)
-    report.starting(database=str(settings.database), broker=settings.broker, queue=settings.queue)
+    report.starting(
+        database=str(settings.database),
+        sqlite=dotted(),
+        broker=settings.broker,
+        queue=settings.queue,
+    )
     async with (
         HealthServer(settings.health_host, settings.health_port, facts, metrics) as server,
         _ticking(facts),

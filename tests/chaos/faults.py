@@ -19,6 +19,7 @@ from tests.chaos.traffic import Traffic
 from tests.chaos.witness import appended
 from tests.proxy import BASIC_ACK, Proxy, Way
 from tests.rabbitmq import NodeFailed, RabbitMQNode
+from tests.strace import SYNC
 from tests.waiting import eventually
 
 # A worker starts and commits its first batch in less, unless something else is wrong, too.
@@ -235,8 +236,8 @@ async def full(stage: Stage, rng: Random) -> None:
 async def sync(stage: Stage, rng: Random) -> None:
     """Start a worker one of whose fsyncs fails."""
     stage.fleet.inside = (
-        *("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync"),
-        *("-e", f"inject=fdatasync:error=EIO:when={rng.randrange(2, 30)}"),
+        *("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={SYNC}"),
+        *("-e", f"inject={SYNC}:error=EIO:when={rng.randrange(2, 30)}"),
     )
     stage.injected["sync"] += stage.fleet.send(stage.fleet.any(rng), Signals.SIGKILL)
     await pause(rng.uniform(4, 8))

@@ -11,7 +11,7 @@ from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
 from tests.queues import Queues
 from tests.store.test_faults import root_of, spoil_page
-from tests.strace import calls, require_strace, threads, traced
+from tests.strace import SYNC, calls, require_strace, threads, traced
 
 FIRST = [planned(f"e-{number}") for number in range(20)]
 MESSAGES = [make(f"e-{number}") for number in range(20) for make in (started, completed)]
@@ -44,7 +44,7 @@ async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -
 
 
 class TestADiskThatFails:
-    @pytest.mark.parametrize("fault", ["fdatasync:error=EIO:when=1", "pwrite64:error=EIO:when=1+"])
+    @pytest.mark.parametrize("fault", [f"{SYNC}:error=EIO:when=1", "pwrite64:error=EIO:when=1+"])
     async def test_is_asked_again_through_a_file_that_was_opened_anew(
         self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess, fault: str
     ) -> None:
@@ -63,7 +63,7 @@ class TestADiskThatFails:
     ) -> None:
         """While no sync succeeds the broker is told nothing; then the same batch commits."""
         require_strace()
-        fault = "fdatasync:error=EIO:when=1+"
+        fault = f"{SYNC}:error=EIO:when=1+"
         with traced([worker.pid], tmp_path / "calls", fault, follow=True):
             await queues.publish(MESSAGES)
             await worker.wait_for_log("holding")
@@ -82,7 +82,7 @@ class TestADiskThatFails:
         require_strace()
         usual = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
-        with traced(threads(worker.pid), tmp_path / "calls", "fdatasync:error=EIO:when=1"):
+        with traced(threads(worker.pid), tmp_path / "calls", f"{SYNC}:error=EIO:when=1"):
             await queues.publish(MESSAGES)
             await worker.wait_for_log("holding")
             assert await worker.outlives(1)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.crash.one_batch import TRIES
 from tests.crash.sweep import KILLED, sweep
-from tests.strace import require_strace
+from tests.strace import SYNC, require_strace
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def strace() -> None:
 
 
 class TestAKill:
-    @pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
+    @pytest.mark.parametrize("call", ["pwrite64", SYNC])
     @pytest.mark.parametrize("state", ["new", "closed", "killed"])
     async def test_at_any_call_leaves_the_whole_batch_or_none_of_it(
         self, tmp_path: Path, state: str, call: str
@@ -24,7 +24,7 @@ class TestAKill:
         codes = Counter([run.exit_code async for run in kills])
 
         # All but the last one were killed, and there were some.
-        assert codes.pop(KILLED) >= (3 if call == "fdatasync" else 10)
+        assert codes.pop(KILLED) >= (3 if call == SYNC else 10)
         assert codes == {0: 1}
 
 
@@ -34,10 +34,10 @@ class TestAnError:
         [
             "pwrite64:error=ENOSPC:when={}",
             "pwrite64:error=EIO:when={}",
-            "fdatasync:error=EIO:when={}",
+            f"{SYNC}:error=EIO:when={{}}",
             # Until the file is opened anew, by another thread.
             "pwrite64:error=EIO:when={}+",
-            "fdatasync:error=EIO:when={}+",
+            f"{SYNC}:error=EIO:when={{}}+",
         ],
     )
     async def test_at_any_call_costs_no_more_than_another_try(
@@ -57,7 +57,7 @@ class TestAnError:
         [
             "pwrite64:error=ENOSPC:when={}+",
             "pwrite64:error=EIO:when={}+",
-            "fdatasync:error=EIO:when={}+",
+            f"{SYNC}:error=EIO:when={{}}+",
         ],
     )
     async def test_that_lasts_is_waited_for(self, tmp_path: Path, fault: str) -> None:

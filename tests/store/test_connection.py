@@ -13,7 +13,7 @@ from tests.unit.projecting import arrivals, change, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
 from worker.store.checks import APPLICATION_ID
-from worker.store.connection import Reader, Writer, require_sqlite
+from worker.store.connection import Reader, Writer
 
 WRITE_AND_WAIT = """
 import asyncio, sys
@@ -171,12 +171,6 @@ class TestForeignFiles:
         assert str(tmp_path / "p.db") in refused.value.message
         assert (tmp_path / "p.db").read_bytes() == before
         assert names(tmp_path) == ["p.db"]
-
-    def test_need_no_older_sqlite(self) -> None:
-        """A Python with too old a SQLite says what it needs."""
-        with pytest.raises(StoreUnusable, match=r"too old \(3\.37\.2\)"):
-            require_sqlite((3, 37, 2))
-        require_sqlite((3, 38, 0))
 
 
 class TestCheckpoints:

@@ -268,10 +268,19 @@ class TestOrder:
         assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
 
 
+# Python's own sqlite3 gives these, with the primary code in the lowest byte; pysqlite3 the primary.
+EXTENDED_CODES = {
+    "SQLITE_BUSY_SNAPSHOT": 517,
+    "SQLITE_IOERR_FSYNC": 1034,
+    "SQLITE_CORRUPT_INDEX": 779,
+    "SQLITE_CONSTRAINT_UNIQUE": 2067,
+}
+
+
 def error_of(name: str) -> sqlite3.Error:
-    """Give the error that SQLite raises with a result code."""
+    """Return the error that SQLite raises with a result code."""
     error = sqlite3.OperationalError("no")
-    error.sqlite_errorcode = getattr(sqlite3, name)
+    error.sqlite_errorcode = EXTENDED_CODES.get(name) or getattr(sqlite3, name)
     error.sqlite_errorname = name
     return error
 

@@ -16,7 +16,8 @@ from worker.rebuild import reason_to_rebuild
 from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings, unknown_variables
 from worker.store import probe as store
-from worker.store.connection import Reader, require_sqlite
+from worker.store.connection import Reader
+from worker.store.library import dotted, require_safe_commits
 from worker.store.lock import WriterLock
 from worker.store.tables import noted_versions, require_log
 
@@ -140,13 +141,5 @@ async def _disk(settings: Settings) -> Line:
 
 
 async def _sqlite(_: Settings) -> Line:
-    require_sqlite()
-    version = ".".join(map(str, store.SQLITE_VERSION))
-    if store.has_wal_reset_bug(store.SQLITE_VERSION):
-        return Line(
-            "warn",
-            "sqlite",
-            f"SQLite {version} can, rarely, lose commits when several connections share a file.",
-            "use a Python with SQLite 3.51.3 or newer (or 3.50.7, 3.44.6).",
-        )
-    return Line("ok", "sqlite", f"SQLite {version}")
+    require_safe_commits()
+    return Line("ok", "sqlite", f"SQLite {dotted()}")

@@ -24,6 +24,7 @@ from worker.store.checks import (
 from worker.store.driver import BEGIN, Parameters, connect
 from worker.store.faults import casts_doubt, fault, incomplete
 from worker.store.file import IN_MEMORY, create_private, remove_rebuild_file
+from worker.store.library import require_safe_commits
 from worker.store.lock import WriterLock
 from worker.store.opening import (
     BUSY_MILLISECONDS,
@@ -35,7 +36,6 @@ from worker.store.transaction import Row, StoreTransaction
 from worker.store.watch import FileWatch
 
 PROGRESS = "SELECT id, commits FROM file"
-OLDEST_SQLITE = (3, 38, 0)  # the operator ->> on JSON
 
 
 class Database:
@@ -125,10 +125,11 @@ class Writer(Database):
         """Open and check the file, creating it if need be.
 
         Raises `StoreUnusable` for a file that is not ours, of a newer schema, damaged, or not what
-        it was when its last writer committed, and `StoreUnavailable` where trying again may help.
+        it was when its last writer committed, or if this SQLite can lose commits, and
+        `StoreUnavailable` where trying again may help.
         """
-        require_sqlite()
         if self.path != IN_MEMORY:
+            require_safe_commits()
             create_private(self.path)
             # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
             remove_rebuild_file(self.path)
@@ -270,7 +271,11 @@ class Writer(Database):
 
 
 class Reader(Database):
-    """A connection that can only read; works while the worker writes, and when it is stopped."""
+    """A connection that can only read; works while the worker writes, and when it is stopped.
+
+    Any version of SQLite will do: what loses commits is a checkpoint, and a connection that was
+    opened read-only makes none, not even when it is the last to close.
+    """
 
     async def __aenter__(self) -> Self:
         """Open the file; raises `StoreUnusable` if it is missing or not ours."""
@@ -307,12 +312,3 @@ def read_only_uri(path: Path) -> str:
 
 def _uri(path: Path, mode: str) -> str:
     return f"{path.absolute().as_uri()}?mode={mode}"
-
-
-def require_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:
-    """Raise `StoreUnusable` if Python's SQLite is too old."""
-    if version < OLDEST_SQLITE:
-        raise StoreUnusable(
-            f"Python's SQLite is too old ({'.'.join(map(str, version))}).",
-            f"use a Python with SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer.",
-        )

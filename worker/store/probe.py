@@ -1,22 +1,8 @@
-"""What `check` and the metrics ask SQLite and the disk; makes nothing."""
+"""What `check` and the metrics ask the disk; makes nothing."""
 
 import os
 import shutil
-import sqlite3
 from pathlib import Path
-
-SQLITE_VERSION = sqlite3.sqlite_version_info
-
-
-def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
-    """Tell whether a checkpoint that races with a reset of the WAL may lose commits.
-
-    In 3.7.0 to 3.51.2, with two or more connections; mended in 3.51.3, 3.50.7 and 3.44.6
-    (sqlite.org/wal.html, "The WAL-Reset Bug").
-    """
-    if (3, 44, 6) <= version < (3, 45, 0) or (3, 50, 7) <= version < (3, 51, 0):
-        return False
-    return (3, 7, 0) <= version < (3, 51, 3)
 
 
 def is_file(database: Path) -> bool:
