@@ -138,6 +138,15 @@ async def worker_process(
     started in the place of `worker`.
     """
     program = [*inside, sys.executable, "-m", module, *arguments]
+    async with watched(program, settings, folder) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def watched(
+    program: Sequence[str], settings: dict[str, str], folder: Path
+) -> AsyncIterator[WorkerProcess]:
+    """Start a program that is or becomes the worker; kill it at the end of the block."""
     if shutil.which("setpriv"):
         # The kernel ends it with the test run, even if that is killed.
         program = ["setpriv", "--pdeathsig", "KILL", *program]
@@ -171,3 +180,10 @@ def environment(**settings: object) -> dict[str, str]:
     wanted = {name: value for name, value in (usual | settings).items() if value is not None}
     worker = {f"WORKER_{name.upper()}": str(value) for name, value in wanted.items()}
     return kept | {"PYTHONPATH": str(ROOT)} | worker
+
+
+def blocks(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process lets a signal wait."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.partition("SigBlk:")[2].split()[0], 16)
+    return bool(mask >> (number - 1) & 1)

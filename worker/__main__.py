@@ -1,6 +1,20 @@
-"""`python -m worker` is `projection-worker`."""
+"""The program: `projection-worker`, or `python -m worker`."""
 
-from worker.cli import main
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    # A signal that comes during the imports of `run` waits until process.py can act on it. Process
+    # 1 of a container would never get it: the kernel drops what that has no handler for
+    # (pid_namespaces(7)). The image lets signals wait from even earlier on, for any command.
+    how = signal.SIG_BLOCK if sys.argv[1:2] == ["run"] else signal.SIG_UNBLOCK
+    signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT))
+    from worker import cli  # noqa: PLC0415 - only now, as it takes most of a second
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

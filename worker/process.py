@@ -61,6 +61,8 @@ class _Ending:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        # One may be waiting since the start of the process (__main__.py).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._has_begun:

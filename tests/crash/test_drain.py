@@ -9,7 +9,7 @@ from tests.builders import planned
 from tests.database import locked, log, rows
 from tests.histories import distinct, histories
 from tests.oracle import expected_rows
-from tests.processes import StartWorker, WorkerProcess
+from tests.processes import StartWorker, WorkerProcess, blocks
 from tests.proxy import BASIC_ACK, Proxy
 from tests.queues import Queues
 from tests.waiting import eventually
@@ -34,6 +34,20 @@ async def open_proxy(proxy: Proxy) -> Proxy:
 
 
 class TestADrain:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=NAMES)
+    async def test_before_the_worker_has_begun_is_like_any_other(
+        self, start_worker: StartWorker, number: signal.Signals
+    ) -> None:
+        """A signal that comes while Python still imports waits for its turn."""
+        worker = await start_worker()
+        await eventually(lambda: blocks(worker.pid, number))
+        assert worker.lines == []
+
+        assert await drains(worker, number)
+
+        events = [line["event"] for line in worker.lines]
+        assert sorted(events) == ["draining", "health_served", "starting", "stopped"]
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=NAMES)
     async def test_under_load_loses_and_repeats_nothing(
         self, queues: Queues, database: Path, start_worker: StartWorker, number: signal.Signals
