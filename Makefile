@@ -44,6 +44,12 @@ bench-full: setup ## Measure everything, in half an hour, and write docs/perform
 test: setup lint ## Check everything: lint, then all tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# With docker, podman or buildah, whichever works. PYTHON_IMAGE names another base image, ENGINE and
+# BUILD_OPTIONS are explained in tests/image/engine.py.
+.PHONY: image-test
+image-test: setup ## Build the image, and see it run, stop and stand by as a container
+	@$(BIN)/python -m pytest -p no:cacheprovider --capture no tests/image/scenarios.py
+
 .PHONY: lint
 lint: venv ## Check style, types, who imports whom, scripts and deployment files
 	@$(BIN)/ruff format --check --quiet .

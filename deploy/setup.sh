@@ -96,5 +96,7 @@ if [ "$editable" = yes ]; then
     pip_install --no-deps --no-build-isolation --editable .
 else
     pip_install --no-deps --no-build-isolation .
+    # What only installs is a fifth of it, and an intruder's tool.
+    "$venv/bin/python" -m pip uninstall -qq --yes flit_core pip
 fi
 checksum >"$stamp"

@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from worker.cli import healthcheck
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 COMPOSE = ROOT / "docker-compose.yml"
@@ -23,6 +25,22 @@ REGISTRIES += [".".join(parts) for parts in (("deb", "debian", "org"), ("registr
 PERSONAL_FOLDER = re.compile(
     r"(?<![\w.~}*])/(?:" + "|".join(("root", "home", "Users", "work")) + ")/"
 )
+
+
+# What a command finds when it begins, and what it has when it ends.
+TELL_MASK = """
+import signal
+from worker.__main__ import main
+
+def tell():
+    print(*sorted(each.name for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+tell()
+try:
+    main()
+finally:
+    tell()
+"""
 
 
 def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -72,7 +90,7 @@ class TestDockerfile:
         """Whoever runs the tests has tried the image's steps."""
         [build] = [rest for word, rest in instructions() if word == "RUN" and "VENV=" in rest]
 
-        assert build.endswith("deploy/setup.sh")
+        assert " deploy/setup.sh " in build
         assert "deploy/setup.sh" in (ROOT / "Makefile").read_text()
 
     def test_has_one_base_image(self) -> None:
@@ -89,6 +107,35 @@ class TestDockerfile:
     def test_starts_without_a_shell(self, word: str) -> None:
         """The worker gets the signals itself."""
         assert isinstance(json.loads(last(word)), list)
+
+    @pytest.mark.parametrize(
+        ("arguments", "waits"),
+        [("run --help", True), ("--version", False), ("check --help", False)],
+    )
+    def test_lets_a_signal_wait_until_the_worker_runs(self, arguments: str, *, waits: bool) -> None:
+        """Process 1 would lose it while Python starts; other commands end by it at once."""
+        *before, program = json.loads(last("ENTRYPOINT"))
+        assert program == "projection-worker"
+
+        result = subprocess.run(
+            (*before, sys.executable, "-c", TELL_MASK, *arguments.split()),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        told = result.stdout.splitlines()
+        assert told[0] == "SIGINT SIGTERM"
+        assert told[-1] == ("SIGINT SIGTERM" if waits else "")
+
+    def test_waits_for_the_health_check(self) -> None:
+        """Longer than the command itself, which tells why there was no answer."""
+        timeout = re.search(r"--timeout=(\d+)s", last("HEALTHCHECK"))
+
+        assert timeout
+        assert int(timeout[1]) > healthcheck.ANSWER_SECONDS
+        assert "healthcheck" not in service("worker")
 
     def test_copies_only_what_the_build_context_has(self) -> None:
         """What .dockerignore leaves out cannot be copied."""
