@@ -77,10 +77,10 @@ class TestTheLibrary:
 
     @needs_pysqlite3
     @pytest.mark.parametrize(
-        "first", ["from worker import Transaction", "import worker.cli", "import worker.store"]
+        "first", ["from worker import on", "import worker.cli.run", "import worker.projections"]
     )
     def test_is_the_one_of_the_package(self, first: str) -> None:
-        """Whatever of the worker is imported first."""
+        """Before any file of a projection is loaded, which may import sqlite3."""
         found = run(f"{first}; import sqlite3, sqlite3.dbapi2 as d; print(sqlite3, d)")
 
         assert found.count("pysqlite3") == 4
