@@ -1,12 +1,13 @@
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 
 from tests.builders import body, planned, started
-from tests.database import rows
+from tests.database import locked, rows
 from tests.deadly import deadly
 from tests.intolerant import POISON
 from tests.oracle import expected_rows
@@ -165,6 +166,23 @@ class TestOddProperties:
         assert letter.headers["x-reason"] == "not_json"
 
 
+@asynccontextmanager
+async def another_consumer(
+    queues: Queues, prefetch: int
+) -> AsyncIterator[list[AbstractIncomingMessage]]:
+    """Consume like the session of another worker, without an ack; give what is delivered."""
+    taken: list[AbstractIncomingMessage] = []
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        taken.append(message)
+
+    async with queues.channel() as channel:
+        await channel.set_qos(prefetch)
+        queue = await channel.get_queue(queues.name)
+        await queue.consume(take)
+        yield taken
+
+
 class TestAWindow:
     async def test_is_one_message_until_one_is_committed(
         self, queues: Queues, database: Path, start_worker: StartWorker
@@ -179,6 +197,46 @@ class TestAWindow:
 
         assert sizes[0] == 1
         assert max(sizes) > 1
+
+    async def test_is_one_message_after_a_wait_for_another_consumer(
+        self, queues: Queues, database: Path, start_worker: StartWorker
+    ) -> None:
+        """A session that waits for its turn is as careful as one that begins at once."""
+        await queues.declare()
+        async with AsyncExitStack() as before:
+            taken = await before.enter_async_context(another_consumer(queues, len(GOOD)))
+            worker = await start_worker()
+            await worker.wait_for_log("connected")
+            await queues.publish(GOOD)
+            await eventually(lambda: len(taken) == len(GOOD))
+
+            with locked(database):
+                await before.aclose()
+                await worker.wait_for_log("holding")
+                assert (await queues.depth()).ready == len(GOOD) - 1
+        await worker.wait_until_settled(len(GOOD))
+
+        assert rows(database) == expected_rows(GOOD)
+
+    async def test_opens_for_its_own_session(
+        self, queues: Queues, database: Path, start_worker: StartWorker
+    ) -> None:
+        """Who waits behind it, or comes later, takes nothing over, on no version of RabbitMQ."""
+        await queues.declare()
+        async with AsyncExitStack() as before, AsyncExitStack() as after:
+            await before.enter_async_context(another_consumer(queues, 1))
+            worker = await start_worker()
+            await worker.wait_for_log("connected")
+            behind = await after.enter_async_context(another_consumer(queues, 1))
+            await before.aclose()
+            await queues.publish(GOOD)
+            await worker.wait_until_settled(len(GOOD))
+            later = await after.enter_async_context(another_consumer(queues, 1))
+            await queues.publish([more := planned("e-more")])
+            await worker.wait_until_settled(len(GOOD) + 1)
+
+        assert (behind, later) == ([], [])
+        assert rows(database) == expected_rows([*GOOD, more])
 
     async def test_stays_open_where_nothing_was_lost(
         self, queues: Queues, start_worker: StartWorker
