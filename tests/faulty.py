@@ -3,7 +3,7 @@
 from aio_pika.abc import AbstractConnection
 
 from worker import service
-from worker.broker.topology import Depths, Topology
+from worker.broker.topology import Topology, Verification
 from worker.cli import main
 
 
@@ -11,12 +11,12 @@ class Bug(Exception):
     """Nothing that the worker knows."""
 
 
-async def look(self: Topology, connection: AbstractConnection, **_: object) -> Depths:
+async def look(self: Topology, connection: AbstractConnection, **_: object) -> Verification:
     """Succeed while a session opens, and fail at the first look after it."""
     looks.append(1)
     if len(looks) > 1:
         raise Bug("a bug in a task beside the loop")
-    return Depths(0, 0)
+    return Verification(0, 0)
 
 
 looks: list[int] = []

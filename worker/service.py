@@ -217,13 +217,13 @@ class Service:
         """Look at the topology now and again, as long as the session lasts."""
         while await opened.lasts(VERIFY_SECONDS):
             try:
-                depths = await _in_time(opened.verify())
+                verified = await _in_time(opened.verify())
             except (BrokerRefused, SessionLost) as error:
                 self._report.topology(error)
             else:
                 self._report.topology(None)
                 wal = wal_bytes(self._settings.database)
-                self._report.sizes(depths.queue, depths.dead_letters, wal)
+                self._report.sizes(verified.queue, verified.dead_letters, wal)
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
         def drain(_: asyncio.Future[None]) -> None:

@@ -58,7 +58,7 @@ class Steps(Report):
         super().connected(broker)
         self.at("open").set()
 
-    def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
+    def sizes(self, queue: int | None, dead_letters: int | None, wal_bytes: int) -> None:
         """Note that somebody has looked at the topology."""
         super().sizes(queue, dead_letters, wal_bytes)
         self.at("verified").set()

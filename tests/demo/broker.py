@@ -19,6 +19,7 @@ from tests.demo.story import Publication
 from tests.rabbitmq import RabbitMQNode, server_program
 from tests.waiting import PATIENCE_SECONDS, eventually
 from worker.broker.connection import BrokerAddress
+from worker.broker.permissions import Permissions
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.topology import Topology
 
@@ -125,8 +126,9 @@ class Broker:
     async def publish(self, part: Sequence[Publication]) -> int:
         """Publish as chat servers do; give how many publishes the broker has confirmed."""
         confirmed = 0
+        exchange = self.topology.exchange
         async with publisher(
-            BrokerAddress((self.url,)), self.topology.exchange, "demo publisher"
+            BrokerAddress((self.url,)), exchange, "demo publisher", Permissions(write=(exchange,))
         ) as publishing:
             for start in range(0, len(part), UNCONFIRMED):
                 chunk = part[start : start + UNCONFIRMED]

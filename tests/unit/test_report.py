@@ -10,6 +10,7 @@ from worker.telemetry.report import Report
 
 HELD = StoreUnavailable("The disk is full.", "make room.")
 LOST = SessionLost("The session ended.", "wait.")
+ALARM = BrokerRefused("An alarm.", "end it.")
 WRONG = BrokerRefused("There is no exchange.", "make it.")
 
 
@@ -35,13 +36,13 @@ class TestTroubles:
     async def test_a_hold_hides_no_block(self) -> None:
         """The database commits again, and dead letters are still blocked."""
         report, facts = consuming()
-        report.blocked("An alarm.")
+        report.blocked(ALARM)
         report.holding(HELD, 1)
         assert so(facts) == (State.HOLDING, HELD.message)
 
         report.commits()
 
-        assert so(facts) == (State.BLOCKED, "An alarm.")
+        assert so(facts) == (State.BLOCKED, ALARM.message)
         report.blocked(None)
         assert so(facts) == (State.CONSUMING, None)
 
@@ -49,7 +50,7 @@ class TestTroubles:
         """Dead letters go on, and the database still does not."""
         report, facts = consuming()
         report.holding(HELD, 1)
-        report.blocked("An alarm.")
+        report.blocked(ALARM)
 
         report.blocked(None)
 
@@ -69,7 +70,7 @@ class TestTroubles:
     async def test_of_a_session_end_with_it(self) -> None:
         """The next one starts without them."""
         report, facts = consuming()
-        report.blocked("An alarm.")
+        report.blocked(ALARM)
         report.topology(WRONG)
         report.connection_lost(LOST, 1)
         assert so(facts) == (State.CONNECTING, LOST.message)
@@ -166,7 +167,7 @@ class TestTheOldestUnsettled:
         delivery = Delivery(b"")
         report.taken(delivery)
         began = facts.oldest_unsettled_at
-        report.blocked("An alarm.")
+        report.blocked(ALARM)
 
         report.settled([])
         report.taken(delivery)

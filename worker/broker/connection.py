@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -48,6 +48,16 @@ class BrokerAddress:
     """The authority of an amqps broker's certificate; None: those that the system trusts."""
     certificate_file: Path | None = None
     key_file: Path | None = None
+
+    @property
+    def user(self) -> str:
+        """The user's name."""
+        return unquote(urlsplit(self.urls[0]).username or "guest")
+
+    @property
+    def vhost(self) -> str:
+        """The virtual host, which is / if the address names none."""
+        return unquote(urlsplit(self.urls[0]).path[1:]) or "/"
 
     def tls(self) -> ssl.SSLContext:
         """Give a context that verifies the broker's certificate and name, with TLS 1.2 at least.

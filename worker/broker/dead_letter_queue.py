@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from aio_pika import IncomingMessage
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker import headers as known
 from worker.broker.connection import LOST, BrokerAddress, closing, connection, sentence
 from worker.broker.dead_letters import DeadLetter
 from worker.broker.pages import Pages
+from worker.broker.permissions import DEFAULT_EXCHANGE, NotPermitted, Permissions, requiring
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.errors import BrokerRefused, SessionLost
@@ -134,6 +136,8 @@ class DeadLetterQueue:
                     properties=properties,
                 )
                 await in_time(publishing, CONFIRM_SECONDS)
+        except NotPermitted:
+            raise
         except BrokerRefused as error:
             raise BrokerRefused(
                 f"The broker did not take message {letter.name} back into queue "
@@ -146,6 +150,9 @@ class DeadLetterQueue:
 def _told(what: str, hint: str) -> Iterator[None]:
     try:
         yield
+    except ChannelAccessRefused:
+        # The connection stands; `dead_letter_queue` tells of it.
+        raise
     except SessionLost as error:
         raise SessionLost(f"The connection ended while {what}.", hint) from error
     except TimeoutError as error:
@@ -166,25 +173,29 @@ async def dead_letter_queue(
 
     If the block raises, they are in the queue, and their order may be another.
 
-    Raises what `connection` raises, and `BrokerRefused` if there is no such queue.
+    Raises what `connection` raises, and `BrokerRefused` if there is no such queue or the user may
+    not read it.
     """
+    # What `requeue` needs, too: who may only look is not refused for that.
+    needed = Permissions(write=(DEFAULT_EXCHANGE,), read=(topology.dead_letters,))
     async with connection(address, NAME) as opened:
         channel = await opened.channel()
         try:
-            queue = await _open(opened, channel, topology)
-            try:
-                yield queue
-            except BaseException:
-                await queue.abandon()
-                raise
-            await queue.finish()
+            with requiring(needed, address, f"read queue {topology.dead_letters!r}"):
+                queue = await _open(channel, topology, Publisher(opened, "", address, needed))
+                try:
+                    yield queue
+                except BaseException:
+                    await queue.abandon()
+                    raise
+                await queue.finish()
         finally:
             # What was delivered and not acked goes back to the queue.
             await closing(channel)
 
 
 async def _open(
-    opened: AbstractConnection, channel: AbstractChannel, topology: Topology
+    channel: AbstractChannel, topology: Topology, publisher: Publisher
 ) -> DeadLetterQueue:
     try:
         queue = await channel.get_queue(topology.dead_letters, ensure=True)
@@ -193,9 +204,6 @@ async def _open(
             f"There is no queue {topology.dead_letters!r} on the broker.",
             "make it with 'projection-worker topology apply', or set WORKER_QUEUE.",
         ) from error
-    # A channel of its own: what goes wrong with a publish must not let go of the letters.
-    publishing = await opened.channel(publisher_confirms=True, on_return_raises=True)
     count = queue.declaration_result.message_count or 0
     pages = Pages(await channel.get_underlay_channel(), queue.name, count)
-    publisher = Publisher(publishing.default_exchange, opened)
     return DeadLetterQueue(pages, count, publisher, topology.queue)

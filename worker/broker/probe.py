@@ -1,7 +1,8 @@
 """What `check` and `topology` ask the broker."""
 
 from worker.broker.connection import BrokerAddress, connection
-from worker.broker.topology import Depths, Topology
+from worker.broker.permissions import requiring
+from worker.broker.topology import Topology, Verification
 
 NAME = "projection-worker check"
 
@@ -12,7 +13,7 @@ async def reach(address: BrokerAddress) -> None:
         pass
 
 
-async def verify(address: BrokerAddress, topology: Topology) -> Depths:
+async def verify(address: BrokerAddress, topology: Topology) -> Verification:
     """See that the worker's exchanges and queues exist as they must be; raises if not."""
     async with connection(address, NAME) as opened:
         return await topology.verify(opened)
@@ -21,4 +22,5 @@ async def verify(address: BrokerAddress, topology: Topology) -> Depths:
 async def apply(address: BrokerAddress, topology: Topology) -> None:
     """Make what is missing of the topology; raises `BrokerRefused` for what is otherwise."""
     async with connection(address, NAME) as opened, opened.channel() as channel:
-        await topology.apply(channel)
+        with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
+            await topology.apply(channel)

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import aio_pika
-from aio_pika.abc import AbstractConnection, HeadersType
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, HeadersType
 from aio_pika.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import BrokerAddress, connection, sentence, telling_loss
+from worker.broker.permissions import DEFAULT_EXCHANGE, Permissions, requiring
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
 
@@ -25,11 +27,22 @@ class Publisher:
     """Publishes to one exchange; every publish that returns has been confirmed."""
 
     def __init__(
-        self, exchange: aio_pika.abc.AbstractExchange, connection: AbstractConnection
+        self,
+        connection: AbstractConnection,
+        exchange: str,
+        address: BrokerAddress,
+        needed: Permissions,
     ) -> None:
-        """Publish to an exchange whose channel has confirms on."""
-        self._exchange = exchange
+        """Publish on this connection; an empty name is the default exchange.
+
+        `needed` is what the user of the address is told to ask for if it may not publish.
+        """
         self._connection = connection
+        self._name = exchange
+        self._channel: AbstractChannel | None = None
+        self._address = address
+        self._needed = needed
+        self._opening = asyncio.Lock()
 
     def call_when_lost(self, callback: Callable[[str], None]) -> None:
         """Call with the reason when the connection ends, also while nothing is published."""
@@ -50,8 +63,8 @@ class Publisher:
     ) -> None:
         """Return once the broker has the message for good, which in an alarm may be never.
 
-        Raises `SessionLost` if the connection ends first, and `BrokerRefused` if the broker
-        cannot route the message or does not take it.
+        Raises `SessionLost` if the connection ends first, and `BrokerRefused` if the user may not
+        publish, or the broker cannot route the message or does not take it.
         """
         message = aio_pika.Message(
             body,
@@ -60,16 +73,27 @@ class Publisher:
             headers=cast("HeadersType", dict(headers or {})),
             **cast("dict[str, Any]", dict(properties or {})),
         )
-        with telling_loss(_unconfirmed):
+        to = f"write to exchange {self._name or DEFAULT_EXCHANGE!r}"
+        with telling_loss(_unconfirmed), requiring(self._needed, self._address, to):
             try:
-                await self._exchange.publish(message, _fitting(routing_key), mandatory=True)
+                exchange = await self._open()
+                await exchange.publish(message, _fitting(routing_key), mandatory=True)
             except aio_pika.exceptions.DeliveryError as error:
                 raise BrokerRefused(
-                    f"The broker did not take a message for exchange {self._exchange.name!r} "
+                    f"The broker did not take a message for exchange {self._name!r} "
                     f"({sentence(error)}).",
                     "see that a queue is bound to it and is not full; the worker binds its own at "
                     "its start.",
                 ) from error
+
+    async def _open(self) -> AbstractExchange:
+        """Return the exchange, on a new channel where a refusal has closed the one before."""
+        async with self._opening:
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(
+                    publisher_confirms=True, on_return_raises=True
+                )
+            return await self._channel.get_exchange(self._name, ensure=False)
 
 
 def _unconfirmed(reason: str) -> SessionLost:
@@ -128,18 +152,24 @@ async def publish_all(
 
 
 @asynccontextmanager
-async def publisher(address: BrokerAddress, exchange: str, name: str) -> AsyncIterator[Publisher]:
+async def publisher(
+    address: BrokerAddress, exchange: str, name: str, needed: Permissions
+) -> AsyncIterator[Publisher]:
     """Hold a publisher to an exchange, on a connection of its own.
 
     Raises what `connection` raises, and `BrokerRefused` if the exchange is not there.
     """
     async with connection(address, name) as opened:
-        channel = await opened.channel(publisher_confirms=True, on_return_raises=True)
         try:
-            found = await channel.get_exchange(exchange, ensure=True)
+            async with opened.channel() as channel:
+                await channel.get_exchange(exchange, ensure=True)
+        except ChannelAccessRefused:
+            # Since 4.2.6, RabbitMQ shows an exchange only to users who have a permission on it. The
+            # first publish tells which one is missing.
+            pass
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
                 f"There is no exchange {exchange!r} on the broker.",
                 "make it with 'projection-worker topology apply', or set WORKER_EXCHANGE.",
             ) from error
-        yield Publisher(found, opened)
+        yield Publisher(opened, exchange, address, needed)

@@ -25,9 +25,10 @@ from worker.broker.connection import (
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.intake import Intake
 from worker.broker.life import Life, ended
+from worker.broker.permissions import requiring
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
-from worker.broker.topology import Depths, Topology
+from worker.broker.topology import Topology, Verification
 from worker.tasks import end
 
 
@@ -39,6 +40,8 @@ class Session:
     _life: Life
     _connection: AbstractConnection
     _topology: Topology
+    _not_permitted: tuple[str, ...]
+    """What the user may not see: it is not asked again."""
 
     @asynccontextmanager
     async def beside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
@@ -61,7 +64,7 @@ class Session:
         """Call this with the reason once the session is lost, before anything of it is closed."""
         self._life.call_when_lost(call)
 
-    async def verify(self) -> Depths:
+    async def verify(self) -> Verification:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
 
         Raises `SessionLost` if the session turns out to be over, and ends it: whatever the library
@@ -70,7 +73,9 @@ class Session:
         with self._life.depends_on_channel():
             if self._connection.is_closed:
                 raise ended("its connection is closed")
-            return await self._topology.verify(self._connection, binds=True)
+            return await self._topology.verify(
+                self._connection, binds=True, not_permitted=self._not_permitted
+            )
 
 
 @asynccontextmanager
@@ -95,13 +100,15 @@ async def session(
             consuming = await stack.enter_async_context(
                 connection(address, f"projection-worker {topology.queue}", intake)
             )
-            if makes_topology:
-                async with consuming.channel() as applying:
-                    await topology.apply(applying)
-            await topology.verify(consuming, binds=True)
+            if makes_topology and await topology.is_missing(consuming):
+                await _make(topology, consuming, address)
+            verified = await topology.verify(consuming, binds=True)
             dead_letter_publisher = await stack.enter_async_context(
                 publisher(
-                    address, topology.dead_letters, f"projection-worker {topology.dead_letters}"
+                    address,
+                    topology.dead_letters,
+                    f"projection-worker {topology.dead_letters}",
+                    topology.needed_to_consume,
                 )
             )
             channel = await consuming.channel(publisher_confirms=False)
@@ -124,8 +131,19 @@ async def session(
             # Before anything is closed: what notices the end later must find that it is known.
             stack.callback(life.lose, "the worker closes it")
             consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
-            await consumer.start()
-        yield Session(consumer, life, consuming, topology)
+            to_read = f"read queue {topology.queue!r}"
+            with requiring(topology.needed_to_consume, address, to_read):
+                await consumer.start()
+        yield Session(consumer, life, consuming, topology, verified.not_permitted)
+
+
+async def _make(topology: Topology, connection: AbstractConnection, address: BrokerAddress) -> None:
+    or_else = ", or let another user run 'projection-worker topology apply'"
+    async with connection.channel() as channel:
+        with requiring(
+            topology.needed_to_apply, address, "make the exchanges and queues", or_else=or_else
+        ):
+            await topology.apply(channel)
 
 
 def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:

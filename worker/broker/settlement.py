@@ -25,7 +25,7 @@ BLOCKED_SECONDS = 5
 DRAIN_SECONDS = 1
 RETRY_SECONDS = 1
 
-OnBlocked = Callable[[str | None], None]
+OnBlocked = Callable[[BrokerRefused | None], None]
 """Hears why dead letters cannot be published, and None once they can be again."""
 OnSettledLate = Callable[[Sequence[Outcome]], None]
 """Hears of outcomes whose dead letters were blocked when the rest of their batch was settled."""
@@ -103,7 +103,12 @@ class Settlement:
         if self._life.drains:
             await asyncio.wait({self._cleared}, timeout=DRAIN_SECONDS)
         elif not self._cleared.done():
-            self._block("the broker does not confirm a dead letter; it may be in an alarm")
+            self._block(
+                BrokerRefused(
+                    "The broker does not confirm a dead letter; it may be in an alarm.",
+                    "see 'rabbitmq-diagnostics alarms'.",
+                )
+            )
 
     async def _publish(self) -> None:
         """Publish one dead letter after the other, until the session ends.
@@ -135,9 +140,9 @@ class Settlement:
                 self._life.lose(error.message)
                 raise
             except BrokerRefused as error:
-                # A full dead-letter queue, or one that is gone: the delivery stays unacked. To end
-                # the session would count as a lost delivery of its neighbours.
-                self._block(error.message)
+                # A dead-letter queue that is full or gone, a missing permission: the delivery stays
+                # unacked. To end the session would count as a lost delivery of its neighbours.
+                self._block(error)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._life.require()
 
@@ -145,7 +150,7 @@ class Settlement:
         with self._life.depends_on_channel():
             await self._channel.basic_ack(tag, multiple=multiple)
 
-    def _block(self, reason: str | None) -> None:
+    def _block(self, reason: BrokerRefused | None) -> None:
         if (reason is not None) != self._is_blocked:
             self._is_blocked = reason is not None
             self._on_blocked(reason)

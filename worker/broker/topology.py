@@ -3,6 +3,7 @@
 Makes them, and verifies them; what is missing or otherwise is an error that says the way out.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aio_pika import ExchangeType
@@ -14,6 +15,7 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused
 
+from worker.broker.permissions import Permissions, Questions
 from worker.errors import BrokerRefused
 
 # A quorum queue hands a dead letter back after somebody looked at it, and counts that; no number
@@ -22,11 +24,24 @@ LOOKS_AT_DEAD_LETTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Depths:
-    """How many messages wait for somebody to take them."""
+class Verification:
+    """What was found: all of it as it must be, as far as the user may see it."""
 
-    queue: int
-    dead_letters: int
+    queue: int | None
+    """How many messages wait in the queue; None if the user may not know."""
+    dead_letters: int | None
+    """The same of the dead-letter queue."""
+    not_permitted: tuple[str, ...] = ()
+    """What could not be verified, because the user lacks the permission."""
+
+    @property
+    def waiting(self) -> str:
+        """Say how many messages wait, for people."""
+        queue, dead_letters = (
+            "an unknown number of" if count is None else f"{count:,}"
+            for count in (self.queue, self.dead_letters)
+        )
+        return f"{queue} messages and {dead_letters} dead letters wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,38 +93,74 @@ class Topology:
             (self.exchange, self.queue, "#"),
         )
 
+    @property
+    def needed_to_consume(self) -> Permissions:
+        """What a worker needs whose exchanges and queues were made by another user."""
+        return Permissions(write=(self.dead_letters,), read=(self.queue,))
+
+    @property
+    def needed_to_apply(self) -> Permissions:
+        """What `apply` and a full verification need, and a worker that makes its own queue."""
+        return Permissions(
+            configure=(self.exchange, self.queue, self.dead_letters),
+            # A binding needs write on its queue and read on its exchange; a queue with a
+            # dead-letter exchange needs read on itself and write on that exchange.
+            write=(self.queue, self.dead_letters),
+            read=(self.exchange, self.queue, self.dead_letters),
+        )
+
     async def apply(self, channel: AbstractChannel) -> None:
         """Make what is missing, and check what is there.
 
-        Raises `BrokerRefused` for an entity that exists otherwise or may not be touched; the
-        channel is closed then.
+        Raises `BrokerRefused` for an entity that exists otherwise, and `ChannelAccessRefused`, the
+        library's error, for what the user may not do; the channel is closed then.
         """
         try:
-            await self._declare(channel)
-            await self._bind(channel)
+            for exchange in self.exchanges:
+                await self._declare_exchange(channel, exchange)
+            for queue in self.queues:
+                await self._declare_queue(channel, queue)
+            for binding in self.bindings:
+                await _bind(channel, *binding)
         except ChannelPreconditionFailed as error:
             raise self._otherwise(error) from error
+        except ChannelAccessRefused:
+            raise
         except AMQPChannelError as error:
             raise BrokerRefused(
                 f"The broker refuses the worker's exchanges and queues ({error}).",
-                "grant the worker's user configure, write and read on them "
-                "(rabbitmqctl set_permissions), or let 'projection-worker topology apply' make "
-                "them as another user.",
+                "see RabbitMQ's log.",
             ) from error
 
-    async def verify(self, connection: AbstractConnection, *, binds: bool = False) -> Depths:
+    async def is_missing(self, connection: AbstractConnection) -> bool:
+        """Tell whether an exchange or a queue is not there, as far as the user may see that."""
+        async with Questions(connection) as questions:
+            try:
+                await self._look(questions)
+            except ChannelNotFoundEntity:
+                return True
+        return False
+
+    async def verify(
+        self,
+        connection: AbstractConnection,
+        *,
+        binds: bool = False,
+        not_permitted: Iterable[str] = (),
+    ) -> Verification:
         """See that everything is there as it must be, making no exchange and no queue.
 
         `binds` puts back bindings that somebody removed: no client can ask which there are.
-        Raises `BrokerRefused` for what is missing or otherwise. A user who may not configure
-        exchanges and queues can see that they are there, but not their arguments.
+        `not_permitted` is what an earlier verification found that the user may not see. Raises
+        `BrokerRefused` for what is missing or otherwise.
         """
-        async with connection.channel() as channel:
+        async with Questions(connection, not_permitted) as questions:
             try:
-                depths = await self._look(channel)
-                await self._declare(channel)
-                if binds:
-                    await self._bind(channel)
+                waiting = await self._look(questions)
+                await self._compare(questions)
+                for exchange, queue, routing_key in self.bindings if binds else ():
+                    subject = f"the binding of queue {queue!r} to exchange {exchange!r}"
+                    await questions.ask(subject, _bind, exchange, queue, routing_key)
             except ChannelNotFoundEntity as error:
                 raise BrokerRefused(
                     f"What the worker needs is not on the broker ({error}).",
@@ -118,29 +169,33 @@ class Topology:
                 ) from error
             except ChannelPreconditionFailed as error:
                 raise self._otherwise(error) from error
-            except ChannelAccessRefused:
-                pass
-        return depths
+            return Verification(
+                waiting.get(self.queue),
+                waiting.get(self.dead_letters),
+                tuple(questions.not_permitted),
+            )
 
-    async def _look(self, channel: AbstractChannel) -> Depths:
+    async def _look(self, questions: Questions) -> dict[str, int | None]:
+        """Return how many messages wait in each queue; raises if something is not there."""
         for name in self.exchanges:
-            await channel.get_exchange(name, ensure=True)
-        waiting = {}
+            await questions.ask(_exchange(name), _see_exchange, name)
+        return {name: await questions.ask(_queue(name), _see_queue, name) for name in self.queues}
+
+    async def _compare(self, questions: Questions) -> None:
+        """Declare what is there, which the broker refuses if its arguments are others."""
+        for name in self.exchanges:
+            # To declare what may not be seen could make it.
+            if _exchange(name) not in questions.not_permitted:
+                await questions.ask(f"the type of {_exchange(name)}", self._declare_exchange, name)
         for name in self.queues:
-            queue = await channel.declare_queue(name, passive=True)
-            waiting[name] = queue.declaration_result.message_count or 0
-        return Depths(waiting[self.queue], waiting[self.dead_letters])
+            if _queue(name) not in questions.not_permitted:
+                await questions.ask(f"the arguments of {_queue(name)}", self._declare_queue, name)
 
-    async def _declare(self, channel: AbstractChannel) -> None:
-        for exchange, kind in self.exchanges.items():
-            await channel.declare_exchange(exchange, kind, durable=True)
-        for name, arguments in self.queues.items():
-            await channel.declare_queue(name, durable=True, arguments=dict(arguments))
+    async def _declare_exchange(self, channel: AbstractChannel, name: str) -> None:
+        await channel.declare_exchange(name, self.exchanges[name], durable=True)
 
-    async def _bind(self, channel: AbstractChannel) -> None:
-        for exchange, name, routing_key in self.bindings:
-            queue = await channel.get_queue(name, ensure=False)
-            await queue.bind(exchange, routing_key)
+    async def _declare_queue(self, channel: AbstractChannel, name: str) -> None:
+        await channel.declare_queue(name, durable=True, arguments=dict(self.queues[name]))
 
     def _otherwise(self, error: Exception) -> BrokerRefused:
         return BrokerRefused(
@@ -149,3 +204,25 @@ class Topology:
             "'projection-worker topology apply'; or set WORKER_QUEUE or WORKER_EXCHANGE to other "
             "names.",
         )
+
+
+def _exchange(name: str) -> str:
+    return f"exchange {name!r}"
+
+
+def _queue(name: str) -> str:
+    return f"queue {name!r}"
+
+
+async def _see_exchange(channel: AbstractChannel, name: str) -> None:
+    await channel.get_exchange(name, ensure=True)
+
+
+async def _see_queue(channel: AbstractChannel, name: str) -> int:
+    queue = await channel.declare_queue(name, passive=True)
+    return queue.declaration_result.message_count or 0
+
+
+async def _bind(channel: AbstractChannel, exchange: str, name: str, routing_key: str) -> None:
+    queue = await channel.get_queue(name, ensure=False)
+    await queue.bind(exchange, routing_key)

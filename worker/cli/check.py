@@ -86,19 +86,23 @@ async def _broker(settings: Settings) -> Line:
 
 
 async def _topology(settings: Settings) -> Line:
-    topology = topology_of(settings)
+    topology, address = topology_of(settings), address_of(settings)
     try:
-        depths = await broker.verify(address_of(settings), topology)
+        verified = await broker.verify(address, topology)
     except BrokerRefused as error:
         if store.is_file(settings.database):
             raise
         fix = "start the worker, which makes what is missing at its first start."
         return Line("warn", "topology", error.message, fix)
-    waiting = f"{depths.queue:,} messages and {depths.dead_letters:,} dead letters wait"
-    if depths.dead_letters:
+    if verified.not_permitted:
+        found = f"{verified.waiting}. Not verified: {', '.join(verified.not_permitted)}."
+        command = topology.needed_to_apply.command(address.user, address.vhost)
+        return Line("warn", "topology", found, f"check it as a user who may, after {command}")
+    if verified.dead_letters:
         fix = "see 'projection-worker dead-letters list'."
-        return Line("warn", "topology", f"queue {topology.queue}: {waiting}.", fix)
-    return Line("ok", "topology", f"queue {topology.queue} is as it must be; {waiting}")
+        return Line("warn", "topology", f"queue {topology.queue}: {verified.waiting}.", fix)
+    found = f"queue {topology.queue} is as it must be; {verified.waiting}"
+    return Line("ok", "topology", found)
 
 
 async def _projections(_: Settings) -> Line:

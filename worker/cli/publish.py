@@ -13,6 +13,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from worker.broker.permissions import Permissions
 from worker.broker.publisher import publish_all, publisher
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, progress_bar, say
@@ -123,7 +124,8 @@ def _publish(
             show(confirmed)
 
     async def send() -> None:
-        async with publisher(address_of(settings), settings.exchange, NAME) as target:
+        needed = Permissions(write=(settings.exchange,))
+        async with publisher(address_of(settings), settings.exchange, NAME, needed) as target:
             await publish_all(target, messages, on_confirmed)
 
     try:

@@ -1,7 +1,6 @@
 """`topology`: the exchanges, queues and bindings that the worker stands on."""
 
 import asyncio
-from dataclasses import asdict
 
 import typer
 
@@ -28,14 +27,17 @@ def show(*, as_json: AsJson = False) -> None:
     wanted = topology_of(settings)
     if not as_json:
         _print(wanted)
-    depths = asyncio.run(probe.verify(address_of(settings), wanted))
+    verified = asyncio.run(probe.verify(address_of(settings), wanted))
     if as_json:
-        print_json({**definitions(wanted, settings.vhost), "waiting": asdict(depths)})
+        waiting = {"queue": verified.queue, "dead_letters": verified.dead_letters}
+        not_verified = {"not_verified": verified.not_permitted}
+        print_json({**definitions(wanted, settings.vhost), "waiting": waiting, **not_verified})
     else:
-        say(
-            f"All of it is on {settings.broker}. {depths.queue:,} messages and "
-            f"{depths.dead_letters:,} dead letters wait."
-        )
+        found = f"All of it is on {settings.broker}."
+        if verified.not_permitted:
+            hidden = ", ".join(verified.not_permitted)
+            found = f"The user may not see all of it on {settings.broker}: not {hidden}."
+        say(f"{found} {verified.waiting.capitalize()}.")
 
 
 @topology.command("apply")

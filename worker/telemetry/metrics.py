@@ -66,10 +66,10 @@ class Metrics:
         """Count a session that has ended unasked."""
         self._sessions_lost.inc()
 
-    def depths(self, ready: int, dead_letters: int) -> None:
-        """Note how many messages wait in the queue and in its dead-letter queue."""
-        self._queue.set(ready)
-        self._dead_letter_queue.set(dead_letters)
+    def depths(self, ready: int | None, dead_letters: int | None) -> None:
+        """Note how many messages wait in the queue and in its dead-letter queue; None: unknown."""
+        self._queue.set(nan if ready is None else ready)
+        self._dead_letter_queue.set(nan if dead_letters is None else dead_letters)
 
     def wal_bytes(self, size: int) -> None:
         """Note the size of the database's write-ahead log."""

@@ -119,8 +119,8 @@ class Report:
         elif error is None and before:
             self._log.info("topology_right")
 
-    def sizes(self, queue: int, dead_letters: int, wal_bytes: int) -> None:
-        """Note how many messages wait, and how large the file's write-ahead log is."""
+    def sizes(self, queue: int | None, dead_letters: int | None, wal_bytes: int) -> None:
+        """Note how many messages wait, if that is known, and how large the file's WAL is."""
         self._metrics.depths(queue, dead_letters)
         self._metrics.wal_bytes(wal_bytes)
 
@@ -156,16 +156,15 @@ class Report:
             self._tell()
             self._log.info("resumed", attempts=attempts)
 
-    def blocked(self, reason: str | None) -> None:
+    def blocked(self, error: WorkerError | None) -> None:
         """Say why dead letters cannot be published; None: that they can again."""
-        self._blocked_because = reason or ""
+        self._blocked_because = error.message if error else ""
         self._tell()
-        if reason is None:
+        if error is None:
             self.facts.oldest_unsettled_at = None
             self._log.info("unblocked")
         else:
-            hint = "see 'rabbitmq-diagnostics alarms' and the dead-letter queue."
-            self._log.warning("blocked", reason=reason, hint=hint)
+            self._log.warning("blocked", reason=error.message, hint=error.hint)
 
     def taken(self, first: Delivery) -> None:
         """Note that a batch has been taken, which begins with this delivery."""
