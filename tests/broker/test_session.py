@@ -117,7 +117,8 @@ class TestALostSession:
         await queues.publish([only := planned("e-1")])
         await worker.wait_until_settled(1)
 
-        assert "cancelled the consumer" in lost["reason"]
+        assert "the queue was deleted" in lost["reason"]
+        assert "unsettled_seconds" not in lost
         assert queues.name in refused["reason"]
         assert "topology apply" in refused["hint"]
         assert len(worker.said("connection_lost")) == len(worker.said("connection_refused")) == 1

@@ -158,8 +158,12 @@ def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
             life.lose(sentence(error) if error else "the channel was closed")
 
     def on_cancelled(_: Basic.Cancel) -> None:
-        # Only sets a flag: the library's reader waits for this to return.
-        life.lose("the broker cancelled the consumer; its queue may be gone")
+        # Only sets a flag: the library's reader waits for this to return. The broker gives no
+        # reason, and for a moment it still shows a queue that it is deleting.
+        life.lose(
+            "the broker cancelled the consumer: a delivery was unacked for longer than the "
+            "broker's consumer timeout, or the queue was deleted"
+        )
 
     channel.closing.add_done_callback(on_closed)
     channel.on_consumer_cancel_callbacks.add(on_cancelled)

@@ -95,7 +95,7 @@ class Report:
     def connection_lost(self, error: WorkerError, attempt: int) -> None:
         """Say why a session ended or could not be opened, once for each kind of trouble."""
         self.losing(error)
-        self.facts.oldest_unsettled_at = None
+        oldest, self.facts.oldest_unsettled_at = self.facts.oldest_unsettled_at, None
         # What was so of this session is no more.
         self._blocked_because = self._topology_problem = ""
         self._is_quarantined = False
@@ -103,7 +103,11 @@ class Report:
         if type(error) is not self._broker_trouble:
             refuses = isinstance(error, BrokerRefused)
             event = "connection_refused" if refuses else "connection_lost"
-            self._log.warning(event, reason=error.message, hint=error.hint)
+            # Of a long time, the broker's consumer timeout may be the reason.
+            waited = (
+                {} if oldest is None else {"unsettled_seconds": round(time.monotonic() - oldest, 1)}
+            )
+            self._log.warning(event, reason=error.message, hint=error.hint, **waited)
             self._broker_trouble = type(error)
         else:
             self._log.debug("connection_failed", attempt=attempt, reason=error.message)
