@@ -16,7 +16,8 @@ def asked(url: str) -> tuple[bool, str]:
         with urlopen(url, timeout=30) as answer:
             document = json.load(answer)
     except HTTPError as error:
-        document = json.load(error)
+        with error:
+            document = json.load(error)
     return document["ok"], document["reason"]
 
 
