@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.settings_table import settings_table
+from worker.broker.topology import Topology
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +22,12 @@ class TestTheReadme:
     def test_its_settings_are_those_of_the_program(self) -> None:
         """The table of settings is the one that `python -m tests.docs.settings_table` prints."""
         assert settings_table() in README
+
+    def test_its_user_may_do_what_a_worker_needs(self) -> None:
+        """The command that grants it is the one that a worker without it names."""
+        topology = Topology("chat.events", "chat.events.projection", delivery_limit=20)
+
+        assert topology.needed_to_consume.command("projection", "/") in README
 
     def test_every_guarantee_names_a_test(self) -> None:
         """Each row of the table of guarantees names a test."""

@@ -150,6 +150,15 @@ class TestWhatIsTold:
         assert shown["projection_dead_letter_queue_messages", ""] == 3
         assert shown["projection_wal_bytes", ""] == 4096
 
+    def test_is_unknown_where_it_may_not_be_seen(self, metrics: Metrics) -> None:
+        """A depth that was known before, too: an old number would look like a new one."""
+        metrics.depths(ready=5, dead_letters=3)
+        metrics.depths(ready=None, dead_letters=None)
+
+        shown = samples(metrics)
+        assert math.isnan(shown["projection_queue_messages", ""])
+        assert math.isnan(shown["projection_dead_letter_queue_messages", ""])
+
     def test_names_the_versions(self, metrics: Metrics) -> None:
         """A dashboard shows what was running when it happened."""
         assert 'sqlite="3.99.1",version="0.1.0"' in text(metrics)

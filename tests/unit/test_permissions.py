@@ -1,0 +1,38 @@
+import re
+import shlex
+
+from worker.broker.connection import BrokerAddress
+from worker.broker.permissions import Permissions
+from worker.broker.topology import Verification
+
+
+class TestACommand:
+    def test_survives_a_shell(self) -> None:
+        """Whatever stands in the names, the words that arrive are those that were meant."""
+        permissions = Permissions(write=("a.b", "c|d"), read=("it's $HOME",))
+
+        *words, configure, write, read = shlex.split(permissions.command("o'user", "my vhost"))
+
+        assert words == ["rabbitmqctl", "set_permissions", "-p", "my vhost", "o'user"]
+        assert configure == "^$"
+        assert [name for name in ("a.b", "c|d", "axb", "c") if re.search(write, name)] == [
+            "a.b",
+            "c|d",
+        ]
+        assert re.search(read, "it's $HOME")
+
+    def test_is_for_the_user_and_virtual_host_of_the_address(self) -> None:
+        """As the broker knows them, and not as a URL spells them."""
+        address = BrokerAddress(("amqp://a%40b:secret@localhost:5672/my%2Fvhost",))
+
+        assert (address.user, address.vhost) == ("a@b", "my/vhost")
+        assert BrokerAddress(("amqp://localhost",)).vhost == "/"
+
+
+class TestAVerification:
+    def test_says_what_it_could_not_count(self) -> None:
+        """What is unknown is not told as nothing."""
+        assert Verification(1_000, 0).waiting == "1,000 messages and 0 dead letters wait"
+        assert Verification(None, 2).waiting == (
+            "an unknown number of messages and 2 dead letters wait"
+        )
