@@ -2,9 +2,9 @@
 
 A cancellation is a request, and the AMQP library may lose it. aiormq 7.2 raises the reason why a
 channel closes in its place (abc.py, `TaskWrapper`), drops that reason while it closes the channel
-(base.py, `__closer`), and awaits the network while it handles one (connection.py, `__writer`); so
-does Python 3.11's `asyncio.wait_for`, which it uses. So nothing here counts on one cancellation, or
-waits for its effect without a bound.
+(base.py, `__closer`), and awaits the network while it handles one (connection.py, `__writer`).
+Python 3.11's `asyncio.wait_for`, which it uses, loses one that comes as the work is done. So
+nothing here counts on one cancellation, or waits for its effect without a bound.
 
 `.cancel()`, `asyncio.timeout` and the like are used nowhere else, but for the places that
 tests/unit/test_tasks.py lists with their reasons.
@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What ends in order needs a few turns of the loop. The parts of a session end one after the other,
-# and a drain, which takes 4.5 seconds at most, waits for each.
-END_SECONDS = 0.5
-AGAIN_SECONDS = 0.1
+# What ends in order needs a few turns of the loop. Five parts of a session end one after the other,
+# and a drain, which has 4.5 seconds, waits for each.
+END_SECONDS = 0.25
+AGAIN_SECONDS = 0.05
 
 
 async def end(task: asyncio.Future[Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import worker
-from tests.waiting import turns
+from tests.waiting import PATIENCE_SECONDS, eventually, turns
 from worker.tasks import end, in_time
 
 SOURCE = Path(worker.__file__).parent
@@ -48,7 +48,7 @@ class TestEnd:
 
         await end(task)
 
-        assert task.done()
+        await asyncio.wait_for(task, PATIENCE_SECONDS)
 
     async def test_abandons_a_task_that_does_not_end(self) -> None:
         """The caller goes on; the task is cancelled further, and ends when it can."""
@@ -107,7 +107,7 @@ class TestInTime:
         with pytest.raises(TimeoutError):
             await in_time(Deaf(times).work() if times else asyncio.Event().wait(), 0)
 
-        assert asyncio.all_tasks() == before
+        await eventually(lambda: asyncio.all_tasks() == before)
 
     async def test_gives_up_what_does_not_end(self) -> None:
         """It is abandoned, and the caller told that it took too long."""
