@@ -75,7 +75,7 @@ class Service:
     async def run(self) -> None:
         """Consume until `stop`; then drain and return.
 
-        Raises `StoreUnusable` and, before the first session, `BrokerRefused`: waiting would not
+        Raises `StoreUnusable` and, until it has consumed once, `BrokerRefused`: waiting would not
         help.
         """
         lock = WriterLock(self._settings.database)
@@ -91,17 +91,28 @@ class Service:
 
     async def _become_writer(self, lock: WriterLock) -> bool:
         """Wait until no other process writes the file; False if told to stop meanwhile."""
-        stands_by = False
-        while not self._stopped.done():
-            self._report.step()
+
+        async def rival() -> str | None:
             try:
                 lock.acquire()
             except WriterLocked as error:
+                return error.message
+            return None
+
+        return await self._stand_by(rival)
+
+    async def _stand_by(self, rival: Callable[[], Coroutine[Any, Any, str | None]]) -> bool:
+        """Wait while there is a rival, and say who, once; False if told to stop meanwhile."""
+        stands_by = False
+        while not self._stopped.done():
+            self._report.step()
+            reason = await self._unless_stopped(rival())
+            if reason is not None:
                 if not stands_by:
-                    self._report.standing_by(error.message)
+                    self._report.standing_by(reason)
                     stands_by = True
                 await self._pause(STANDBY_SECONDS)
-            else:
+            elif not self._stopped.done():
                 if stands_by:
                     self._report.taking_over()
                 return True
@@ -170,10 +181,14 @@ class Service:
                     )
                     if opened is None:
                         return
-                    self._report.connected(self._settings.broker)
+                    self._report.session_opened()
                     opened.call_when_lost(self._report.losing)
-                    was_connected, self._makes_topology = True, False
+                    self._makes_topology = False
                     await stack.enter_async_context(opened.beside(self._verify(opened)))
+                    if not await self._begin(opened):
+                        return
+                    self._report.connected(self._settings.broker)
+                    was_connected = True
                     await self._consume(opened.consumer, projector)
             except (SessionLost, BrokerRefused) as error:
                 if isinstance(error, BrokerRefused) and not was_connected:
@@ -224,6 +239,13 @@ class Service:
                 self._report.topology(None)
                 wal = wal_bytes(self._settings.database)
                 self._report.sizes(verified.queue, verified.dead_letters, wal)
+
+    async def _begin(self, opened: Session) -> bool:
+        """Consume once it is this worker's turn; False if told to stop before."""
+        if not await self._stand_by(lambda: _in_time(opened.rival())):
+            return False
+        await self._unless_stopped(_in_time(opened.consume()))
+        return not self._stopped.done()
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
         def drain(_: asyncio.Future[None]) -> None:

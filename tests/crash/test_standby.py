@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import planned
-from tests.database import count_log, rows
+from tests.database import rows
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
 from tests.queues import Queues
@@ -80,30 +80,6 @@ class TestASecondWorkerOnTheFile:
         assert time.monotonic() - ended < PROMISED_SECONDS
         assert rows(database) == expected_rows([only])
         assert second.said("taking_over")
-
-
-class TestASecondWorkerOnTheQueue:
-    async def test_consumes_nothing_until_the_first_one_ends(
-        self,
-        queues: Queues,
-        database: Path,
-        tmp_path: Path,
-        first: WorkerProcess,
-        start_worker: StartWorker,
-    ) -> None:
-        """With a file of its own it is connected, and still gets no message."""
-        other = tmp_path / "other.db"
-        second = await start_worker(database=other)
-        await second.wait_for_log("connected")
-
-        await queues.publish([planned(f"e-{number}") for number in range(100)])
-        await first.wait_until_settled(100)
-        assert count_log(other) == 0
-        await first.kill()
-        await queues.publish([planned("e-later")])
-        await second.wait_until_settled(1)
-
-        assert (count_log(database), count_log(other)) == (100, 1)
 
 
 class TestARebuildByHand:

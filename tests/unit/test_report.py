@@ -17,6 +17,7 @@ WRONG = BrokerRefused("There is no exchange.", "make it.")
 def consuming() -> tuple[Report, Facts]:
     facts = Facts()
     report = Report(facts, Metrics(facts, sqlite_version="3"), 3_600)
+    report.session_opened()
     report.connected("amqp://localhost")
     return report, facts
 
@@ -151,6 +152,7 @@ class TestALoss:
         facts = Facts()
         metrics = Metrics(facts, sqlite_version="3")
         report = Report(facts, metrics, 3_600)
+        report.session_opened()
         report.connected("amqp://localhost")
 
         report.losing(LOST)
@@ -158,6 +160,25 @@ class TestALoss:
         report.connection_lost(LOST, 2)
 
         assert b"projection_sessions_lost_total 1.0\n" in metrics.render()[0]
+
+
+class TestASessionThatWaitsForItsTurn:
+    async def test_is_counted_and_not_ready(self) -> None:
+        """From its opening to its loss, though nothing was consumed in it."""
+        facts = Facts()
+        metrics = Metrics(facts, sqlite_version="3")
+        report = Report(facts, metrics, 3_600)
+        report.session_opened()
+        report.standing_by("Another consumer is active.")
+        assert so(facts) == (State.STANDING_BY, "Another consumer is active.")
+
+        report.connection_lost(LOST, 1)
+        report.connection_lost(LOST, 2)
+
+        text = metrics.render()[0].decode()
+        assert "projection_sessions_opened_total 1.0" in text
+        assert "projection_sessions_lost_total 1.0" in text
+        assert so(facts) == (State.CONNECTING, LOST.message)
 
 
 class TestTheOldestUnsettled:

@@ -61,6 +61,15 @@ class Consumer:
         # Waited for between two batches, so not by way of tasks that wait for one thing each.
         life.call_when_it_ends(intake.arrived.set)
 
+    async def has_rival(self) -> bool:
+        """Tell whether another consumer is active on the queue; asked before `start`.
+
+        The broker counts the active consumer of a queue with a single active consumer, and none of
+        those that wait.
+        """
+        declared = await self._channel.queue_declare(self._queue, passive=True)
+        return bool(declared.consumer_count)
+
     async def start(self) -> None:
         """Let the broker deliver, one message at a time."""
         # A queue with a single active consumer serves this one until it is cancelled.

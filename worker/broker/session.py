@@ -6,7 +6,7 @@ deliveries are forgotten, and the service opens a new one.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,6 +40,7 @@ class Session:
     _life: Life
     _connection: AbstractConnection
     _topology: Topology
+    _address: BrokerAddress
     _not_permitted: tuple[str, ...]
     """What the user may not see: it is not asked again."""
 
@@ -64,6 +65,23 @@ class Session:
         """Call this with the reason once the session is lost, before anything of it is closed."""
         self._life.call_when_lost(call)
 
+    async def rival(self) -> str | None:
+        """Say that another consumer is active on the queue; None if it is this worker's turn.
+
+        The broker does not tell a consumer whether it is the active one. So a worker begins only
+        when there is none: it never takes itself for active while it waits.
+        """
+        self._life.require()
+        with self._life.depends_on_channel(), self._reading():
+            if await self.consumer.has_rival():
+                return f"Another consumer is active on queue {self._topology.queue!r}."
+        return None
+
+    async def consume(self) -> None:
+        """Let the broker deliver."""
+        with self._life.depends_on_channel(), self._reading():
+            await self.consumer.start()
+
     async def verify(self) -> Verification:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
 
@@ -77,6 +95,10 @@ class Session:
                 self._connection, binds=True, not_permitted=self._not_permitted
             )
 
+    def _reading(self) -> AbstractContextManager[None]:
+        to_read = f"read queue {self._topology.queue!r}"
+        return requiring(self._topology.needed_to_consume, self._address, to_read)
+
 
 @asynccontextmanager
 async def session(
@@ -88,7 +110,7 @@ async def session(
     on_blocked: OnBlocked,
     on_settled_late: OnSettledLate,
 ) -> AsyncIterator[Session]:
-    """Open a session; close it with the block.
+    """Open a session, in which nothing is consumed yet; close it with the block.
 
     `makes_topology` makes what is missing on the broker; without it, what is missing is refused,
     because messages may have been published to nowhere meanwhile. Raises `SessionLost` if the
@@ -131,10 +153,7 @@ async def session(
             # Before anything is closed: what notices the end later must find that it is known.
             stack.callback(life.lose, "the worker closes it")
             consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
-            to_read = f"read queue {topology.queue!r}"
-            with requiring(topology.needed_to_consume, address, to_read):
-                await consumer.start()
-        yield Session(consumer, life, consuming, topology, verified.not_permitted)
+        yield Session(consumer, life, consuming, topology, address, verified.not_permitted)
 
 
 async def _make(topology: Topology, connection: AbstractConnection, address: BrokerAddress) -> None:

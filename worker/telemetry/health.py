@@ -23,7 +23,7 @@ class State(StrEnum):
 
     STARTING = "starting"
     STANDING_BY = "standing_by"
-    """Another process writes the file."""
+    """Another worker writes the file, or is active on the queue."""
     REBUILDING = "rebuilding"
     CONNECTING = "connecting"
     """There is no session with the broker."""

@@ -34,6 +34,7 @@ class Report:
         self._phase = (State.STARTING, "")
         self._held_because = self._blocked_because = self._topology_problem = ""
         self._broker_trouble: type[Exception] | None = None
+        self._has_session = False
         self._attempts = 0
         self._is_quarantined = False
         self._is_draining = False
@@ -52,12 +53,13 @@ class Report:
             self.facts.step_began_at = time.monotonic()
 
     def standing_by(self, reason: str) -> None:
-        """Say that another process writes the file."""
+        """Say that another worker writes the file, or is active on the queue."""
+        self._broker_trouble = None
         self._enter(State.STANDING_BY, reason)
         self._log.info("standing_by", reason=reason)
 
     def taking_over(self) -> None:
-        """Say that this process has ended."""
+        """Say that the other one has gone."""
         self._enter(State.STARTING)
         self._log.info("taking_over")
 
@@ -75,18 +77,23 @@ class Report:
         """Note that a session is being opened."""
         self._enter(State.CONNECTING, self.facts.problem or "")
 
+    def session_opened(self) -> None:
+        """Note that a session is open, in which the worker may have to wait for its turn."""
+        self._has_session = True
+        self._metrics.session_opened()
+
     def connected(self, broker: str) -> None:
-        """Say that a session is open."""
+        """Say that the worker consumes."""
         self._broker_trouble = None
         self._enter(State.CONSUMING)
-        self._metrics.session_opened()
         self._log.info("connected", broker=broker)
 
     def losing(self, error: BaseException) -> None:
         """Note that the session is over, before anything of it has been closed."""
         if self._is_draining:
             return  # That is how a drain ends.
-        if self._phase[0] is State.CONSUMING:
+        if self._has_session:
+            self._has_session = False
             self._metrics.session_lost()
         self._enter(
             State.CONNECTING, error.message if isinstance(error, WorkerError) else str(error)
