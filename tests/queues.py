@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from tests.builders import Message, body
 from tests.waiting import PATIENCE_SECONDS, eventually
+from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
 DELIVERY_LIMIT = 20
@@ -124,7 +125,7 @@ class Queues:
         async with self.channel() as channel:
             for name in (self.name, self.dead_letters):
                 await channel.queue_delete(name)
-            for name in (self.exchange, self.dead_letters):
+            for name in (self.exchange, self.dead_letters, exchange_of(self.name)):
                 await channel.exchange_delete(name)
 
 

@@ -9,9 +9,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from worker.broker.claim import DatabaseFile
 from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
@@ -47,6 +49,9 @@ COPIES_OF_A_MESSAGE = 2
 class Service:
     """One worker: from its start until it is told to stop."""
 
+    _file: DatabaseFile
+    """Known once the file is open."""
+
     def __init__(
         self,
         settings: Settings,
@@ -63,7 +68,6 @@ class Service:
         self._report = report
         self._address = address
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._makes_topology = False
         self._losses = 0
         self._held: Sequence[Arrival] = ()
 
@@ -148,9 +152,7 @@ class Service:
         await require_log(writer)
         await require_known_kinds(writer, self._registry)
         is_new = await log.is_empty(writer)
-        # Later a queue that is not there is an error, and never made anew in silence: what was
-        # published without it has gone nowhere.
-        self._makes_topology = is_new
+        self._file = DatabaseFile(self._settings.database, await writer.file_id(), is_new)
         reason = reason_to_rebuild(await noted_versions(writer), self._registry)
         if reason is None:
             return
@@ -181,9 +183,11 @@ class Service:
                     )
                     if opened is None:
                         return
-                    self._report.session_opened()
+                    self._report.session_opened(opened.unclaimed)
                     opened.call_when_lost(self._report.losing)
-                    self._makes_topology = False
+                    # From now on a queue that is not there is an error, and never made again in
+                    # silence: what was published without it has gone nowhere.
+                    self._file = replace(self._file, is_new=False)
                     await stack.enter_async_context(opened.beside(self._verify(opened)))
                     if not await self._begin(opened):
                         return
@@ -218,12 +222,12 @@ class Service:
         return session(
             address,
             topology_of(self._settings),
+            self._file,
             Reception(
                 partial(receive, self._registry.wire, max_bytes=self._settings.max_message_bytes),
                 self._settings.prefetch,
                 self._settings.batch_size,
             ),
-            makes_topology=self._makes_topology,
             on_blocked=self._report.blocked,
             on_settled_late=self._report.settled,
         )

@@ -12,6 +12,7 @@ from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.usage import cpu_seconds
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
+from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
 EXCHANGE = "benchmark.events"
@@ -79,7 +80,8 @@ class Broker:
                 dead_letters = Topology(EXCHANGE, queue, DELIVERY_LIMIT).dead_letters
                 for name in (queue, dead_letters):
                     await channel.queue_delete(name)
-                await channel.exchange_delete(dead_letters)
+                for name in (dead_letters, exchange_of(queue)):
+                    await channel.exchange_delete(name)
 
     async def until_empty(self, queue: str) -> None:
         """Wait until the broker has an ack for everything that was in a queue."""

@@ -36,6 +36,7 @@ class TestCheck:
         assert lines == again
         assert lines["topology"][0] == lines["database"][0] == "warn"
         assert lines["broker"][0] == lines["settings"][0] == lines["disk"][0] == "ok"
+        assert lines["claim"][0] == "ok"
         assert not place.database.exists()
 
     async def test_beside_a_running_worker_finds_all_well(self, place: Place) -> None:
@@ -47,6 +48,19 @@ class TestCheck:
         assert code == 0
         assert "FAIL" not in out
         assert f"pid {worker.pid}" in out
+
+    async def test_with_another_file_than_the_queue_has_fails(self, place: Place) -> None:
+        """Before a worker is started on it, also where there is no file yet."""
+        worker = await place.consuming()
+        _, with_its_own = await checked(place)
+
+        code, lines = await checked(place, database=place.folder / "other.db")
+
+        assert with_its_own["claim"][0] == "ok"
+        assert code == 1
+        assert lines["claim"][0] == "FAIL"
+        assert "topology release" in lines["claim"][1]
+        assert worker.said("connection_lost") == []
 
     async def test_without_a_broker_fails_with_the_fix(self, place: Place) -> None:
         """Exit 1, and the other lines are there all the same."""

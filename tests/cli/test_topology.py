@@ -4,6 +4,7 @@ import pytest
 
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
+from tests.database import query
 from tests.rabbitmq import RabbitMQNode
 
 
@@ -41,6 +42,50 @@ class TestTopology:
         assert code == 1
         assert "x-delivery-limit" in err
         assert f"rabbitmqctl delete_queue {place.queues.name}" in err
+
+    async def test_says_to_which_file_the_queue_belongs(self, place: Place) -> None:
+        """To none after `apply`; to the one of the first worker from then on."""
+        settings = place.settings
+        await run_command("topology", "apply", folder=place.folder, **settings)
+        _, before, _ = await run_command("topology", "show", folder=place.folder, **settings)
+        await place.consuming()
+        ((identity,),) = query(place.database, "SELECT id FROM file")
+
+        _, out, _ = await run_command("topology", "show", folder=place.folder, **settings)
+        _, shown, _ = await run_command(
+            "topology", "show", "--json", folder=place.folder, **settings
+        )
+        elsewhere = settings | {"database": place.folder / "other.db"}
+        _, of_another, _ = await run_command("topology", "show", folder=place.folder, **elsewhere)
+
+        assert "belongs to no database file yet" in before
+        assert f"belongs to database file {place.database} (identity {identity})" in out
+        assert json.loads(shown)["database_file"] == identity
+        assert f"belongs to another database file (identity {identity})" in of_another
+
+    async def test_is_released_only_if_somebody_says_so(self, place: Place) -> None:
+        """Without a terminal or --yes nothing is changed; the question says what is lost."""
+        worker = await place.consuming()
+        worker.terminate()
+        await worker.exit_code()
+
+        code, _, err = await run_command(
+            "topology", "release", folder=place.folder, **place.settings
+        )
+        _, out, _ = await run_command("topology", "show", folder=place.folder, **place.settings)
+
+        assert code == 2
+        assert "without what the old one holds" in err
+        assert f"belongs to database file {place.database}" in out
+
+    async def test_that_belongs_to_no_file_needs_no_release(self, place: Place) -> None:
+        """Nobody is asked about nothing."""
+        code, out, _ = await run_command(
+            "topology", "release", folder=place.folder, **place.settings
+        )
+
+        assert code == 0
+        assert "There is nothing to release." in out
 
     async def test_that_was_imported_from_its_export_is_as_it_must_be(
         self, place: Place, node: RabbitMQNode

@@ -18,6 +18,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from tests.demo.story import Publication
 from tests.rabbitmq import RabbitMQNode, server_program
 from tests.waiting import PATIENCE_SECONDS, eventually
+from worker.broker.claim import exchange_of
 from worker.broker.connection import BrokerAddress
 from worker.broker.permissions import Permissions
 from worker.broker.publisher import Publisher, publisher
@@ -199,7 +200,7 @@ async def _delete(url: str, topology: Topology) -> None:
             async with connection.channel() as channel:
                 with suppress(ChannelNotFoundEntity):
                     await channel.queue_delete(name)
-        for name in (topology.exchange, topology.dead_letters):
+        for name in (topology.exchange, topology.dead_letters, exchange_of(topology.queue)):
             async with connection.channel() as channel:
                 with suppress(ChannelNotFoundEntity):
                     await channel.exchange_delete(name)

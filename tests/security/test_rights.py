@@ -1,5 +1,6 @@
 """A user of the broker that may do no more than it must, and one that may not even do that."""
 
+import json
 import math
 import re
 import shlex
@@ -16,10 +17,12 @@ from tests.health import read
 from tests.letters import headers, put
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
-from tests.queues import Queues
+from tests.queues import DELIVERY_LIMIT, Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.security.test_secrets import user, with_password
 from tests.waiting import eventually
+from worker.broker.claim import exchange_of
+from worker.broker.topology import Topology
 
 __all__ = ["user"]
 
@@ -40,6 +43,16 @@ class Limited:
     ) -> None:
         """Grant this and nothing else."""
         await self.node.ctl("set_permissions", self.name, configure, write, read)
+
+    async def may_consume(self, queues: Queues) -> None:
+        """Grant what the README says that a worker of this queue needs."""
+        topology = Topology(queues.exchange, queues.name, DELIVERY_LIMIT)
+        command = topology.needed_to_consume.command(self.name, "/")
+        await self.node.ctl(*shlex.split(command)[1:])
+
+    async def may_not_claim(self, queues: Queues) -> None:
+        """Grant what consuming needs, and nothing else."""
+        await self.may(write=only(queues.dead_letters), read=only(queues.name))
 
     async def is_granted_what(self, hint: str) -> None:
         """Run the command of a hint, as it stands there."""
@@ -256,3 +269,65 @@ class TestACommand:
         assert code == 1
         assert "may not write to exchange 'amq.default'" in err.replace("\n", " ")
         assert len(await queues.take_dead_letters()) == 1
+
+
+class TestAClaim:
+    async def test_of_a_user_who_may_consume_keeps_another_file_away(
+        self, queues: Queues, limited: Limited, tmp_path: Path, start_worker: StartWorker
+    ) -> None:
+        """The permissions of the README are enough, and no line complains."""
+        await queues.declare()
+        await limited.may_consume(queues)
+        worker = await start_worker(amqp_url=limited.url)
+        await worker.wait_for_log("connected")
+
+        second = await start_worker(amqp_url=limited.url, database=tmp_path / "other.db")
+
+        assert await second.exit_code() == 1
+        assert "topology release" in second.said("failed")[0]["hint"]
+        assert worker.said("queue_not_claimed") == []
+
+    async def test_that_is_not_permitted_is_told_once(
+        self, queues: Queues, database: Path, limited: Limited, start_worker: StartWorker
+    ) -> None:
+        """The worker consumes; one line names what to grant, however many sessions there are."""
+        await queues.declare()
+        await limited.may_not_claim(queues)
+        worker = await start_worker(amqp_url=limited.url)
+        line = await worker.wait_for_log("queue_not_claimed")
+        await worker.wait_for_log("connected")
+        await limited.node.ctl("close_all_connections", "by an operator")
+        await worker.wait_for_log("connected", times=2)
+        await queues.publish([plan := planned("e-1"), start := started("e-1")])
+        await worker.wait_until_settled(2)
+
+        assert exchange_of(queues.name) in line["hint"]
+        assert len(worker.said("queue_not_claimed")) == 1
+        assert rows(database) == expected_rows([plan, start])
+
+    async def test_that_is_not_permitted_is_warned_of_by_check(
+        self,
+        queues: Queues,
+        database: Path,
+        limited: Limited,
+        tmp_path: Path,
+        start_worker: StartWorker,
+    ) -> None:
+        """With the permissions to grant; `topology show` shows the rest all the same."""
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+        await limited.may_not_claim(queues)
+        settings: dict[str, Any] = {
+            **queues.settings,
+            "amqp_url": limited.url,
+            "database": database,
+        }
+
+        _, out, _ = await run_command("check", "--json", folder=tmp_path, **settings)
+        code, shown, _ = await run_command("topology", "show", folder=tmp_path, **settings)
+
+        (claim,) = (each for each in json.loads(out) if each["subject"] == "claim")
+        assert claim["verdict"] == "warn"
+        assert exchange_of(queues.name) in claim["fix"]
+        assert code == 0
+        assert "may not claim queue" in shown

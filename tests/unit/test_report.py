@@ -17,7 +17,7 @@ WRONG = BrokerRefused("There is no exchange.", "make it.")
 def consuming() -> tuple[Report, Facts]:
     facts = Facts()
     report = Report(facts, Metrics(facts, sqlite_version="3"), 3_600)
-    report.session_opened()
+    report.session_opened(None)
     report.connected("amqp://localhost")
     return report, facts
 
@@ -152,7 +152,7 @@ class TestALoss:
         facts = Facts()
         metrics = Metrics(facts, sqlite_version="3")
         report = Report(facts, metrics, 3_600)
-        report.session_opened()
+        report.session_opened(None)
         report.connected("amqp://localhost")
 
         report.losing(LOST)
@@ -168,7 +168,7 @@ class TestASessionThatWaitsForItsTurn:
         facts = Facts()
         metrics = Metrics(facts, sqlite_version="3")
         report = Report(facts, metrics, 3_600)
-        report.session_opened()
+        report.session_opened(None)
         report.standing_by("Another consumer is active.")
         assert so(facts) == (State.STANDING_BY, "Another consumer is active.")
 

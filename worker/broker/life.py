@@ -54,7 +54,7 @@ class Life:
 
     def lose(self, reason: str) -> None:
         """End it, for the first reason that is given: what is not settled is the broker's again."""
-        self._end(ended(reason))
+        self.end(ended(reason))
 
     @contextmanager
     def depends_on_channel(self) -> Iterator[None]:
@@ -63,13 +63,13 @@ class Life:
             with telling_loss(ended):
                 yield
         except SessionLost as error:
-            self._end(error)
+            self.end(error)
             raise
 
     def end_with(self, task: asyncio.Task[None]) -> None:
         """End it with a task of it that ended by a bug: who waits gets what the task raised."""
         if not task.cancelled() and (bug := task.exception()):
-            self._end(bug)
+            self.end(bug)
 
     def require(self) -> None:
         """Raise `SessionLost` if it has been lost, or the bug that ended a task of it."""
@@ -95,7 +95,8 @@ class Life:
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self.require()
 
-    def _end(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
+        """End it with an error, of which only the first counts: who waits gets it."""
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.

@@ -24,6 +24,12 @@ T = TypeVar("T")
 DEFAULT_EXCHANGE = "amq.default"
 
 
+class Prefix(str):
+    """Stands for all names that begin with it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Permissions:
     """The exchanges and queues that a user may configure, write to and read from."""
@@ -40,7 +46,8 @@ class Permissions:
 
 def _pattern(names: Iterable[str]) -> str:
     # An empty pattern would do, but reads like a mistake.
-    return f"^({'|'.join(map(re.escape, names))})$" if names else "^$"
+    patterns = [re.escape(name) + ".*" * isinstance(name, Prefix) for name in names]
+    return f"^({'|'.join(patterns)})$" if patterns else "^$"
 
 
 class NotPermitted(BrokerRefused):

@@ -1,5 +1,6 @@
 """What `check` and `topology` ask the broker."""
 
+from worker.broker import claim
 from worker.broker.connection import BrokerAddress, connection
 from worker.broker.permissions import requiring
 from worker.broker.topology import Topology, Verification
@@ -24,3 +25,15 @@ async def apply(address: BrokerAddress, topology: Topology) -> None:
     async with connection(address, NAME) as opened, opened.channel() as channel:
         with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
             await topology.apply(channel)
+
+
+async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:
+    """Return which database file the queue belongs to; returns and raises as `claim.owner` does."""
+    async with connection(address, NAME) as opened:
+        return await claim.owner(opened, queue, file_id)
+
+
+async def release(address: BrokerAddress, queue: str) -> None:
+    """Let another file have the queue; raises `BrokerRefused` while somebody consumes."""
+    async with connection(address, NAME) as opened:
+        await claim.release(opened, queue)

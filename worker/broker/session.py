@@ -14,7 +14,8 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from worker.broker import dead_letters
+from worker.broker import claim, dead_letters
+from worker.broker.claim import ClaimNotPermitted, DatabaseFile, QueueClaimed
 from worker.broker.connection import (
     BrokerAddress,
     closing,
@@ -37,6 +38,9 @@ class Session:
     """What is open together."""
 
     consumer: Consumer
+    unclaimed: ClaimNotPermitted | None
+    """Why the queue could not be claimed for the worker's file; None if it was."""
+    _file: DatabaseFile
     _life: Life
     _connection: AbstractConnection
     _topology: Topology
@@ -85,12 +89,19 @@ class Session:
     async def verify(self) -> Verification:
         """See that the topology is still as it must be; raises `BrokerRefused` if not.
 
-        Raises `SessionLost` if the session turns out to be over, and ends it: whatever the library
-        did not tell the consumer, this finds.
+        Raises `SessionLost` if the session turns out to be over, and `QueueClaimed` if the queue
+        belongs to another file, and ends the session: whatever the library did not tell the
+        consumer, this finds.
         """
         with self._life.depends_on_channel():
             if self._connection.is_closed:
                 raise ended("its connection is closed")
+            if self.unclaimed is None:
+                try:
+                    await claim.make(self._connection, self._topology.queue, self._file)
+                except QueueClaimed as error:
+                    self._life.end(error)
+                    raise
             return await self._topology.verify(
                 self._connection, binds=True, not_permitted=self._not_permitted
             )
@@ -104,17 +115,18 @@ class Session:
 async def session(
     address: BrokerAddress,
     topology: Topology,
+    file: DatabaseFile,
     reception: Reception,
     *,
-    makes_topology: bool,
     on_blocked: OnBlocked,
     on_settled_late: OnSettledLate,
 ) -> AsyncIterator[Session]:
-    """Open a session, in which nothing is consumed yet; close it with the block.
+    """Open a session for a file, in which nothing is consumed yet; close it with the block.
 
-    `makes_topology` makes what is missing on the broker; without it, what is missing is refused,
-    because messages may have been published to nowhere meanwhile. Raises `SessionLost` if the
-    broker cannot be reached, `BrokerRefused` if it says no.
+    For a new file, what is missing on the broker is made; for any other, it is refused, because
+    messages may have been published to nowhere meanwhile. Nothing is made or changed for a file
+    that the queue does not belong to. Raises `SessionLost` if the broker cannot be reached,
+    `BrokerRefused` if it says no.
     """
     intake = Intake(reception.decode)
     async with AsyncExitStack() as stack:
@@ -122,9 +134,7 @@ async def session(
             consuming = await stack.enter_async_context(
                 connection(address, f"projection-worker {topology.queue}", intake)
             )
-            if makes_topology and await topology.is_missing(consuming):
-                await _make(topology, consuming, address)
-            verified = await topology.verify(consuming, binds=True)
+            unclaimed, verified = await _prepare(consuming, address, topology, file)
             dead_letter_publisher = await stack.enter_async_context(
                 publisher(
                     address,
@@ -153,10 +163,35 @@ async def session(
             # Before anything is closed: what notices the end later must find that it is known.
             stack.callback(life.lose, "the worker closes it")
             consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
-        yield Session(consumer, life, consuming, topology, address, verified.not_permitted)
+        yield Session(
+            consumer,
+            unclaimed,
+            file,
+            life,
+            consuming,
+            topology,
+            address,
+            verified.not_permitted,
+        )
 
 
-async def _make(topology: Topology, connection: AbstractConnection, address: BrokerAddress) -> None:
+async def _prepare(
+    connection: AbstractConnection, address: BrokerAddress, topology: Topology, file: DatabaseFile
+) -> tuple[ClaimNotPermitted | None, Verification]:
+    """Claim the queue, and make the topology for a new file.
+
+    Returns why the queue was not claimed, and what was found of the topology.
+    """
+    if not file.is_new:
+        # Before the claim, which would be left behind for a queue that is not there.
+        await topology.verify(connection)
+    unclaimed = await claim.make(connection, topology.queue, file)
+    if file.is_new and await topology.is_missing(connection):
+        await _make(connection, address, topology)
+    return unclaimed, await topology.verify(connection, binds=True)
+
+
+async def _make(connection: AbstractConnection, address: BrokerAddress, topology: Topology) -> None:
     or_else = ", or let another user run 'projection-worker topology apply'"
     async with connection.channel() as channel:
         with requiring(

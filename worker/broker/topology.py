@@ -15,7 +15,8 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker.permissions import Permissions, Questions
+from worker.broker.claim import exchange_of
+from worker.broker.permissions import Permissions, Prefix, Questions
 from worker.errors import BrokerRefused
 
 # A quorum queue hands a dead letter back after somebody looked at it, and counts that; no number
@@ -95,18 +96,27 @@ class Topology:
 
     @property
     def needed_to_consume(self) -> Permissions:
-        """What a worker needs whose exchanges and queues were made by another user."""
-        return Permissions(write=(self.dead_letters,), read=(self.queue,))
+        """What a worker needs whose exchanges and queues were made by another user.
+
+        All but two are for its claim of the queue.
+        """
+        claim = exchange_of(self.queue)
+        return Permissions(
+            configure=(claim,),
+            write=(self.dead_letters, Prefix(f"{claim}.")),
+            read=(self.queue, claim),
+        )
 
     @property
     def needed_to_apply(self) -> Permissions:
         """What `apply` and a full verification need, and a worker that makes its own queue."""
+        claim = exchange_of(self.queue)
         return Permissions(
-            configure=(self.exchange, self.queue, self.dead_letters),
+            configure=(self.exchange, self.queue, self.dead_letters, claim),
             # A binding needs write on its queue and read on its exchange; a queue with a
             # dead-letter exchange needs read on itself and write on that exchange.
-            write=(self.queue, self.dead_letters),
-            read=(self.exchange, self.queue, self.dead_letters),
+            write=(self.queue, self.dead_letters, Prefix(f"{claim}.")),
+            read=(self.exchange, self.queue, self.dead_letters, claim),
         )
 
     async def apply(self, channel: AbstractChannel) -> None:

@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from worker.broker import probe as broker
+from worker.broker.claim import ClaimNotPermitted, claimed_by_another
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
 from worker.errors import BrokerRefused, WorkerError
@@ -55,6 +56,7 @@ async def _look(settings: Settings) -> list[Line]:
         "settings": _settings,
         "broker": _broker,
         "topology": _topology,
+        "claim": _claim,
         "projections": _projections,
         "database": _database,
         "disk": _disk,
@@ -103,6 +105,21 @@ async def _topology(settings: Settings) -> Line:
         return Line("warn", "topology", f"queue {topology.queue}: {verified.waiting}.", fix)
     found = f"queue {topology.queue} is as it must be; {verified.waiting}"
     return Line("ok", "topology", found)
+
+
+async def _claim(settings: Settings) -> Line:
+    path, queue = settings.database, settings.queue
+    file_id = await store.file_id(path)
+    try:
+        owner = await broker.owner(address_of(settings), queue, file_id)
+    except ClaimNotPermitted as error:
+        return Line("warn", "claim", error.message, error.hint)
+    if owner is None:
+        found = f"queue {queue} belongs to no database file; the next worker claims it for its own"
+        return Line("ok", "claim", found)
+    if owner != file_id:
+        raise claimed_by_another(queue, owner, path, file_id)
+    return Line("ok", "claim", f"queue {queue} belongs to {path} (identity {file_id})")
 
 
 async def _projections(_: Settings) -> Line:

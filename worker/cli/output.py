@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -42,6 +43,16 @@ def complain(message: str, hint: str | None = None) -> None:
     console.print(escaped(message), style="red", soft_wrap=True)
     if hint:
         console.print(f"Hint: {escaped(hint)}", soft_wrap=True)
+
+
+def confirm(question: str) -> None:
+    """Ask; end the command if the answer is no, or if there is nobody to ask."""
+    if not sys.stdin.isatty():
+        complain(question, "there is no terminal to ask on; say --yes.")
+        raise typer.Exit(2)
+    if not typer.confirm(escaped(question), err=True):
+        complain("Nothing was changed.")
+        raise typer.Exit(1)
 
 
 def print_json(document: object) -> None:

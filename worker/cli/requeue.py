@@ -1,7 +1,6 @@
 """`dead-letters requeue` and `discard`: what an operator does about the selected dead letters."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -15,9 +14,9 @@ from worker.broker.dead_letter_queue import (
     dead_letter_queue,
 )
 from worker.broker.dead_letters import DeadLetter
-from worker.cli.app import AsJson
+from worker.cli.app import AsJson, Yes
 from worker.cli.dry_run import dry_run
-from worker.cli.output import complain, print_json, say
+from worker.cli.output import confirm, print_json, say
 from worker.cli.selecting import ByAge, ById, ByKind, ByReason, selection, summary
 from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings
@@ -26,7 +25,6 @@ Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Most of them.", show_default=False)
 ]
 All = Annotated[bool, typer.Option("--all", help="Select every dead letter.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 OFTEN = f"was requeued {MAX_REQUEUES} times already"
 
 
@@ -132,7 +130,7 @@ def _give(participle: str, order: Order, deed: Deed, *, yes: bool) -> None:
     if not yes:
         limit, skipped, count = asyncio.run(_count(settings, order))
         if limit:
-            _confirm(f"{limit:,} of {count:,} dead letters will be {participle}. Go on?")
+            confirm(f"{limit:,} of {count:,} dead letters will be {participle}. Go on?")
         elif not skipped:
             # Nobody is asked about nothing; what is skipped is still told, one by one.
             _Account(participle, order.as_json, looked_for_in=count).close()
@@ -173,15 +171,6 @@ async def _count(settings: Settings, order: Order) -> tuple[int, int, int]:
             else:
                 done += 1
         return done, skipped, queue.count
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        complain(question, "there is no terminal to ask on; say --yes.")
-        raise typer.Exit(2)
-    if not typer.confirm(question, err=True):
-        complain("Nothing was changed.")
-        raise typer.Exit(1)
 
 
 def _selection(wanted: Selection, select_all: bool) -> Selection:  # noqa: FBT001 - as it was given

@@ -5,16 +5,18 @@ import asyncio
 import typer
 
 from worker.broker import probe
+from worker.broker.claim import ClaimNotPermitted
 from worker.broker.definitions import definitions
 from worker.broker.topology import Topology
-from worker.cli.app import AsJson, app
-from worker.cli.output import print_json, say, table
+from worker.cli.app import AsJson, Yes, app
+from worker.cli.output import confirm, print_json, say, table
 from worker.service import address_of, topology_of
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
+from worker.store.probe import file_id
 
 topology = typer.Typer(
     name="topology",
-    help="Look at, make or export the worker's exchanges and queues.",
+    help="Look at, make or export the worker's exchanges and queues; release its queue.",
     no_args_is_help=True,
 )
 app.add_typer(topology)
@@ -28,24 +30,53 @@ def show(*, as_json: AsJson = False) -> None:
     if not as_json:
         _print(wanted)
     verified = asyncio.run(probe.verify(address_of(settings), wanted))
+    try:
+        owner, belonging = asyncio.run(_owner(settings))
+    except ClaimNotPermitted as error:
+        owner, belonging = None, error.message
     if as_json:
         waiting = {"queue": verified.queue, "dead_letters": verified.dead_letters}
-        not_verified = {"not_verified": verified.not_permitted}
-        print_json({**definitions(wanted, settings.vhost), "waiting": waiting, **not_verified})
+        found = {"waiting": waiting, "not_verified": verified.not_permitted, "database_file": owner}
+        print_json({**definitions(wanted, settings.vhost), **found})
     else:
-        found = f"All of it is on {settings.broker}."
+        seen = f"All of it is on {settings.broker}."
         if verified.not_permitted:
             hidden = ", ".join(verified.not_permitted)
-            found = f"The user may not see all of it on {settings.broker}: not {hidden}."
-        say(f"{found} {verified.waiting.capitalize()}.")
+            seen = f"The user may not see all of it on {settings.broker}: not {hidden}."
+        say(f"{seen} {verified.waiting.capitalize()}.")
+        say(belonging)
 
 
 @topology.command("apply")
 def apply() -> None:
-    """Make what is missing on the broker; what is there otherwise is an error, and is left."""
+    """Make what is missing on the broker; what is there otherwise is an error, and is left.
+
+    The queue belongs to no database file then: the first worker that starts claims it for its own.
+    """
     settings = load_settings()
     asyncio.run(probe.apply(address_of(settings), topology_of(settings)))
     say(f"All that the worker needs is on {settings.broker}.")
+
+
+@topology.command("release")
+def release(*, yes: Yes = False) -> None:
+    """Let the queue belong to no database file: the next worker that starts claims it for its own.
+
+    For a move to a new file. Stop the old worker first, and keep its file: what it holds is nowhere
+    else, and the new file begins without it.
+    """
+    settings = load_settings()
+    owner, belonging = asyncio.run(_owner(settings))
+    if owner is None:
+        say(f"{belonging} There is nothing to release.")
+        return
+    if not yes:
+        confirm(
+            f"{belonging} After its release the next worker that starts claims it for its own "
+            "file, which begins without what the old one holds. Go on?"
+        )
+    asyncio.run(probe.release(address_of(settings), settings.queue))
+    say(f"Queue {settings.queue!r} is free: the next worker that starts claims it.")
 
 
 @topology.command("export")
@@ -66,3 +97,16 @@ def _print(wanted: Topology) -> None:
         ],
     )
     table(("from exchange", "to queue", "routing key"), wanted.bindings)
+
+
+async def _owner(settings: Settings) -> tuple[str | None, str]:
+    """Return the identity of the file that the queue belongs to, and a sentence that says so."""
+    own = await file_id(settings.database)
+    owner = await probe.owner(address_of(settings), settings.queue, own)
+    if owner is None:
+        file = "no database file yet"
+    elif owner == own:
+        file = f"database file {settings.database} (identity {owner})"
+    else:
+        file = f"another database file (identity {owner}) than {settings.database}"
+    return owner, f"Queue {settings.queue!r} belongs to {file}."

@@ -84,6 +84,11 @@ class Database:
         except sqlite3.Error as error:
             raise self._fault(error) from error
 
+    async def file_id(self) -> str:
+        """Return what tells this file from every other: random, chosen when it was made."""
+        ((file_id,),) = await self.fetch_all("SELECT id FROM file")
+        return str(file_id)
+
     def _fault(self, error: sqlite3.Error) -> Exception:
         if blamed := fault(error, self.named):
             return blamed
@@ -218,11 +223,6 @@ class Writer(Database):
         if pages != self._checkpoint_pages:
             await tx.run(f"PRAGMA wal_autocheckpoint = {pages}")
             self._checkpoint_pages = pages
-
-    async def file_id(self) -> str:
-        """Return what tells this file from every other: random, chosen when it was made."""
-        ((file_id,),) = await self.fetch_all("SELECT id FROM file")
-        return str(file_id)
 
     async def probe(self, least_bytes: int = 1) -> None:
         """Prove that so many bytes can be committed, and leave the database as it was.

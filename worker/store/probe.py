@@ -4,10 +4,25 @@ import os
 import shutil
 from pathlib import Path
 
+from worker.store.connection import Reader
+
 
 def is_file(database: Path) -> bool:
     """Tell whether the database is there."""
     return database.is_file()
+
+
+async def file_id(database: Path) -> str | None:
+    """Return what tells the file from every other; None if it is not there, or has none yet.
+
+    Raises `StoreUnusable` if it is not ours.
+    """
+    if not is_file(database):
+        return None
+    async with Reader(database) as reader:
+        # A file of the first schema gets an identity when a worker opens it.
+        has_one = await reader.fetch_all("SELECT 1 FROM sqlite_schema WHERE name = 'file'")
+        return await reader.file_id() if has_one else None
 
 
 def existing_folder(database: Path) -> Path:

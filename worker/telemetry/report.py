@@ -35,6 +35,7 @@ class Report:
         self._held_because = self._blocked_because = self._topology_problem = ""
         self._broker_trouble: type[Exception] | None = None
         self._has_session = False
+        self._is_told_unclaimed = False
         self._attempts = 0
         self._is_quarantined = False
         self._is_draining = False
@@ -77,10 +78,13 @@ class Report:
         """Note that a session is being opened."""
         self._enter(State.CONNECTING, self.facts.problem or "")
 
-    def session_opened(self) -> None:
-        """Note that a session is open, in which the worker may have to wait for its turn."""
+    def session_opened(self, unclaimed: WorkerError | None) -> None:
+        """Note that a session is open; say, once, why the queue could not be claimed."""
         self._has_session = True
         self._metrics.session_opened()
+        if unclaimed is not None and not self._is_told_unclaimed:
+            self._is_told_unclaimed = True
+            self._log.warning("queue_not_claimed", reason=unclaimed.message, hint=unclaimed.hint)
 
     def connected(self, broker: str) -> None:
         """Say that the worker consumes."""

@@ -1,0 +1,159 @@
+"""Which database file a queue belongs to: one queue, one file.
+
+A second worker with a file of its own would fold a part of the queue's messages into an empty
+log. So a worker claims the queue for its file before it takes anything, and the broker refuses
+every other file.
+
+RabbitMQ keeps each exchange on every node, makes it once however many clients ask at the same time,
+and refuses to declare it again with another alternate exchange, the only argument that it compares
+(rabbit_exchange.erl, `assert_args_equivalence`). So the claim is an exchange whose alternate
+exchange names the file. It is internal, so that nobody can publish to it, and the exchange that it
+names is never made. Both names begin with the queue's, as a user's permissions may.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aio_pika import ExchangeType
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
+
+from worker.errors import BrokerRefused
+
+ALTERNATE_EXCHANGE = "alternate-exchange"
+# What RabbitMQ 3.10 and 4.3 say of an exchange that is there, and of one that is not.
+_IS_ANOTHER = re.compile(rf"inequivalent arg '{ALTERNATE_EXCHANGE}'")
+_IS_MISSING = re.compile(rf"invalid type '\w+' for arg '{ALTERNATE_EXCHANGE}'")
+# A reply has 255 bytes at most, so a long name of a queue leaves no room for this in the end.
+_CURRENT = re.compile(r"but current is '(.+)'$")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFile:
+    """The file for which a worker claims its queue."""
+
+    path: Path
+    id: str
+    """What tells it from every other file; a copy has the same."""
+    is_new: bool
+    """Whether nothing has been projected into it, and no session been opened for it."""
+
+
+class QueueClaimed(BrokerRefused):
+    """The queue belongs to another database file."""
+
+
+class ClaimNotPermitted(BrokerRefused):
+    """The broker's user may not claim the queue, or see which file it belongs to."""
+
+
+def exchange_of(queue: str) -> str:
+    """Return the name of the exchange that says which file a queue belongs to."""
+    return f"{queue}.database"
+
+
+async def make(
+    connection: AbstractConnection, queue: str, file: DatabaseFile
+) -> ClaimNotPermitted | None:
+    """Claim the queue for a file, or see that the file still has it.
+
+    Returns why the user may not do that; the worker does without it. Raises `QueueClaimed` if the
+    queue belongs to another file, and `BrokerRefused` if the exchange is somebody else's.
+    """
+    try:
+        if await _declare(connection, queue, file.id) == file.id:
+            return None
+    except ClaimNotPermitted as error:
+        return error
+    # Asked again without an identity, which leaves more room for the other one in the answer.
+    other = await _declare(connection, queue, None)
+    raise claimed_by_another(queue, other or UNKNOWN, file.path, file.id)
+
+
+async def owner(connection: AbstractConnection, queue: str, file_id: str | None) -> str | None:
+    """Return the identity of the file that the queue belongs to, or None; makes nothing.
+
+    `UNKNOWN` if the broker does not tell it, and it is not the identity that is given. Raises
+    `ClaimNotPermitted`, and `BrokerRefused` if the exchange is somebody else's.
+    """
+    # No alternate exchange can be void, so the broker refuses this in any case, and says why.
+    found = await _declare(connection, queue, None)
+    if found == UNKNOWN and file_id is not None:
+        return await _declare(connection, queue, file_id)
+    return found
+
+
+async def release(connection: AbstractConnection, queue: str) -> None:
+    """Let the next worker that starts claim the queue for its own file.
+
+    Raises `BrokerRefused` while somebody consumes, and what `owner` raises.
+    """
+    async with connection.channel() as channel:
+        if await _is_consumed(channel, queue):
+            raise BrokerRefused(
+                f"A worker consumes from queue {queue!r}, or the broker has not noticed its end.",
+                "stop the worker first: until then it consumes into the old file.",
+            )
+    if await owner(connection, queue, None) is not None:
+        async with connection.channel() as channel:
+            await channel.exchange_delete(exchange_of(queue))
+
+
+def claimed_by_another(queue: str, owner: str, path: Path, file_id: str | None) -> QueueClaimed:
+    """Return the error for a file that is not the queue's; without an identity it is not there."""
+    this = f"its identity is {file_id}" if file_id else "which is not there yet"
+    return QueueClaimed(
+        f"Queue {queue!r} belongs to another database file (identity {owner}) than {path} "
+        f"({this}).",
+        "set WORKER_DATABASE to the file that the queue belongs to, or restore it. To go on with "
+        "this file instead, without what the other one holds, stop the other worker and run "
+        "'projection-worker topology release'.",
+    )
+
+
+async def _declare(connection: AbstractConnection, queue: str, file_id: str | None) -> str | None:
+    """Declare the exchange, and return the identity that it has then."""
+    name = exchange_of(queue)
+    async with connection.channel() as channel:
+        try:
+            await channel.declare_exchange(
+                name,
+                ExchangeType.FANOUT,
+                durable=True,
+                internal=True,
+                arguments={ALTERNATE_EXCHANGE: file_id and f"{name}.{file_id}"},
+            )
+        except ChannelPreconditionFailed as error:
+            return _owner_in(error, name)
+        except ChannelAccessRefused as error:
+            raise ClaimNotPermitted(
+                f"The broker's user may not claim queue {queue!r} for a database file ({error}).",
+                "until it may, a second worker with another file is not refused: grant it "
+                f"configure and read on exchange {name!r}, and write on all that begin with "
+                f"'{name}.' (rabbitmqctl set_permissions; see the README).",
+            ) from error
+    return file_id
+
+
+def _owner_in(error: ChannelPreconditionFailed, name: str) -> str | None:
+    if _IS_ANOTHER.search(str(error)):
+        found = _CURRENT.search(str(error))
+        return found[1].removeprefix(f"{name}.") if found else UNKNOWN
+    if _IS_MISSING.search(str(error)):
+        return None
+    raise BrokerRefused(
+        f"Exchange {name!r}, which says to which database file the queue belongs, is otherwise "
+        f"than the worker makes it ({error}).",
+        "delete it if nobody needs it, or set WORKER_QUEUE to another name.",
+    ) from error
+
+
+async def _is_consumed(channel: AbstractChannel, queue: str) -> bool:
+    try:
+        declared = await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    return bool(declared.declaration_result.consumer_count)
