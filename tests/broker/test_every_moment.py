@@ -163,6 +163,7 @@ async def make(
             return workers[-1]
 
         yield make
+    workers.clear()
     gc.collect()
     assert [each for each in caplog.get_records("call") if each.name == "asyncio"] == []
 

@@ -152,6 +152,11 @@ def _over(transport: Transport) -> type[aio_pika.Connection]:
             super().__init__(*args, **kwargs)
             self.kwargs["transport_factory"] = transport
 
+        def __del__(self) -> None:
+            # The library's own closes one that never opened: in a task, and in whatever thread
+            # collects it, which may have no loop. Here the transport is aborted by then.
+            pass
+
     return Connection
 
 
