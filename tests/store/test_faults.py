@@ -172,10 +172,11 @@ from worker.errors import StoreUnavailable
 async def main(path):
     await project(path, [planned("before")])
     async with projecting(path) as projector:
-        await projector._writer.fetch_all("PRAGMA hard_heap_limit = 400000")
         batch = [planned(f"e-{n}", payload={"props": {"long": "x" * 60000}}) for n in range(200)]
+        batch = arrivals(batch)
+        await projector._writer.fetch_all("PRAGMA hard_heap_limit = 400000")
         try:
-            await projector.project(arrivals(batch))
+            await projector.project(batch)
         except StoreUnavailable as error:
             print(error.message, flush=True)
 
