@@ -27,9 +27,9 @@ class Progress(NamedTuple):
     commits: int
     """Those that appended to the log; the messages of all of them may have been acked."""
     checkpointed: int | None = None
-    """How many of them were in the database itself, without its WAL; None if not known."""
-    problem: str = ""
-    """Why nobody may write the file before an operator has looked at it."""
+    """How many of them are safe in the database itself, without its WAL; None if not known."""
+    is_overwritten: bool = False
+    """Whether somebody wrote over the file while it was open: an operator must look at it first."""
 
 
 class WriterLock:
@@ -78,9 +78,9 @@ class WriterLock:
             raise is_gone(self.path)
 
     def _write(self) -> None:
-        # Always of one length, so that no note is ever half of two, and a full disk has room.
         note = self._owner if self.noted is None else {**self._owner, **self.noted._asdict()}
-        line = json.dumps(note).encode().ljust(NOTE_BYTES - 1)[: NOTE_BYTES - 1] + b"\n"
+        # Always of one length, so that no note is ever half of two, and a full disk has room.
+        line = json.dumps(note).encode().ljust(NOTE_BYTES - 1) + b"\n"
         # The lock counts, not the note: a full disk must not keep the worker from holding on.
         with suppress(OSError):
             if self._descriptor is not None:

@@ -63,8 +63,8 @@ class FileWatch:
         found = await asyncio.to_thread(checkpointed, self._database)
         if isinstance(found, Checkpointed) and found.file_id != noted.file_id:
             return
-        if noted.problem:
-            raise StoreUnusable(noted.problem, self._way_out())
+        if noted.is_overwritten:
+            raise self._overwritten()
         # Where it cannot be read, a power cut may have torn a page, which the WAL repairs.
         if isinstance(found, Checkpointed) and noted.checkpointed is not None:
             self._require_commits(found.commits, noted.checkpointed)
@@ -135,15 +135,14 @@ class FileWatch:
         known = self._progress
         least = max(least_commits, known.checkpointed or 0)
         if seen.file_id == known.file_id and seen.commits >= least:
-            self._progress = known._replace(checkpointed=seen.commits)
+            # SQLite syncs the database only when a checkpoint has moved all of the WAL (wal.c,
+            # walCheckpoint). What a reader kept from it may be lost in a power cut.
+            if seen.commits == known.commits:
+                self._progress = known._replace(checkpointed=seen.commits)
             return True
-        problem = (
-            f"The database or its WAL was overwritten while it was open (path {self._database}). "
-            "What the worker wrote may be mixed into it now."
-        )
         if self._lock is not None:
-            self._lock.note(known._replace(problem=problem))
-        raise StoreUnusable(problem, self._way_out())
+            self._lock.note(known._replace(is_overwritten=True))
+        raise self._overwritten()
 
     def _seen(self) -> _Found:
         if self._lock is not None:
@@ -168,6 +167,13 @@ class FileWatch:
                 f"{acked:,} commits): its -wal was removed or damaged, or it is an older copy.",
                 self._way_out(),
             )
+
+    def _overwritten(self) -> StoreUnusable:
+        return StoreUnusable(
+            f"The database or its WAL was overwritten while it was open (path {self._database}). "
+            "What the worker wrote may be mixed into it now.",
+            self._way_out(),
+        )
 
     def _way_out(self) -> str:
         removal = f", with {self._lock.path} removed" if self._lock is not None else ""
