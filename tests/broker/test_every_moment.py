@@ -53,8 +53,13 @@ class Steps(Report):
         """Return what is set once the worker has come so far."""
         return self.reached.setdefault(step, asyncio.Event())
 
+    def session_opened(self, unclaimed: WorkerError | None) -> None:
+        """Note that a session is open; its topology is looked at from now on."""
+        super().session_opened(unclaimed)
+        self.at("session").set()
+
     def connected(self, broker: str) -> None:
-        """Note that a session is open."""
+        """Note that it consumes."""
         super().connected(broker)
         self.at("open").set()
 
@@ -94,6 +99,7 @@ class Worker:
 
     async def lives(self) -> None:
         """Open a session, consume until it ends, and close it, as the service does."""
+        await self.service._fold_anew(self._writer)
         await self.service._sessions(self._writer, Projector(load(), self._writer))
 
 
@@ -227,7 +233,7 @@ class TestAVerification:
         """It opens a channel, asks and closes, while the session beside it goes."""
         monkeypatch.setattr(service, "VERIFY_SECONDS", 0)
 
-        await ends_at_every_moment(make, "open", "verified", ending)
+        await ends_at_every_moment(make, "session", "verified", ending)
 
 
 class TestASettlement:

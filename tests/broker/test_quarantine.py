@@ -1,21 +1,29 @@
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.builders import body, planned, started
-from tests.database import locked, rows
+from tests.database import rows
 from tests.deadly import deadly
 from tests.intolerant import POISON
 from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess, environment, worker_process
-from tests.queues import Queues
+from tests.queues import DELIVERY_LIMIT, Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.raw_amqp import raw_publisher
 from tests.waiting import eventually
+from worker.broker.claim import DatabaseFile
+from worker.broker.connection import BrokerAddress
+from worker.broker.consumer import Reception
+from worker.broker.session import Session, session
+from worker.broker.topology import Topology
+from worker.messages import receive
+from worker.projections import load
 
 DEADLY_EXIT = 66
 LIMIT = 5
@@ -183,6 +191,18 @@ async def another_consumer(
         yield taken
 
 
+def opened(queues: Queues, database: Path) -> AbstractAsyncContextManager[Session]:
+    """Open a session in this process; nothing is consumed before it is told to."""
+    return session(
+        BrokerAddress((queues.url,)),
+        Topology(queues.exchange, queues.name, DELIVERY_LIMIT),
+        DatabaseFile(database, "a-file", is_new=True),
+        Reception(partial(receive, load().wire, max_bytes=1024), prefetch=1000, batch_size=500),
+        on_blocked=lambda _: None,
+        on_settled_late=lambda _: None,
+    )
+
+
 class TestAWindow:
     async def test_is_one_message_until_one_is_committed(
         self, queues: Queues, database: Path, start_worker: StartWorker
@@ -198,42 +218,34 @@ class TestAWindow:
         assert sizes[0] == 1
         assert max(sizes) > 1
 
-    async def test_is_one_message_after_a_wait_for_another_consumer(
-        self, queues: Queues, database: Path, start_worker: StartWorker
+    async def test_is_one_message_after_a_wait_in_the_order_of_the_broker(
+        self, queues: Queues, database: Path
     ) -> None:
-        """A session that waits for its turn is as careful as one that begins at once."""
+        """Two sessions that begin at once see no rival, and then one waits behind the other."""
         await queues.declare()
-        async with AsyncExitStack() as before:
+        async with AsyncExitStack() as before, opened(queues, database) as waiting:
             taken = await before.enter_async_context(another_consumer(queues, len(GOOD)))
-            worker = await start_worker()
-            await worker.wait_for_log("connected")
+            await waiting.consume()
             await queues.publish(GOOD)
             await eventually(lambda: len(taken) == len(GOOD))
 
-            with locked(database):
-                await before.aclose()
-                await worker.wait_for_log("holding")
-                assert (await queues.depth()).ready == len(GOOD) - 1
-        await worker.wait_until_settled(len(GOOD))
+            await before.aclose()
+            await anext(waiting.consumer)
 
-        assert rows(database) == expected_rows(GOOD)
+            assert (await queues.depth()).ready == len(GOOD) - 1
 
     async def test_opens_for_its_own_session(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
         """Who waits behind it, or comes later, takes nothing over, on no version of RabbitMQ."""
-        await queues.declare()
-        async with AsyncExitStack() as before, AsyncExitStack() as after:
-            await before.enter_async_context(another_consumer(queues, 1))
-            worker = await start_worker()
-            await worker.wait_for_log("connected")
-            behind = await after.enter_async_context(another_consumer(queues, 1))
-            await before.aclose()
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+        async with another_consumer(queues, 1) as behind:
             await queues.publish(GOOD)
             await worker.wait_until_settled(len(GOOD))
-            later = await after.enter_async_context(another_consumer(queues, 1))
-            await queues.publish([more := planned("e-more")])
-            await worker.wait_until_settled(len(GOOD) + 1)
+            async with another_consumer(queues, 1) as later:
+                await queues.publish([more := planned("e-more")])
+                await worker.wait_until_settled(len(GOOD) + 1)
 
         assert (behind, later) == ([], [])
         assert rows(database) == expected_rows([*GOOD, more])

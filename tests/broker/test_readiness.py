@@ -41,7 +41,9 @@ class TestReadiness:
             assert "locked" in await until_not_ready(ask)
 
         await until_ready(ask)
-        assert len(worker.said("holding")) == len(worker.said("resumed")) == 1
+        # The line comes after the fact that was asked for.
+        await worker.wait_for_log("resumed")
+        assert len(worker.said("holding")) == 1
 
     async def test_ends_with_the_broker_and_comes_back(
         self, node: RabbitMQNode, worker: WorkerProcess, ask: Ask
@@ -53,8 +55,9 @@ class TestReadiness:
         await node.start()
 
         await until_ready(ask)
+        # The line comes after the fact that was asked for.
+        await worker.wait_for_log("connected", times=2)
         assert len(worker.said("connection_lost")) == 1
-        assert len(worker.said("connected")) == 2
 
     async def test_ends_with_the_queue_and_comes_back(
         self,
