@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.fold import fold
 from worker.registry import Registry
-from worker.store import log, tables
+from worker.store import log, schemas, tables
 from worker.store.connection import Database, Writer
 from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.tables import Difference, FreshTables
@@ -64,6 +64,11 @@ async def require_known_kinds(source: Database, registry: Registry) -> None:
             f"{source.named}: {', '.join(sorted(unknown))}).",
             "run the release that knows them; docs/upgrade.md, 'Upgrade and roll back', says more.",
         )
+
+
+async def require_same_columns(source: Database, registry: Registry) -> None:
+    """Raise `StoreUnusable` if a schema was changed and its version was not."""
+    await schemas.require_columns(source, _schema(registry))
 
 
 async def create_tables(writer: Writer, registry: Registry) -> None:

@@ -22,7 +22,13 @@ from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
 from worker.messages import Arrival, receive
 from worker.projector import Projector
-from worker.rebuild import create_tables, reason_to_rebuild, rebuild, require_known_kinds
+from worker.rebuild import (
+    create_tables,
+    reason_to_rebuild,
+    rebuild,
+    require_known_kinds,
+    require_same_columns,
+)
 from worker.registry import Registry
 from worker.settings import Settings, SettingsError
 from worker.store import log
@@ -106,18 +112,18 @@ class Service:
         return await self._stand_by(rival)
 
     async def _stand_by(self, rival: Callable[[], Coroutine[Any, Any, str | None]]) -> bool:
-        """Wait while there is a rival, and say who, once; False if told to stop meanwhile."""
-        stands_by = False
+        """Wait while there is a rival, and say once which; False if told to stop meanwhile."""
+        told = None
         while not self._stopped.done():
             self._report.step()
             reason = await self._unless_stopped(rival())
             if reason is not None:
-                if not stands_by:
+                if reason != told:
                     self._report.standing_by(reason)
-                    stands_by = True
+                    told = reason
                 await self._pause(STANDBY_SECONDS)
             elif not self._stopped.done():
-                if stands_by:
+                if told is not None:
                     self._report.taking_over()
                 return True
         return False
@@ -155,6 +161,7 @@ class Service:
         self._file = DatabaseFile(self._settings.database, await writer.file_id(), is_new)
         reason = reason_to_rebuild(await noted_versions(writer), self._registry)
         if reason is None:
+            await require_same_columns(writer, self._registry)
             return
         if is_new:
             await create_tables(writer, self._registry)

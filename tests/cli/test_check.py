@@ -1,11 +1,14 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.builders import planned
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
+from tests.unit.projecting import change, project
 
 CANARY = "S3CR3T-canary"
 NOWHERE = f"amqp://user:{CANARY}@127.0.0.1:9/"
@@ -61,6 +64,22 @@ class TestCheck:
         assert lines["claim"][0] == "FAIL"
         assert "topology release" in lines["claim"][1]
         assert worker.said("connection_lost") == []
+
+    async def test_fails_for_a_file_that_the_worker_would_refuse(self, place: Place) -> None:
+        """What only a newer release knows, and a copy that is older than what was acked."""
+        await project(place.database, [planned("e-1")])
+        shutil.copyfile(place.database, place.folder / "backup.db")
+        await project(place.database, [planned("e-2")])
+        change(place.database, "INSERT INTO kinds VALUES ('event_postponed')")
+        _, unknown = await checked(place)
+        shutil.copyfile(place.folder / "backup.db", place.database)
+
+        code, older = await checked(place)
+
+        assert unknown["database"][0] == older["database"][0] == "FAIL"
+        assert "roll back" in unknown["database"][1]
+        assert ".lock" in older["database"][1]
+        assert code == 1
 
     async def test_without_a_broker_fails_with_the_fix(self, place: Place) -> None:
         """Exit 1, and the other lines are there all the same."""

@@ -26,6 +26,18 @@ projection(
     schema=("CREATE TABLE log (event_id TEXT PRIMARY KEY)",),
 )
 """
+NO_SYNTAX = """
+def said(:
+"""
+NO_PAYLOAD = """
+from worker import Message, Transaction, on
+
+class Said:
+    text: str
+
+@on("said")
+async def said(tx: Transaction, message: Message[Said]) -> None: ...
+"""
 SENTENCES = {
     NO_EVENT_ID: "Table 'notes' has no column event_id ({}:4).",
     THE_LOG: "A projection's table cannot be named 'log' ({}:4).",
@@ -119,6 +131,28 @@ class TestAProjectionWithAMistake:
         await worker.wait_until_settled(len(LIFE))
         assert len(log(place.database)) == len(LIFE)
 
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            (NO_SYNTAX, "'notes' cannot be loaded (SyntaxError: invalid syntax (notes.py, line 2)"),
+            (NO_PAYLOAD, "notes.py:8)"),
+            ("import nothing_of_the_kind", "No module named 'nothing_of_the_kind'"),
+        ],
+        ids=["syntax", "payload", "import"],
+    )
+    async def test_that_python_finds_is_no_traceback(
+        self, package: Path, database: Path, text: str, sentence: str
+    ) -> None:
+        """The sentence names the module, the error and the line."""
+        (package / "projections" / "notes.py").write_text(text)
+
+        code, said = await told(
+            "rebuild", folder=package.parent, database=database, amqp_url=NOWHERE
+        )
+
+        assert code == 1
+        assert sentence in said
+
     async def test_is_seen_by_check(self, package: Path, place: Place) -> None:
         """Before there is a database, too."""
         sentence = add(package, NO_EVENT_ID)
@@ -127,6 +161,27 @@ class TestAProjectionWithAMistake:
 
         (line,) = [each for each in json.loads(out) if each["subject"] == "projections"]
         assert (code, line["verdict"], line["found"]) == (1, "FAIL", sentence)
+
+
+class TestASchemaThatWasChanged:
+    async def test_without_its_version_is_refused(self, package: Path, place: Place) -> None:
+        """Otherwise each message that needs the new column would be dead-lettered."""
+        file = package / "projections" / "notes.py"
+        file.write_text(NO_EVENT_ID.replace("(id TEXT", "(event_id TEXT"))
+        worker = await place.consuming()
+        await place.queues.publish(LIFE)
+        await worker.wait_until_settled(len(LIFE))
+        worker.terminate()
+        await worker.exit_code()
+        await told("rebuild", folder=package.parent, **place.settings)
+        file.write_text(file.read_text().replace("KEY)", "KEY, more TEXT)"))
+
+        run = await told("run", folder=package.parent, **place.settings)
+        check = await told("check", folder=package.parent, **place.settings)
+
+        for code, said in (run, check):
+            assert code == 1
+            assert "The table notes has other columns than its schema" in said
 
 
 class TestAProjectionThatIsAsItMustBe:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +7,10 @@ from tests.cli.commands import run_command
 from tests.cli.conftest import Place
 from tests.database import query
 from tests.rabbitmq import RabbitMQNode
+
+
+def overwrite(database: Path) -> None:
+    database.write_bytes(b"no database " * 999)
 
 
 class TestTopology:
@@ -77,6 +82,20 @@ class TestTopology:
         assert code == 2
         assert "without what the old one holds" in err
         assert f"belongs to database file {place.database}" in out
+
+    async def test_is_released_where_the_file_cannot_be_read(self, place: Place) -> None:
+        """That may be the very reason for it."""
+        worker = await place.consuming()
+        worker.terminate()
+        await worker.exit_code()
+        overwrite(place.database)
+
+        code, out, err = await run_command(
+            "topology", "release", "--yes", folder=place.folder, **place.settings
+        )
+
+        assert code == 0, err
+        assert "is free" in out
 
     async def test_that_belongs_to_no_file_needs_no_release(self, place: Place) -> None:
         """Nobody is asked about nothing."""

@@ -108,7 +108,8 @@ def claimed_by_another(queue: str, owner: str, path: Path, file_id: str | None) 
     return QueueClaimed(
         f"Queue {queue!r} belongs to another database file (identity {owner}) than {path} "
         f"({this}).",
-        "set WORKER_DATABASE to the file that the queue belongs to, or restore it. To go on with "
+        "set WORKER_DATABASE to the file that the queue belongs to, or restore it; 'sqlite3 FILE "
+        '"SELECT id FROM file"\' prints the identity of a file. To go on with '
         "this file instead, without what the other one holds, stop the other worker and run "
         "'projection-worker topology release'.",
     )

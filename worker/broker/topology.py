@@ -173,7 +173,7 @@ class Topology:
                     await questions.ask(subject, _bind, exchange, queue, routing_key)
             except ChannelNotFoundEntity as error:
                 raise BrokerRefused(
-                    f"What the worker needs is not on the broker ({error}).",
+                    f"An exchange or queue of the worker is missing on the broker ({error}).",
                     "make it with 'projection-worker topology apply'; what was published "
                     "meanwhile may be lost: ask the publishers to publish it again.",
                 ) from error

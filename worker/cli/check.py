@@ -13,13 +13,14 @@ from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
 from worker.errors import BrokerRefused, WorkerError
 from worker.projections import load
-from worker.rebuild import reason_to_rebuild
+from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
 from worker.service import address_of, topology_of
-from worker.settings import Settings, load_settings, unknown_variables
+from worker.settings import PREFIX, Settings, load_settings, unknown_variables
 from worker.store import probe as store
 from worker.store.connection import Reader
 from worker.store.library import dotted, require_safe_commits
 from worker.store.lock import WriterLock
+from worker.store.migrations import SCHEMA_VERSION
 from worker.store.tables import noted_versions, require_log
 
 WARN_FREE_BYTES = 1024**3
@@ -62,8 +63,12 @@ async def _look(settings: Settings) -> list[Line]:
         "disk": _disk,
         "sqlite": _sqlite,
     }
-    lines = []
+    lines: list[Line] = []
     for subject, look in looks.items():
+        if subject == "database" and lines[-1].verdict == "FAIL":
+            found = "not looked at, as its projections cannot be loaded"
+            lines.append(Line("warn", subject, found, "fix the projections first."))
+            continue
         try:
             lines.append(await look(settings))
         except WorkerError as error:
@@ -72,12 +77,13 @@ async def _look(settings: Settings) -> list[Line]:
 
 
 async def _settings(settings: Settings) -> Line:
+    known = [f"{PREFIX}{name}".upper() for name in sorted(Settings.model_fields)]
     if unknown := unknown_variables():
         return Line(
             "warn",
             "settings",
-            f"These variables are no settings: {', '.join(unknown)}.",
-            f"unset them, or mean one of: {', '.join(sorted(Settings.model_fields)).upper()}.",
+            f"Unknown settings: {', '.join(unknown)}.",
+            f"remove them, or correct the name to one of: {', '.join(known)}.",
         )
     return Line("ok", "settings", f"prefetch {settings.prefetch}, batch size {settings.batch_size}")
 
@@ -134,9 +140,17 @@ async def _database(settings: Settings) -> Line:
         return Line(
             "warn", "database", f"{path} is not there yet.", "start the worker, which makes it."
         )
+    registry = load()
     async with Reader(path) as reader:
+        if (version := await store.schema_version(reader)) < SCHEMA_VERSION:
+            fix = "start the worker, which brings it up to date."
+            return Line("warn", "database", f"{path} has an older schema ({version}).", fix)
+        await store.require_acked(reader, path)
         await require_log(reader)
-        reason = reason_to_rebuild(await noted_versions(reader), load())
+        await require_known_kinds(reader, registry)
+        reason = reason_to_rebuild(await noted_versions(reader), registry)
+        if reason is None:
+            await require_same_columns(reader, registry)
     if reason:
         fix = "start the worker, which rebuilds it first."
         return Line("warn", "database", f"{path} must be rebuilt: {reason}.", fix)

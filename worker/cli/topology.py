@@ -10,6 +10,7 @@ from worker.broker.definitions import definitions
 from worker.broker.topology import Topology
 from worker.cli.app import AsJson, Yes, app
 from worker.cli.output import confirm, print_json, say, table
+from worker.errors import StoreUnusable
 from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings
 from worker.store.probe import file_id
@@ -60,7 +61,7 @@ def apply() -> None:
 
 @topology.command("release")
 def release(*, yes: Yes = False) -> None:
-    """Let the queue belong to no database file: the next worker that starts claims it for its own.
+    """Release the queue from its database file; the next worker that starts claims it for its own.
 
     For a move to a new file. Stop the old worker first, and keep its file: what it holds is nowhere
     else, and the new file begins without it.
@@ -101,7 +102,11 @@ def _print(wanted: Topology) -> None:
 
 async def _owner(settings: Settings) -> tuple[str | None, str]:
     """Return the identity of the file that the queue belongs to, and a sentence that says so."""
-    own = await file_id(settings.database)
+    try:
+        own = await file_id(settings.database)
+    except StoreUnusable:
+        # The file may be the very reason for a move to another one.
+        own = None
     owner = await probe.owner(address_of(settings), settings.queue, own)
     if owner is None:
         file = "no database file yet"

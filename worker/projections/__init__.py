@@ -1,8 +1,10 @@
 """What is kept about events. Every module in this folder is a projection; loading registers it."""
 
 import pkgutil
+import traceback
 from importlib import import_module
 
+from worker.errors import RegistrationError, WorkerError
 from worker.registry import Registry, registry
 
 
@@ -12,6 +14,23 @@ def load() -> Registry:
     Raises `RegistrationError` for a handler or a table that the worker could not use.
     """
     for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+        try:
+            import_module(f"{__name__}.{module.name}")
+        except WorkerError:
+            raise
+        except Exception as error:
+            raise RegistrationError(
+                f"The projection {module.name!r} cannot be loaded ({type(error).__name__}: {error}"
+                f"{_place(error)}).",
+                "correct its module.",
+            ) from error
     registry.require_schemas()
     return registry
+
+
+def _place(error: Exception) -> str:
+    """Say in which line of a projection an error arose; a SyntaxError says that itself."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    others = (each for each in frames if each.filename != __file__)
+    ours = (each for each in others if each.filename.startswith(__path__[0]))
+    return next((f"; {each.filename}:{each.lineno}" for each in ours), "")

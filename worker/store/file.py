@@ -6,6 +6,7 @@ database (0640) while the worker is stopped, and the group and mode of its folde
 """
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,9 @@ PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 IN_MEMORY = ":memory:"
 
+COMPANIONS = ("-wal", "-shm", ".lock")
 RESTORE = "docs/upgrade.md, 'Restore a backup', has the steps."
+TOUCHED = "See docs/upgrade.md, 'When somebody has touched the files'."
 
 Place = tuple[int, int]
 """Device and inode."""
@@ -68,19 +71,27 @@ def require_one_name(path: Path) -> None:
     SQLite names the WAL after the database, so each name would have a WAL of its own
     (sqlite.org/howtocorrupt.html, section 2.5), and a lock of its own.
     """
-    if (names := look_at(path).st_nlink) > 1:
+    found = look_at(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreUnusable(
+            f"The database is not a file (path {path}).", "set WORKER_DATABASE to a file."
+        )
+    if (names := found.st_nlink) > 1:
         raise StoreUnusable(
             f"The database has {names} names (hard links) (path {path}).",
-            f"remove the others; 'find -samefile {path.name}' lists them.",
+            f"remove the others; 'find {path.parent} -samefile {path}' lists those of this folder.",
         )
 
 
 def is_gone(path: Path) -> StoreUnusable:
     """Return the error for a file that is no longer where it was opened."""
+    if path.name.endswith(COMPANIONS):
+        hint = "start the worker again: it has moved all that it acked into the database."
+    else:
+        hint = "put the file that was there back, or restore a backup; then start the worker again."
     return StoreUnusable(
         f"A file of the database was deleted, moved or replaced while it was open (path {path}).",
-        f"put the file that was there back, or restore a backup; then start the worker again. "
-        f"{RESTORE}",
+        f"{hint} {TOUCHED}",
     )
 
 

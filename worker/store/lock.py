@@ -67,6 +67,11 @@ class WriterLock:
         self.noted = _progress(os.pread(descriptor, NOTE_BYTES, 0))
         self._write()
 
+    def peek(self) -> None:
+        """Read what the holder has noted, without the lock; nothing if it cannot be read."""
+        with suppress(OSError):
+            self.noted = _progress(self.path.read_bytes())
+
     def note(self, progress: Progress) -> None:
         """Note how far the database has come, for the next holder."""
         self.noted = progress

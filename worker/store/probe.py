@@ -1,10 +1,27 @@
-"""What `check` and the metrics ask the disk; makes nothing."""
+"""What `check` and the metrics ask the database and the disk; makes nothing."""
 
 import os
 import shutil
 from pathlib import Path
 
-from worker.store.connection import Reader
+from worker.store.connection import PROGRESS, Database, Reader
+from worker.store.lock import WriterLock
+from worker.store.watch import FileWatch
+
+
+async def schema_version(source: Database) -> int:
+    """Return the version of the worker's own tables in a file."""
+    ((version,),) = await source.fetch_all("PRAGMA user_version")
+    return int(version)
+
+
+async def require_acked(source: Database, database: Path) -> None:
+    """Raise `StoreUnusable` if the file lacks what its lock says has been acked."""
+    lock = WriterLock(database)
+    # Before the database is read, which may be ahead of the note but never behind it.
+    lock.peek()
+    ((file_id, commits),) = await source.fetch_all(PROGRESS)
+    FileWatch(database, lock).require_acked(file_id, commits)
 
 
 def is_file(database: Path) -> bool:

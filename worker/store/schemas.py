@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, NoReturn
 
+from worker.errors import StoreUnusable
+from worker.store.connection import Database
 from worker.store.migrations import scripts_after
 from worker.store.statements import keywords
 from worker.store.tables import COPY, REMOVAL, WITH_ROWS, Schema
@@ -37,6 +39,7 @@ _UNREPEATABLE = frozenset(
 # Without those that SQLite makes for the keys of a table.
 _OBJECTS = "SELECT type, name, tbl_name FROM sqlite_schema WHERE sql IS NOT NULL"
 _COLUMNS = "SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?)"
+_SHAPE = 'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_xinfo(?)'
 _IS_STRICT = "SELECT strict FROM pragma_table_list(?) WHERE schema = 'main'"
 _UNIQUE = 'SELECT name, "unique" FROM pragma_index_list(?)'
 _COLLATIONS = "SELECT name, coll FROM pragma_index_xinfo(?) WHERE key"
@@ -67,6 +70,25 @@ def require_schemas(schemas: Schema) -> None:
             connection.executescript(script)
         for table, statements in schemas.items():
             _Trial(connection, table).run(statements)
+
+
+async def require_columns(source: Database, schemas: Schema) -> None:
+    """Raise `StoreUnusable` for a table that a file has with other columns than its schema.
+
+    For tables of the version that the file notes: a schema was changed, and its version was not.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for table, statements in schemas.items():
+            for statement in statements:
+                connection.execute(statement)
+            wanted = connection.execute(_SHAPE, (table,)).fetchall()
+            found = [tuple(row) for row in await source.fetch_all(_SHAPE, (table,))]
+            if found != wanted:
+                raise StoreUnusable(
+                    f"The table {table} has other columns than its schema, and the same version "
+                    f"(path {source.named}).",
+                    "raise the version of the projection, so that the table is rebuilt.",
+                )
 
 
 class _Trial:

@@ -74,13 +74,20 @@ class FileWatch:
 
         Raises `StoreUnusable` if the database lacks commits whose messages were acked.
         """
-        noted = self._noted()
-        if noted is not None and noted.file_id == file_id:
-            self._require_commits(commits, noted.commits)
+        self.require_acked(file_id, commits)
         for companion in (self._wal, self._shared_memory):
             self._places[companion] = place(look_at(companion))
         self._progress = Progress(file_id, commits)
         await self.ended()
+
+    def require_acked(self, file_id: str, commits: int) -> None:
+        """Raise `StoreUnusable` if the lock notes more of this database than it holds."""
+        noted = self._noted()
+        if noted is None or noted.file_id != file_id:
+            return
+        if noted.is_overwritten:
+            raise self._overwritten()
+        self._require_commits(commits, noted.commits)
 
     def require_database(self) -> None:
         """Raise `StoreUnusable` if the database itself is not the one that was opened."""
@@ -176,10 +183,10 @@ class FileWatch:
         )
 
     def _way_out(self) -> str:
-        removal = f", with {self._lock.path} removed" if self._lock is not None else ""
+        removal = f", remove {self._lock.path}" if self._lock is not None else ""
         return (
-            "put the right files back; or restore a backup and have published again what came "
-            f"after it, then start the worker{removal}. {RESTORE}"
+            f"put the right files back; or restore a backup{removal}, start the worker, and ask "
+            f"the publishers to publish again what is newer than the backup. {RESTORE}"
         )
 
 
