@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import Field, TypeAdapter, create_model
+from pydantic import Field, PydanticUndefinedAnnotation, TypeAdapter, create_model
 
 from worker.errors import RegistrationError
 from worker.messages import Message, P, Payload, Wire
@@ -164,7 +164,25 @@ def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
     model = annotation.model_fields["payload"].annotation
     if len(parameters) != 2 or not (isinstance(model, type) and issubclass(model, Payload)):
         raise shape
+    _require_model(model, place)
     return model
+
+
+def _require_model(model: type[Payload], place: str) -> None:
+    """Refuse a model that would fail for each message of every kind, or crash the worker."""
+    try:
+        model.model_rebuild()
+    except PydanticUndefinedAnnotation as error:
+        raise RegistrationError(
+            f"The payload model {model.__name__!r} uses the name {error.name!r}, which is not "
+            f"defined ({place}).",
+            "define or import it above the model.",
+        ) from error
+    if repr(model.model_fields["event_id"]) != repr(Payload.model_fields["event_id"]):
+        raise RegistrationError(
+            f"The payload model {model.__name__!r} defines event_id in its own way ({place}).",
+            "leave it to Payload: it is a text, and names the stream.",
+        )
 
 
 def _require_parts(table: object, version: object, schema: object, place: str) -> None:

@@ -4,10 +4,12 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.builders import completed, planned, started
+from tests.histories import histories
 from tests.oracle import expected_rows
 from tests.unit.projecting import arrivals, change, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
@@ -16,6 +18,7 @@ FIRST = [planned(f"e-{number}") for number in range(50)]
 SECOND = [started(f"e-{number}") for number in range(50)]
 THIRD = [completed(f"e-{number}") for number in range(50)]
 SUFFIXES = ("", "-wal", "-shm", ".lock")
+ROUNDS = 40
 
 
 @pytest.fixture
@@ -158,6 +161,36 @@ class TestAFileThatIsOverwritten:
                 await projector.project(arrivals(batch))
 
         assert rows(path) == expected_rows([*FIRST, *SECOND, *THIRD])
+
+    async def test_by_a_checkpoint_beside_a_long_reader_goes_on(self, path: Path) -> None:
+        """Without its WAL the database may be shorter then than its first page says."""
+        rng, sent, was_short = Random(1), [*FIRST], False
+        async with projecting(path) as projector:
+            for number in range(ROUNDS):
+                batches = [histories(rng, events=n, name=f"{number}-{n}") for n in (60, 2, 1)]
+                sent += [message for batch in batches for message in batch]
+                await projector.project(arrivals(batches[0]))
+                with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                    reader.execute("BEGIN")
+                    reader.execute("SELECT count(*) FROM events").fetchall()
+                    await projector.project(arrivals(batches[1]))
+                    checkpointed(path)
+                    was_short = was_short or is_short(path)
+                    await projector.project(arrivals(batches[2]))
+
+        assert was_short
+        assert rows(path) == expected_rows(sent)
+
+
+def is_short(path: Path) -> bool:
+    """Tell whether SQLite takes the database for damaged when it does not read the WAL."""
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        try:
+            connection.execute("SELECT * FROM file")
+        except sqlite3.DatabaseError:
+            return True
+    return False
 
 
 def restore(copy: Path, path: Path) -> None:

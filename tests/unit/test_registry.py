@@ -58,6 +58,18 @@ BAD_HANDLERS = (
 )  # fmt: skip
 
 
+class Undefined(Payload):
+    place: "Nowhere"  # type: ignore[name-defined]  # noqa: F821 - the mistake
+
+
+class Numbered(Payload):
+    event_id: int  # type: ignore[assignment]  # the mistake
+
+
+class Optional(Payload):
+    event_id: str | None = None  # type: ignore[assignment]  # the mistake
+
+
 class TestBadHandlers:
     @pytest.mark.parametrize("handler", BAD_HANDLERS)
     def test_are_refused_at_once(self, handler: Any) -> None:
@@ -73,6 +85,27 @@ class TestBadHandlers:
         assert registry.handlers == {}
         if name:
             assert re.search(r"test_registry\.py:\d+\)", str(refused.value))
+
+    @pytest.mark.parametrize(
+        ("model", "wrong"),
+        [
+            (Undefined, "uses the name 'Nowhere'"),
+            (Numbered, "defines event_id in its own way"),
+            (Optional, "defines event_id in its own way"),
+        ],
+    )
+    def test_with_a_model_that_fails_for_all_messages_are_refused(
+        self, model: type[Payload], wrong: str
+    ) -> None:
+        """One such model would dead-letter every message of every kind, or end the worker."""
+
+        async def handler(tx: Transaction, message: Any) -> None: ...
+
+        handler.__annotations__["message"] = Message[model]  # type: ignore[valid-type]  # made here
+        with pytest.raises(RegistrationError, match=wrong) as refused:
+            Registry().on("noted")(handler)
+
+        assert re.search(r"test_registry\.py:\d+\)", refused.value.message)
 
     def test_second_one_of_a_kind_is_refused(self) -> None:
         """The sentence names both places, and the first stays."""
