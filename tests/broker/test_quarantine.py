@@ -175,19 +175,17 @@ class TestOddProperties:
 
 
 @asynccontextmanager
-async def another_consumer(
-    queues: Queues, prefetch: int
-) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Consume like the session of another worker, without an ack; give what is delivered."""
+async def another_session(queues: Queues) -> AsyncIterator[list[AbstractIncomingMessage]]:
+    """Consume before the session of this worker, without an ack; give what is delivered."""
     taken: list[AbstractIncomingMessage] = []
 
     async def take(message: AbstractIncomingMessage) -> None:
         taken.append(message)
 
     async with queues.channel() as channel:
-        await channel.set_qos(prefetch)
         queue = await channel.get_queue(queues.name)
-        await queue.consume(take)
+        # As a session begins: RabbitMQ 4 would let one of a higher priority take over.
+        await queue.consume(take, arguments={"x-priority": 1})
         yield taken
 
 
@@ -224,7 +222,7 @@ class TestAWindow:
         """Two sessions that begin at once see no rival, and then one waits behind the other."""
         await queues.declare()
         async with AsyncExitStack() as before, opened(queues, database) as waiting:
-            taken = await before.enter_async_context(another_consumer(queues, len(GOOD)))
+            taken = await before.enter_async_context(another_session(queues))
             await waiting.consume()
             await queues.publish(GOOD)
             await eventually(lambda: len(taken) == len(GOOD))
@@ -233,22 +231,6 @@ class TestAWindow:
             await anext(waiting.consumer)
 
             assert (await queues.depth()).ready == len(GOOD) - 1
-
-    async def test_opens_for_its_own_session(
-        self, queues: Queues, database: Path, start_worker: StartWorker
-    ) -> None:
-        """Who waits behind it, or comes later, takes nothing over, on no version of RabbitMQ."""
-        worker = await start_worker()
-        await worker.wait_for_log("connected")
-        async with another_consumer(queues, 1) as behind:
-            await queues.publish(GOOD)
-            await worker.wait_until_settled(len(GOOD))
-            async with another_consumer(queues, 1) as later:
-                await queues.publish([more := planned("e-more")])
-                await worker.wait_until_settled(len(GOOD) + 1)
-
-        assert (behind, later) == ([], [])
-        assert rows(database) == expected_rows([*GOOD, more])
 
     async def test_stays_open_where_nothing_was_lost(
         self, queues: Queues, start_worker: StartWorker

@@ -17,9 +17,6 @@ from worker.broker.settlement import Settlement
 from worker.deliveries import Delivery, Outcome
 from worker.messages import Arrival
 
-# RabbitMQ's major version since which it minds priorities where one consumer is active.
-FIRST_WITH_PRIORITIES = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Reception:
@@ -72,11 +69,12 @@ class Consumer:
 
     async def start(self) -> None:
         """Let the broker deliver, one message at a time."""
-        # A queue with a single active consumer serves this one until it is cancelled.
-        self._narrow_tag = await self._consume(prefetch=1)
-        if not self._has_priorities:
-            # The next in order from the start, so that no other worker's stands between them.
-            await self._consume(self._reception.prefetch)
+        # Two consumers, of which a queue with a single active consumer serves the narrow one until
+        # it is cancelled. Both from the start, so that no other worker's stands between them. Where
+        # they have to wait, RabbitMQ 3 activates the first one, and RabbitMQ 4 the one with the
+        # higher priority, or else with the larger prefetch.
+        self._narrow_tag = await self._consume(prefetch=1, priority=1)
+        await self._consume(self._reception.prefetch, priority=0)
 
     def drain(self) -> None:
         """Take no more; what waits is left to the broker."""
@@ -127,20 +125,17 @@ class Consumer:
         # While its only delivery is not acked yet: no further one can be on its way to the narrow
         # consumer, and come back counted as lost.
         narrow_tag, self._narrow_tag = self._narrow_tag, None
-        cancelling = asyncio.create_task(self._pass_on(narrow_tag))
+        cancelling = asyncio.create_task(self._cancel(narrow_tag))
         cancelling.add_done_callback(self._life.end_with)
         # Not longer than until a drain: a broker that has fallen silent answers nothing, and to
         # cancel the request would close the channel, on which there is something to ack.
         await self._life.wait(cancelling)
 
-    async def _pass_on(self, narrow_tag: str) -> None:
+    async def _cancel(self, tag: str) -> None:
         with self._life.depends_on_channel():
-            if self._has_priorities:
-                # Before any narrow one that waits; and none that comes later takes over from it.
-                await self._consume(self._reception.prefetch, priority=1)
-            await self._channel.basic_cancel(narrow_tag)
+            await self._channel.basic_cancel(tag)
 
-    async def _consume(self, prefetch: int, priority: int = 0) -> str:
+    async def _consume(self, prefetch: int, priority: int) -> str:
         # The broker applies a prefetch to the consumers that begin after it
         # (rabbitmq.com/docs/consumer-prefetch).
         await self._channel.basic_qos(prefetch_count=prefetch)
@@ -148,18 +143,6 @@ class Consumer:
             self._queue, _taken_already, arguments={"x-priority": priority}
         )
         return str(answer.consumer_tag)
-
-    @property
-    def _has_priorities(self) -> bool:
-        """Whether the broker lets the consumer of the highest priority be the active one.
-
-        RabbitMQ does since 4.0, and from one active consumer to the next of the same priority goes
-        by the free prefetch: a wide consumer that waits with its narrow one comes first. Before, it
-        goes by the order of their coming alone (rabbitmq.com/docs/consumers, "Single Active
-        Consumer").
-        """
-        major = str(self._channel.connection.server_properties.get("version")).partition(".")[0]
-        return major.isdigit() and int(major) >= FIRST_WITH_PRIORITIES
 
 
 async def _taken_already(_: DeliveredMessage) -> None:
