@@ -247,7 +247,7 @@ class TestTheSameFile:
 
         line = await refusal(await start_worker(queue=f"{queues.name}-typo"))
 
-        assert "is not on the broker" in line["reason"]
+        assert "is missing on the broker" in line["reason"]
         assert "typo" not in await node.ctl("list_exchanges", "name")
 
 
