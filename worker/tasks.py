@@ -19,7 +19,9 @@ T = TypeVar("T")
 # What ends in order needs a few turns of the loop. Five parts of a session end one after the other,
 # and a drain, which has 4.5 seconds, waits for each.
 END_SECONDS = 0.25
-AGAIN_SECONDS = 0.05
+# Longer than a slow link takes to close a channel, which is what the library does when it is
+# cancelled: cut short, it would ask the broker a second time, and that ends the connection.
+AGAIN_SECONDS = 1.0
 
 
 async def end(task: asyncio.Future[Any]) -> None:

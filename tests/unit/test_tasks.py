@@ -52,14 +52,14 @@ class TestEnd:
 
     async def test_abandons_a_task_that_does_not_end(self) -> None:
         """The caller goes on; the task is cancelled further, and ends when it can."""
-        deaf = Deaf(20)
+        deaf = Deaf(3)
         task = asyncio.create_task(deaf.work())
         await turns(1)
 
         await end(task)
 
         assert not task.done()
-        assert deaf.left < 20
+        assert deaf.left < 3
         await task
 
     async def test_drops_what_the_task_raises(self, caplog: pytest.LogCaptureFixture) -> None:
