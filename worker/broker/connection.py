@@ -60,7 +60,7 @@ class BrokerAddress:
         return unquote(urlsplit(self.urls[0]).path[1:]) or "/"
 
     def tls(self) -> ssl.SSLContext:
-        """Give a context that verifies the broker's certificate and name, with TLS 1.2 at least.
+        """Return a context that verifies the broker's certificate and name, with TLS 1.2 at least.
 
         Read anew for each connection, so that renewed files need no restart.
         """
@@ -171,13 +171,13 @@ async def closing(part: AbstractConnection | AbstractChannel) -> None:
 
 
 def shown(url: str) -> str:
-    """Give a broker's address as people may see it: without the user and the password."""
+    """Return a broker's address as people may see it: without the user and the password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def sentence(error: BaseException) -> str:
-    """Give what a library's exception says, with its name, on one line."""
+    """Return what a library's exception says, with its name, on one line."""
     words = ", ".join(str(arg) for arg in error.args if arg is not None)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 

@@ -93,7 +93,7 @@ class Consumer:
         return self
 
     async def __anext__(self) -> list[Arrival]:
-        """Give what has arrived, at least one and at most a batch."""
+        """Return what has arrived, at least one and at most a batch."""
         while not self._life.drains:
             self._life.require()
             if batch := self._intake.take(self._reception.batch_size):

@@ -2,8 +2,8 @@
 
 SQLite keeps its files open and does not look at their names again. It does not notice who removes
 its WAL, or copies a backup over the database, and what is acked from then on is lost. So every
-transaction looks: four stat(2), some 10 microseconds. What was acked is noted in the lock file, so
-that the next start notices what was lost, too.
+transaction looks before it begins and after it ends: four stat(2) each time. What was acked is
+noted in the lock file, so that the next start notices what was lost, too.
 
 Nothing here opens a file except through SQLite: to close a descriptor of the database would drop
 SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
