@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes sure that the programs which the tests and the demo run are installed: a RabbitMQ server, of
-# which they start nodes of their own, and strace, which makes a disk fail on cue. The service that
-# Debian's package of RabbitMQ brings is not started by it.
+# Installs the programs that the tests and the demo run, if they are missing: a RabbitMQ server, to
+# start nodes of their own, and strace, which makes a disk fail on cue. It does not start the service
+# that Debian's RabbitMQ package brings.
 set -eu
 
 fail() {
@@ -20,26 +20,26 @@ if [ -z "$missing" ]; then
     exit 0
 fi
 
-needed="Install Debian's packages (or others of the same): $missing. Then try again."
+needed="Install these packages (the names are Debian's): $missing. Then try again."
 command -v apt-get >/dev/null || fail "no apt-get here. $needed"
 if [ "$(id -u)" -eq 0 ]; then
     root=
 elif sudo -n true 2>/dev/null; then
     root="sudo -n"
 elif has_rabbitmq; then
-    # The tests that need it say so, and are left out.
-    echo "install-test-tools: going on without strace, as $(id -un) may not install it"
+    # The tests that need it are skipped and say why.
+    echo "install-test-tools: continuing without strace, because $(id -un) may not install it"
     exit 0
 else
-    fail "no right to install as $(id -un). $needed"
+    fail "$(id -un) may not install packages. $needed"
 fi
 
-# Debian starts what it installs unless this program says no (invoke-rc.d(8)). One that is there
-# already is the machine's own decision, and stays.
+# Debian starts the services that it installs unless this program forbids it (invoke-rc.d(8)). If the
+# machine already has such a program, that is its own decision, and it stays.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap '$root rm -f "$policy"' EXIT
-    # An interrupted shell runs the trap above only if it ends by itself.
+    # A shell that is killed by a signal does not run the trap above; one that exits does.
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Builds the virtual environment: every package from its pinned hash, then this project on top.
-# `make` and the Dockerfile both call it, so each run of the tests tries the image's steps too.
+# Builds the virtual environment: every package by its pinned hash, then this project.
+# `make` and the Dockerfile both call it, so every run of the tests tries the image's steps too.
 #
 #   PYTHON        the interpreter of a new environment (default: the first of python3.11,
 #                 python3.12, python3.13 and python3 that is new enough)
 #   VENV          where to build it (default: .venv)
 #   REQUIREMENTS  the pinned packages (default: deploy/requirements-dev.txt)
-#   EDITABLE      yes: the work tree is used as it is; no: the project is copied into the environment
+#   EDITABLE      yes: use the work tree as it is; no: copy the project into the environment
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -34,8 +34,8 @@ find_python() {
         return
     fi
     for python in python3.11 python3.12 python3.13 python3; do
-        # Run it instead of looking for it: a version manager's name for a version that it does
-        # not have is on the path, too.
+        # Run it, because being on the path is not enough: a version manager puts names there for
+        # versions that it does not have.
         if is_new_enough "$python"; then
             return
         fi
@@ -43,7 +43,7 @@ find_python() {
     fail "Python 3.11 or newer is needed. Install it, or name it: make setup PYTHON=..."
 }
 
-# Debian ships the modules that make environments apart from the interpreter.
+# Debian packages the modules that make environments separately from the interpreter.
 install_venv_module() {
     needed="$python cannot make virtual environments. Install Debian's python3-venv (or set PYTHON)."
     command -v apt-get >/dev/null || fail "$needed"
@@ -61,8 +61,8 @@ install_venv_module() {
     can_make_environments "$python" || fail "$needed"
 }
 
-# Emptying the folder takes out what an older list of packages left behind; only a folder that is an
-# environment is ever emptied, whatever VENV says.
+# Emptying the folder removes packages of an older list. Only a folder that is an environment is
+# ever emptied, whatever VENV says.
 make_environment() {
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
         fail "$venv is there and is no virtual environment. Set VENV to another folder."
@@ -76,8 +76,8 @@ pip_install() {
 }
 
 checksum() {
-    # The folder belongs to it: an environment that was moved does not work. The tools' settings
-    # do not: they come after the project's own tables.
+    # The folder is part of it, because an environment that was moved does not work. The settings of
+    # tools are not; they come after the project's own tables.
     { pwd; cat "$requirements" deploy/setup.sh; sed '/^\[tool\./,$d' pyproject.toml; } | cksum
 }
 
@@ -91,12 +91,12 @@ find_python
 can_make_environments "$python" || install_venv_module
 make_environment
 pip_install --require-hashes -r "$requirements"
-# The build backend is among the pinned packages: an isolated build would fetch its own, unpinned.
+# The build backend is one of the pinned packages; an isolated build would fetch its own, unpinned.
 if [ "$editable" = yes ]; then
     pip_install --no-deps --no-build-isolation --editable .
 else
     pip_install --no-deps --no-build-isolation .
-    # What only installs is a fifth of it, and an intruder's tool.
+    # What only installs packages takes a fifth of the space, and would be an intruder's tool.
     "$venv/bin/python" -m pip uninstall -qq --yes flit_core pip
 fi
 checksum >"$stamp"

@@ -32,7 +32,7 @@ HIGHEST = "highest rate"
 
 
 async def latency(bench: Bench, *, rates: dict[str, float], seconds: float, rounds: int) -> Result:
-    """Measure at each of these even rates: the worker, and in turn with it a mere receiver."""
+    """Measure at each of these even rates: the worker, and a bare receiver, in turns."""
     loads = []
     for name, rate in rates.items():
         ours: list[list[float]] = []
@@ -47,7 +47,7 @@ async def latency(bench: Bench, *, rates: dict[str, float], seconds: float, roun
             ]
             bench.say(
                 f"  round {number}: {name}, {rate:,.0f} messages/s: p50 {figures[0]} ms, p99 "
-                f"{figures[1]} ms; a mere receiver {figures[2]} and {figures[3]} ms"
+                f"{figures[1]} ms; a bare receiver {figures[2]} and {figures[3]} ms"
             )
         loads.append(summary(name, rate, ours) | {"floor": summary(name, rate, floor)})
     return {"seconds": seconds, "rounds": rounds, "loads": loads}

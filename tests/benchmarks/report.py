@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-WIDTH = 120
+WIDTH = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """Give it as it stands on the page."""
+        """Return it as Markdown, for the page."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def rich(self) -> RichTable:
-        """Give it as it stands on the terminal."""
+        """Return it as a table for the terminal."""
         table = RichTable(box=SIMPLE_HEAD)
         for place, column in enumerate(self.columns):
             table.add_column(column, justify="right" if place else "left", no_wrap=True)
@@ -34,7 +34,7 @@ class Table:
 
 
 def console() -> Console:
-    """Give what is printed on: as wide as the terminal, or plain text elsewhere."""
+    """Return the console to print on: as wide as the terminal, or plain text elsewhere."""
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 

@@ -11,7 +11,7 @@ from tests.benchmarks.targets import targets
 
 
 def tables(results: Result) -> list[Table]:
-    """Give what there are figures for; the targets first."""
+    """Return a table for each part that has figures; the targets first."""
     makers: dict[str, Callable[[Result], Table]] = {
         "throughput": throughput,
         "rebuild": rebuild,
@@ -48,12 +48,12 @@ def throughput(part: Result) -> Table:
             ]
         )
     return Table(
-        f"Throughput and CPU time a message{_rounds(part)}",
+        f"Throughput and CPU time per message{_rounds(part)}",
         (
             "contender",
             "messages",
             "messages/s",
-            "worker / it",
+            "worker / this one",
             "CPU µs",
             "broker's CPU µs",
         ),
@@ -84,14 +84,17 @@ def latency(part: Result) -> Table:
         [each["name"], thousands(each["rate"]), who]
         + [f"{value:.1f}" for value in found["percentiles_ms"].values()]
         for each in part["loads"]
-        for who, found in (("worker, to committed", each), ("a mere receiver", each["floor"]))
+        for who, found in (
+            ("worker, to committed", each),
+            ("bare receiver, to received", each["floor"]),
+        )
     ]
-    columns = ("load", "messages/s", "", "p50", "p90", "p99", "p99.9", "most")
+    columns = ("load", "messages/s", "", "p50", "p90", "p99", "p99.9", "max")
     return Table(f"Latency from publish, in milliseconds{_rounds(part)}", columns, rows)
 
 
 def batch_size(part: Result) -> Table:
-    """Show what the size of a batch does."""
+    """Show throughput and latency by batch size."""
     rows = [
         [thousands(each["size"]), spread(rates(each["runs"]), thousands), f"{each['p99_ms']:.1f}"]
         for each in part["sizes"]
@@ -101,7 +104,7 @@ def batch_size(part: Result) -> Table:
 
 
 def log_size(part: Result) -> Table:
-    """Show the rate against the size of the log."""
+    """Show the rate by log size."""
     empty = median(rates(part["sizes"][0]["runs"]))
     rows = [
         [
@@ -112,7 +115,7 @@ def log_size(part: Result) -> Table:
         ]
         for each in part["sizes"]
     ]
-    columns = ("messages in the log", "messages/s", "of the empty one's", "CPU µs")
+    columns = ("messages in the log", "messages/s", "/ empty log", "CPU µs")
     title = f"Log size, {part['messages']:,} messages drained; at the end {_gigabytes(part)}"
     return Table(title, columns, rows)
 
@@ -121,10 +124,13 @@ def outage(part: Result) -> Table:
     """Show how a backlog drained."""
     drained = part["drained"]
     rows = [
-        ["messages/s published all the time", thousands(part["rate"])],
-        ["the worker was away for", f"{part['started'] - part['stopped']:.1f} s"],
-        ["most that waited", thousands(part["most"])],
-        ["drained after", f"{drained - part['started']:.1f} s" if drained else "not in time"],
+        ["published throughout, messages/s", thousands(part["rate"])],
+        ["worker down for", f"{part['started'] - part['stopped']:.1f} s"],
+        ["peak backlog, messages", thousands(part["most"])],
+        [
+            "backlog drained after",
+            f"{drained - part['started']:.1f} s" if drained else "not in time",
+        ],
     ]
     return Table("Backlog after an outage", ("", ""), rows)
 
@@ -136,9 +142,9 @@ def memory(part: Result) -> Table:
 
 
 def idle(part: Result) -> Table:
-    """Show what the worker takes for nothing."""
+    """Show what the worker costs while it is idle."""
     rows = [[f"{part['seconds']:.0f} s", f"{part['share']:.2%}"]]
-    return Table("CPU of the worker with nothing to do", ("watched for", "of a core"), rows)
+    return Table("CPU of the idle worker", ("watched for", "of one core"), rows)
 
 
 def _rounds(part: Result) -> str:

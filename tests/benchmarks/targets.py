@@ -1,4 +1,4 @@
-"""What is to be reached, and whether it has been."""
+"""The targets, and whether each has been reached."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,24 +35,24 @@ class Target:
 
     @property
     def is_reached(self) -> bool:
-        """Tell whether the figure is on the right side."""
+        """Whether the figure is on the right side of its bound."""
         if self.is_floor:
             return self.measured >= self.wanted
         return self.measured <= self.wanted
 
     def cells(self) -> list[str]:
-        """Give it as a row of a table."""
+        """Return it as a row of a table."""
         sign = "≥" if self.is_floor else "≤"
         return [
             self.what,
             f"{sign} {self.shown(self.wanted)}",
             self.shown(self.measured),
-            "reached" if self.is_reached else "NOT reached",
+            "reached" if self.is_reached else "missed",
         ]
 
 
 def targets(results: Result) -> list[Target]:
-    """Give every target for which there are figures."""
+    """Return every target for which there are figures."""
     parts: dict[str, Callable[[Any], Iterator[Target]]] = {
         "throughput": _throughput,
         "log_size": _log_size,
@@ -71,8 +71,8 @@ def targets(results: Result) -> list[Target]:
 
 def _throughput(part: Result) -> Iterator[Target]:
     for name, title, wanted in (
-        (FASTSTREAM, "FastStream with a commit each", 12),
-        (HANDWRITTEN, "hand-written loop with a commit each", 8),
+        (FASTSTREAM, "FastStream with one commit per message", 12),
+        (HANDWRITTEN, "hand-written loop with one commit per message", 8),
         (AIO_PIKA, "aio-pika that only acks each message", 1.5),
         (RAW_AIORMQ, "raw aiormq that does nothing", 0.65),
     ):
@@ -101,7 +101,7 @@ def _memory(part: Result) -> Iterator[Target]:
 
 
 def _idle(part: Result) -> Iterator[Target]:
-    yield Target("CPU when idle, of a core", 0.005, part["share"], _percent, is_floor=False)
+    yield Target("CPU when idle, of one core", 0.005, part["share"], _percent, is_floor=False)
 
 
 def _latency(part: Result) -> Iterator[Target]:

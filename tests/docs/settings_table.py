@@ -1,4 +1,4 @@
-"""The README's table of settings, made from the settings themselves.
+"""The table of settings in docs/operate.md, made from the settings themselves.
 
 .venv/bin/python -m tests.docs.settings_table
 """

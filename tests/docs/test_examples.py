@@ -1,22 +1,32 @@
-"""The README's Python, run as it stands."""
+"""The Python of the README and of the pages, run as it stands."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import DeliveryError
+from pamqp.commands import Basic
+
 from tests.builders import body, message, planned, started
+from tests.docs.pages import PAGES, ROOT, blocks
+from tests.queues import Queues
 from tests.unit.projecting import arrivals
+from tests.waiting import PATIENCE_SECONDS
+from worker.deliveries import Delivery
+from worker.messages import decode
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
+from worker.registry import Registry
 from worker.store.connection import Writer
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 # Projects the bodies on its command line, in the package of the folder where it runs.
 APPLY = """
@@ -41,17 +51,33 @@ asyncio.run(main())
 """
 
 
-def example(containing: str) -> str:
-    (found,) = [text for text in EXAMPLES if containing in text]
-    return str(found)
+def example(page: str, containing: str) -> str:
+    """Return the one example of a page that contains a text."""
+    (found,) = [text for text in blocks(PAGES[page], "python") if containing in text]
+    return found
 
 
-class TestTheExamples:
-    """Whoever copies an example gets what the README says."""
+def run(text: str, **names: Any) -> dict[str, Any]:
+    """Run an example, and return the names that it has defined."""
+    exec(text, names)
+    return names
 
-    def test_a_kind_is_added_in_ten_lines_of_one_file(self, tmp_path: Path) -> None:
+
+async def taken(queues: Queues) -> AbstractIncomingMessage:
+    """Take the one message that waits; a queue with one active consumer must be consumed."""
+    async with queues.channel() as channel:
+        queue = await channel.get_queue(queues.name)
+        async with queue.iterator(no_ack=True, timeout=PATIENCE_SECONDS) as messages:
+            return await anext(messages)
+
+
+class TestHandlers:
+    """Whoever copies a handler or a projection gets what the page says."""
+
+    @pytest.mark.parametrize("page", ["README.md", "docs/extend.md"])
+    def test_a_kind_is_added_in_ten_lines_of_one_file(self, page: str, tmp_path: Path) -> None:
         """Pasted into events.py, the example of a new kind is all that its messages need."""
-        text = example("event_postponed")
+        text = example(page, "event_postponed")
         shutil.copytree(ROOT / "worker", tmp_path / "worker")
         with (tmp_path / "worker/projections/events.py").open("a") as file:
             file.write(f"\n\n{text}")
@@ -67,22 +93,98 @@ class TestTheExamples:
         assert ran.stdout == "['applied', 'applied'] 2026-05-01T08:00:00.000000Z\n"
         assert len(text.strip().splitlines()) <= 10
 
+    def test_a_projection_may_have_the_table_that_is_shown(self) -> None:
+        """It keeps all rules of the table above it."""
+        registry = Registry()
+
+        run(example("docs/extend.md", "projection("), projection=registry.projection)
+
+        registry.require_schemas()
+        assert registry.versions == {"chats": 1}
+
+
+class TestPublishers:
+    """Whoever copies a publisher publishes messages that the worker accepts."""
+
+    def test_the_wire_is_what_the_worker_reads(self) -> None:
+        """The JSON of docs/publish.md is a message."""
+        (wire,) = blocks(PAGES["docs/publish.md"], "json")
+
+        decoded = decode(load().wire, Delivery(wire.encode()), 10_000)
+
+        assert getattr(decoded, "event_id", decoded) == "e-42"
+
+    async def test_the_readmes_publishes_one_message(self, queues: Queues) -> None:
+        """Persistent, with the chat's id as its routing key, and confirmed when it returns."""
+        await queues.declare()
+        text = example("README.md", "publish_started").replace("chat.events", queues.exchange)
+
+        await run(text)["publish_started"](queues.url, "chat-7", "e-42", 7)
+
+        found = await taken(queues)
+        decoded = decode(load().wire, Delivery(found.body), 10_000)
+        assert (getattr(decoded, "event_id", decoded), json.loads(found.body)["sequence"]) == (
+            "e-42",
+            7,
+        )
+        assert (found.routing_key, found.content_type) == ("chat-7", "application/json")
+        assert found.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+
+    async def test_the_readmes_says_that_no_queue_is_bound(self, queues: Queues) -> None:
+        """A message that the broker cannot route is not taken for published."""
+        text = example("README.md", "publish_started").replace("chat.events", queues.exchange)
+        async with queues.channel() as channel:
+            await channel.declare_exchange(queues.exchange, "topic", durable=True)
+
+        with pytest.raises(DeliveryError):
+            await run(text)["publish_started"](queues.url, "chat-7", "e-42", 7)
+
+    async def test_the_one_that_tries_again_returns_with_the_confirm(self, queues: Queues) -> None:
+        """The function of docs/publish.md, on the channel that the page describes."""
+        await queues.declare()
+        publish = run(example("docs/publish.md", "async def publish("))["publish"]
+
+        async with queues.channel() as channel:
+            await publish(await channel.get_exchange(queues.exchange), b"{}", "chat-7")
+
+        assert ((found := await taken(queues)).body, found.routing_key) == (b"{}", "chat-7")
+
+    async def test_the_one_that_tries_again_goes_on_after_a_nack(self) -> None:
+        """A returned message is somebody's to look at; a nacked one is published again."""
+        publish = run(
+            example("docs/publish.md", "async def publish(").replace("sleep(1)", "sleep(0)")
+        )
+        answers = [DeliveryError(None, Basic.Nack()), None]
+
+        class Nacking:
+            async def publish(self, *_: object, **__: object) -> None:
+                if answer := answers.pop(0):
+                    raise answer
+
+        await publish["publish"](Nacking(), b"{}", "chat-7")
+
+        assert answers == []
+
+
+class TestReaders:
+    """Whoever copies the example of reading reads."""
+
     async def test_reading_is_what_it_says(self, tmp_path: Path) -> None:
-        """The example of reading runs against a file that a worker wrote."""
+        """It runs against a file that a worker wrote."""
         path = tmp_path / "projection.db"
         registry = load()
         async with Writer(path) as writer:
             await create_tables(writer, registry)
             history = [planned("e-42", chat_id="chat-7"), started("e-42")]
             await Projector(registry, writer).project(arrivals(history))
-        text = example("list_active_events").replace("data/projection.db", str(path))
-        lines = [re.sub(r"^    await (.*?)(?: +#.*)?$", r"    found.append(await \1)", line)
-                 for line in text.splitlines()]  # fmt: skip
-        names: dict[str, Any] = {}
-
-        exec("async def run(found):\n" + "\n".join(f"    {line}" for line in lines), names)
+        text = example("docs/publish.md", "get_event").replace("data/projection.db", str(path))
+        text = re.sub(
+            r"^    await (.*?)(?: +#.*)?$", r"    found.append(await \1)", text, flags=re.M
+        )
+        read = run("async def read(found):\n" + textwrap.indent(text, "    "))["read"]
         found: list[Any] = []
-        await names["run"](found)
+
+        await read(found)
 
         event, active, done = found
         assert (event["status"], event["props"]) == ("active", {})

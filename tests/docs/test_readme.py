@@ -1,80 +1,72 @@
-"""What the README says, compared with what the program is."""
-
+import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.contenders import WORKER
+from tests.benchmarks.figures import median_rate
+from tests.docs.pages import README, ROOT, blocks, rows, section
 from tests.docs.settings_table import settings_table
-from worker.broker.topology import Topology
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-DESIGN = (ROOT / "docs/design.md").read_text()
-RELIABILITY = (ROOT / "docs/reliability.md").read_text()
+MAX_WORDS = 1_500
+FIRST_SCREEN = README.splitlines()[:40]
 
 
 class TestTheReadme:
-    """The README promises nothing that is not there."""
+    """It is short, and its first screen says what the program is."""
 
-    def test_its_settings_are_those_of_the_program(self) -> None:
-        """The table of settings is the one that `python -m tests.docs.settings_table` prints."""
-        assert settings_table() in README
+    def test_can_be_read_in_six_minutes(self) -> None:
+        """All of it counts, code and tables too."""
+        assert len(README.split()) <= MAX_WORDS
 
-    def test_its_user_may_do_what_a_worker_needs(self) -> None:
-        """The command that grants it is the one that a worker without it names."""
-        topology = Topology("chat.events", "chat.events.projection", delivery_limit=20)
+    def test_first_screen_has_a_handler_and_three_commands(self) -> None:
+        """Whoever looks once sees what it is, how it is extended and how it is used."""
+        commands = [line for line in FIRST_SCREEN if line.startswith("$ ")]
 
-        assert topology.needed_to_consume.command("projection", "/") in README
+        assert "**The rows are the fold of the messages" in "\n".join(FIRST_SCREEN)
+        assert FIRST_SCREEN.index("```python") <= 25
+        assert len(blocks(README, "python")[0].splitlines()) <= 8
+        assert re.findall(r" (run|publish|list)\b", "\n".join(commands)) == [
+            "run",
+            "publish",
+            "list",
+        ]
 
-    def test_every_guarantee_names_a_test(self) -> None:
-        """Each row of the table of guarantees names a test."""
-        table = README.partition("## What happens when")[2].partition("\n## ")[0]
-        rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    def test_is_as_fast_as_it_says(self) -> None:
+        """The figure of its first sentence is the measured one, rounded down."""
+        [claimed] = re.findall(r"([\d,]+) messages a second", "\n".join(FIRST_SCREEN))
+        results = json.loads((ROOT / "docs/performance/results.json").read_text())
 
-        assert len(rows) >= 10
-        assert all("`tests/" in row for row in rows)
+        measured = median_rate(results["throughput"], WORKER)
 
-    @pytest.mark.parametrize("text", [README, RELIABILITY], ids=["README", "reliability"])
-    def test_every_test_it_names_exists(self, text: str) -> None:
-        """A proof that is not there proves nothing."""
-        names = re.findall(r"`(tests/[\w/]+\.py)::(\w+)(?:::(\w+))?`", text)
+        assert int(claimed.replace(",", "")) == measured // 1_000 * 1_000
 
-        assert len(names) >= 10
-        for path, first, second in names:
-            source = (ROOT / path).read_text()
-            for name in filter(None, (first, second)):
-                assert re.search(rf"(class|def) {name}\b", source), f"{path} has no {name}"
+    def test_has_the_eight_strongest_guarantees(self) -> None:
+        """Each of them names the test that proves it."""
+        guarantees = list(rows(section(README, "## Guarantees")))
 
-    @pytest.mark.parametrize(
-        "text", [README, DESIGN, RELIABILITY], ids=["README", "design", "reliability"]
-    )
-    def test_every_path_it_names_exists(self, text: str) -> None:
-        """Files of the repository that are named or linked are there."""
-        named = re.findall(
-            r"[`(]((?:worker|tests|deploy|docs)/[\w./-]+\.(?:py|sql|md|sh|example))", text
-        )
+        assert len(guarantees) == 8
+        assert all("`tests/" in proof for _, _, proof in guarantees)
 
-        assert named
-        assert [path for path in named if not (ROOT / path).exists()] == []
+    def test_settings_are_rows_of_the_full_table(self) -> None:
+        """The most needed settings say the same as in docs/operate.md."""
+        shown = re.findall(r"^\| `WORKER_.*$", README, re.MULTILINE)
 
-    def test_its_commands_exist(self) -> None:
-        """Every `projection-worker` command in it is one that the program knows."""
-        commands = set(re.findall(r"projection-worker ((?:dead-letters )?[a-z]+)", README))
+        assert shown
+        assert [row for row in shown if row not in settings_table().splitlines()] == []
 
-        assert {"check", "rebuild", "publish"} <= commands
-        for command in sorted(commands):
-            asked = [sys.executable, "-m", "worker", *command.split(), "--help"]
-            ran = subprocess.run(asked, capture_output=True, text=True, check=False)
-            assert ran.returncode == 0, f"{command}: {ran.stderr}"
+    def test_tree_is_that_of_the_project(self) -> None:
+        """What it draws is there."""
+        tree = section(README, "## Develop")
+        inside = re.findall(r"^ {6}([\w/.]+)  ", tree, re.MULTILINE)
+        outside = re.findall(r"(?<=[ ])([a-z]+/)(?=\s)", re.sub(r"^ {6}.*", "", tree, flags=re.M))
 
-    def test_its_targets_exist(self) -> None:
-        """Every `make` target in it is in the Makefile."""
-        makefile = (ROOT / "Makefile").read_text()
+        assert {"fold.py", "broker/", "store/"} <= set(inside)
+        assert {"worker/", "tests/", "deploy/", "docs/"} <= set(outside)
+        assert [name for name in inside if not (ROOT / "worker" / name).exists()] == []
+        assert [name for name in outside if not (ROOT / name).exists()] == []
 
-        targets = set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-
-        assert {"demo", "test", "setup", "run"} <= targets
-        assert [name for name in targets if f"\n{name}:" not in makefile] == []
+    @pytest.mark.parametrize("page", ["publish", "extend", "operate", "upgrade", "design"])
+    def test_leads_to_every_page(self, page: str) -> None:
+        """Nothing is documented where nobody finds it."""
+        assert f"(docs/{page}.md)" in section(README, "## Documentation")

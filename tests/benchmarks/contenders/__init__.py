@@ -27,9 +27,13 @@ REBUILD = "rebuild"
 CONTENDERS = {
     WORKER: Contender("worker, as shipped", keeps_rows=True),
     RAW_AIORMQ: Contender("raw aiormq, no work", RAW_AIORMQ),
-    AIO_PIKA: Contender("aio-pika, an ack each, no work", AIO_PIKA),
-    FASTSTREAM: Contender("FastStream, a commit each", FASTSTREAM, keeps_rows=True, share=0.1),
-    HANDWRITTEN: Contender("by hand, a commit each", HANDWRITTEN, keeps_rows=True, share=0.1),
+    AIO_PIKA: Contender("aio-pika, one ack per message, no work", AIO_PIKA),
+    FASTSTREAM: Contender(
+        "FastStream, one commit per message", FASTSTREAM, keeps_rows=True, share=0.1
+    ),
+    HANDWRITTEN: Contender(
+        "hand-written, one commit per message", HANDWRITTEN, keeps_rows=True, share=0.1
+    ),
     RAW_SQLITE: Contender("raw sqlite3, no broker", RAW_SQLITE, needs_queue=False, keeps_rows=True),
     REBUILD: Contender("rebuild", REBUILD, needs_queue=False, keeps_rows=True),
 }
