@@ -1,7 +1,7 @@
 """A week of forty chats, as their servers publish it: the messages, how they are sent, what breaks.
 
-Everything follows from one seed. Knows no broker and no worker: the reasons stand here as the wire
-promises them (README.md), so that the fate of every broken message is known before it is sent.
+Everything follows from one seed. Knows no broker and no worker: the reasons stand here as
+docs/operate.md has them, so that the fate of every broken message is known before it is sent.
 """
 
 import json

@@ -27,6 +27,11 @@ def commands() -> dict[str, set[str]]:
     return dict(_walk("", typer.main.get_command(app)))
 
 
+def groups() -> set[str]:
+    """Return the groups among the commands; the program itself is one, without a name."""
+    return {path.rpartition(" ")[0] for path in commands()}
+
+
 def _walk(path: str, command: object) -> Iterator[tuple[str, set[str]]]:
     options = {opt for each in getattr(command, "params", ()) for opt in each.opts}
     yield path, options | {"--help"}
@@ -102,15 +107,12 @@ def sentences() -> str:
 
 
 @cache
-def sources() -> str:
-    """Return the text of everything that a page may name."""
+def words() -> set[str]:
+    """Return every word of everything that a page may name."""
     folders = ("worker", "tests", "deploy")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    return "\n".join(
-        path.read_text()
-        for path in (*files, ROOT / "docker-compose.yml", ROOT / "Makefile")
-        if path.suffix != ".pyc"
-    )
+    texts_of = (path.read_text() for path in files if path.suffix != ".pyc")
+    return {word for text in texts_of for word in re.findall(r"\w+", text)}
 
 
 @cache

@@ -1,4 +1,7 @@
 import re
+import sqlite3
+from contextlib import closing
+from typing import get_type_hints
 
 import pytest
 
@@ -18,11 +21,13 @@ from tests.docs.pages import (
 from tests.docs.settings_table import settings_table
 from worker.broker.topology import Topology
 from worker.deliveries import Reason
+from worker.projections import load
 from worker.settings import PREFIX, SECRETS_DIR_VARIABLE, Settings
 from worker.telemetry.health import State
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# The broker's own, and the one for what bears none.
+READ = section(PAGES["docs/publish.md"], "## Read")
+# The broker's own, and the one for letters without any.
 OTHER_REASONS = {"delivery_limit", "unknown"}
 
 every_page = pytest.mark.parametrize("page", PAGES)
@@ -73,6 +78,7 @@ class TestAPage:
             path = max((p for p in known if words[: len(p.split())] == p.split()), key=len)
             options = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert path, words
+            assert words == path.split() or path not in program.groups(), words
             assert options <= known[path], words
 
     def test_names_options_that_exist(self, page: str) -> None:
@@ -102,9 +108,9 @@ class TestAPage:
 
     def test_names_words_of_the_program(self, page: str) -> None:
         """A log event, a column, a header or a function that is quoted is somewhere in the code."""
-        words = {each for each in quoted(PAGES[page]) if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", each)}
+        told = {each for each in quoted(PAGES[page]) if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", each)}
 
-        assert [word for word in sorted(words) if word not in program.sources()] == []
+        assert told <= program.words()
 
     def test_quotes_what_the_program_says(self, page: str) -> None:
         """Whoever looks for an error's sentence finds it as it was printed."""
@@ -125,10 +131,8 @@ class TestThePagesForOperators:
     def test_have_every_command(self) -> None:
         """Groups of commands need no row of their own."""
         told = [name.split(" ", 1)[1] for name in names(section(OPERATE, "## Commands"))]
-        known = program.commands()
-        groups = {path.rpartition(" ")[0] for path in known}
 
-        assert sorted(told) == sorted(set(known) - groups)
+        assert sorted(told) == sorted(program.commands().keys() - program.groups())
 
     def test_have_every_log_event(self) -> None:
         """With its level."""
@@ -167,6 +171,36 @@ class TestThePagesForOperators:
         assert named
         for page, heading in named:
             assert re.search(rf"^#+ {heading}$", PAGES[page], re.MULTILINE), (page, heading)
+
+
+class TestThePageForPublishers:
+    """It has all that a publisher may send, and all that a reader finds."""
+
+    def test_has_every_kind_with_its_payload(self) -> None:
+        """Its fields, and the kind of which another has the same."""
+        told: dict[str, set[str]] = {}
+        for kind, payload, _ in rows(section(PAGES["docs/publish.md"], "### Kinds")):
+            fields = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", payload))
+            told[kind.strip("`")] = told.get(fields[0], set(fields))
+
+        assert told == {
+            kind: set(
+                get_type_hints(handler)["message"].model_fields["payload"].annotation.model_fields
+            )
+            for kind, handler in load().handlers.items()
+        }
+
+    def test_has_every_column(self) -> None:
+        """Of the table of events."""
+        (events,) = load().projections
+        with closing(sqlite3.connect(":memory:")) as connection:
+            for statement in events.schema:
+                connection.execute(statement)
+            found = [name for _, name, *_ in connection.execute("PRAGMA table_info(events)")]
+
+        told = dict(zip(names(READ), rows(READ), strict=True))["events"][1].partition(". ")[0]
+
+        assert re.findall(r"`(\w+)`", told) == found
 
 
 class TestThePageOfGuarantees:

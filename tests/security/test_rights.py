@@ -45,7 +45,7 @@ class Limited:
         await self.node.ctl("set_permissions", self.name, configure, write, read)
 
     async def may_consume(self, queues: Queues) -> None:
-        """Grant what the README says that a worker of this queue needs."""
+        """Grant what docs/operate.md says that a worker of this queue needs."""
         topology = Topology(queues.exchange, queues.name, DELIVERY_LIMIT)
         command = topology.needed_to_consume.command(self.name, "/")
         await self.node.ctl(*shlex.split(command)[1:])
@@ -275,7 +275,7 @@ class TestAClaim:
     async def test_of_a_user_who_may_consume_keeps_another_file_away(
         self, queues: Queues, limited: Limited, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """The permissions of the README are enough, and no line complains."""
+        """The permissions in docs/operate.md are enough, and no line complains."""
         await queues.declare()
         await limited.may_consume(queues)
         worker = await start_worker(amqp_url=limited.url)

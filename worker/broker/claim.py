@@ -134,7 +134,7 @@ async def _declare(connection: AbstractConnection, queue: str, file_id: str | No
                 f"The broker's user may not claim queue {queue!r} for a database file ({error}).",
                 "until it may, a second worker with another file is not refused: grant it "
                 f"configure and read on exchange {name!r}, and write on all that begin with "
-                f"'{name}.' (rabbitmqctl set_permissions; see the README).",
+                f"'{name}.' (docs/operate.md, 'Permissions', has the rabbitmqctl command).",
             ) from error
     return file_id
 
