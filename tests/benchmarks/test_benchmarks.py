@@ -52,12 +52,12 @@ class TestThroughput:
 
         assert set(found["runs"]) == set(COMPARED)
         assert [found["runs"][name][0]["messages"] for name in (FASTSTREAM, HANDWRITTEN)] == [
-            300,
-            300,
+            150,
+            150,
         ]
         assert all(run["cpu_seconds"] > 0 for (run,) in found["runs"].values())
         (targets, table) = tables({"throughput": found})
-        assert [len(targets.rows), len(table.rows)] == [4, len(COMPARED)]
+        assert [len(targets.rows), len(table.rows)] == [6, len(COMPARED)]
 
 
 class TestTheOtherParts:
