@@ -34,7 +34,7 @@ class TestAnAck:
     async def test_that_cannot_be_sent_ends_the_session(self, ending: BaseException) -> None:
         """However the library says it: the worker opens another, and does not crash."""
         channel = cast("AbstractChannel", ChannelThatEnds(ending))
-        settlement = Settlement(channel, dead_letter, Life(), lambda _: None, lambda _: None)
+        settlement = Settlement(channel, dead_letter, Life(), 1_000, lambda _: None, lambda _: None)
 
         async with settlement:
             with pytest.raises(SessionLost):
@@ -43,7 +43,7 @@ class TestAnAck:
     async def test_that_a_bug_prevents_does_not_hide_it(self) -> None:
         """Only what the library says of an ending is one."""
         channel = cast("AbstractChannel", ChannelThatEnds(ZeroDivisionError()))
-        settlement = Settlement(channel, dead_letter, Life(), lambda _: None, lambda _: None)
+        settlement = Settlement(channel, dead_letter, Life(), 1_000, lambda _: None, lambda _: None)
 
         async with settlement:
             with pytest.raises(ZeroDivisionError):

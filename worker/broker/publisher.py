@@ -19,12 +19,29 @@ from worker.broker.permissions import DEFAULT_EXCHANGE, Permissions, requiring
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
 
-# Confirms come in groups; enough must be on the way that the broker never waits for us.
+# Confirms come in groups; enough publishes must be in flight that the broker never waits for us.
 IN_FLIGHT = 1_000
 
 
+class _SameId:
+    """The publishes of one message id that are in flight together.
+
+    aiormq 7.2 finds the publish that the broker has returned by its message id alone, so it may
+    report one as confirmed whose twin was returned (its channel.py, `_on_return_frame`). The first
+    return always reaches one of them, and then none of them counts as confirmed.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: BaseException | None = None
+
+
 class Publisher:
-    """Publishes to one exchange; every publish that returns has been confirmed."""
+    """Publishes to one exchange; every publish that returns has been confirmed.
+
+    Many may be called at once. The caller bounds their number and their bytes.
+    """
 
     def __init__(
         self,
@@ -43,6 +60,7 @@ class Publisher:
         self._address = address
         self._needed = needed
         self._opening = asyncio.Lock()
+        self._same_id: dict[str, _SameId] = {}
 
     def call_when_lost(self, callback: Callable[[str], None]) -> None:
         """Call with the reason when the connection ends, also while nothing is published."""
@@ -77,7 +95,8 @@ class Publisher:
         with telling_loss(_unconfirmed), requiring(self._needed, self._address, to):
             try:
                 exchange = await self._open()
-                await exchange.publish(message, _fitting(routing_key), mandatory=True)
+                async with self._sharing_fate(message.message_id):
+                    await exchange.publish(message, _fitting(routing_key), mandatory=True)
             except aio_pika.exceptions.DeliveryError as error:
                 raise BrokerRefused(
                     f"The broker did not take a message for exchange {self._name!r} "
@@ -85,6 +104,28 @@ class Publisher:
                     "see that a queue is bound to it and is not full; the worker binds its own at "
                     "its start.",
                 ) from error
+
+    @asynccontextmanager
+    async def _sharing_fate(self, message_id: str | None) -> AsyncIterator[None]:
+        """Fail with the publishes of the same id that are in flight, and only end with them."""
+        if message_id is None:
+            yield  # aiormq makes one up, which no other message has.
+            return
+        same = self._same_id.setdefault(message_id, _SameId())
+        same.in_flight += 1
+        try:
+            yield
+        except BaseException as error:
+            same.error = error
+            raise
+        finally:
+            same.in_flight -= 1
+            if not same.in_flight:
+                del self._same_id[message_id]
+                same.ended.set_result(None)
+        await asyncio.shield(same.ended)
+        if same.error is not None:
+            raise same.error
 
     async def _open(self) -> AbstractExchange:
         """Return the exchange, on a new channel where a refusal has closed the one before."""
