@@ -29,9 +29,16 @@ EVERY = Selection()
 
 
 async def requeue_all(queues: Queues, selection: Selection = EVERY) -> list[list[str]]:
-    """Requeue the selected ones; give what was left out of each."""
+    """Requeue the selected ones; return what was left out of each."""
+    left_out: list[list[str]] = []
     async with dead_letter_queue(*place_of(queues)) as queue:
-        return [await queue.requeue(letter) async for letter in queue.letters(selection)]
+        async for page in queue.pages(selection):
+            await queue.requeue(page, lambda _, names: left_out.append(names))
+    return left_out
+
+
+def unheard(*_: object) -> None:
+    """Hear of a letter that is done, and do nothing."""
 
 
 def long_text(name: bytes, value: bytes) -> bytes:
@@ -111,7 +118,7 @@ class TestARequeue:
             async with dead_letter_queue(*place_of(queues)) as queue:
                 async for letter in queue.letters(EVERY):
                     if letter.number % 3 == 0:
-                        await queue.discard(letter)
+                        await queue.discard([letter], unheard)
                         expected.remove(int(letter.body))
                     if letter.number == last:
                         break
@@ -128,7 +135,7 @@ class TestARequeue:
         async with dead_letter_queue(*place_of(queues)) as queue:
             async for letter in queue.letters(EVERY):
                 seen.append(letter.body)
-                await queue.requeue(letter)
+                await queue.requeue([letter], unheard)
                 if letter.number == 1:
                     await put(queues, [b"again", b"again"])
 
@@ -163,7 +170,7 @@ class TestTheCount:
                 (letter,) = [letter async for letter in queue.letters(EVERY)]
                 assert (letter.requeue_count, letter.routing_key) == (times - 1, "chat-1")
                 assert (letter.reason, letter.kind) == ("not_json", None)
-                await queue.requeue(letter)
+                await queue.requeue([letter], unheard)
 
     async def test_stops_at_three(
         self, queues: Queues, start_worker: StartWorker, start_command: StartWorker
@@ -224,7 +231,7 @@ class TestGarbage:
         async with dead_letter_queue(*place_of(queues)) as queue:
             letters = [letter async for letter in queue.letters(EVERY)]
             for letter in letters:
-                await queue.requeue(letter)
+                await queue.requeue([letter], unheard)
 
         assert [letter.reason for letter in letters] == ["delivery_limit", "delivery_limit"]
         assert [each.body for each in await take_back(queues)] == [b"\x00\xff", b"{}"]
@@ -346,7 +353,7 @@ async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> Non
     """Requeue all, and do something before the queue is let go."""
     async with dead_letter_queue(*place_of(queues, url)) as queue:
         async for letter in queue.letters(EVERY):
-            await queue.requeue(letter)
+            await queue.requeue([letter], unheard)
         act()
 
 
@@ -355,7 +362,7 @@ async def _cut_and_requeue(proxy: Proxy, queues: Queues) -> None:
     async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
         async for letter in queue.letters(EVERY):
             proxy.cut()
-            await queue.requeue(letter)
+            await queue.requeue([letter], unheard)
 
 
 async def _depth(queues: Queues, name: str) -> int:

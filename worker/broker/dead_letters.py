@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika import IncomingMessage
+from aiormq.abc import DeliveredMessage
 
 from worker.broker import headers as known
 from worker.broker.properties import KEPT_PROPERTIES
 from worker.broker.publisher import Publisher
-from worker.deliveries import Outcome
+from worker.deliveries import DETAIL_MAX_CHARACTERS, Outcome
 from worker.messages import now
 
 ID_MAX_CHARACTERS = 255
@@ -51,8 +52,8 @@ class DeadLetter:
 
     number: int
     """Its place in the queue, from 1."""
-    tag: int
-    """The delivery tag: means something only on the channel that delivered it."""
+    delivered: DeliveredMessage
+    """The delivery by which the letter is held."""
     reason: str
     """The worker's reason; the broker's, such as delivery_limit; or unknown."""
     detail: str
@@ -72,8 +73,9 @@ class DeadLetter:
     body: bytes
 
     @classmethod
-    def of(cls, number: int, message: AbstractIncomingMessage) -> "DeadLetter":
+    def of(cls, number: int, delivered: DeliveredMessage) -> "DeadLetter":
         """Read what the worker or the broker, and before them a publisher, wrote."""
+        message = IncomingMessage(delivered)
         headers = message.headers
         reason, detail, rejected_at = _cause(headers)
         kind, message_id = _kind_and_id(message.body)
@@ -82,7 +84,7 @@ class DeadLetter:
         told = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
         return cls(
             number=number,
-            tag=message.delivery_tag or 0,
+            delivered=delivered,
             reason=reason,
             detail=detail,
             rejected_at=rejected_at,
@@ -103,21 +105,26 @@ class DeadLetter:
 
     @property
     def name(self) -> str:
-        """How people tell it from others: the message's id, or else its place in the queue."""
+        """What people call it: the message's id, or else its place in the queue."""
         return self.id or self.message_id or f"number {self.number}"
 
 
 def _cause(headers: Mapping[str, object]) -> tuple[str, str, datetime | None]:
-    """Give reason, detail and time."""
+    """Return reason, detail and time."""
     own = [headers.get(name) for name in known.OWN_HEADERS]
     # A publisher's header may have one of these names; all four, the worker alone writes.
     if all(isinstance(value, str) for value in own):
         reason, detail, _, rejected_at = own
-        return str(reason), str(detail), known.moment(rejected_at)
+        shortened = str(reason)[:ID_MAX_CHARACTERS], str(detail)[:DETAIL_MAX_CHARACTERS]
+        return *shortened, known.moment(rejected_at)
     broker_reason, queue, died_at = known.death(headers)
     if broker_reason is None:
         return "unknown", "", died_at
-    return broker_reason, f"The broker took it out of queue {queue or 'unknown'}.", died_at
+    return (
+        broker_reason[:ID_MAX_CHARACTERS],
+        f"The broker took it out of queue {queue or 'unknown'}.",
+        died_at,
+    )
 
 
 def _kind_and_id(body: bytes) -> tuple[str | None, str | None]:
