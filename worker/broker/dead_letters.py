@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from aio_pika import IncomingMessage
 from aiormq.abc import DeliveredMessage
 
 from worker.broker import headers as known
@@ -75,10 +74,10 @@ class DeadLetter:
     @classmethod
     def of(cls, number: int, delivered: DeliveredMessage) -> "DeadLetter":
         """Read what the worker or the broker, and before them a publisher, wrote."""
-        message = IncomingMessage(delivered)
-        headers = message.headers
+        properties = delivered.header.properties
+        headers: Mapping[str, object] = properties.headers or {}
         reason, detail, rejected_at = _cause(headers)
-        kind, message_id = _kind_and_id(message.body)
+        kind, message_id = _kind_and_id(delivered.body)
         requeue_count = known.requeue_count(headers)
         original = headers.get(known.ROUTING_KEY) if requeue_count else None
         told = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
@@ -90,17 +89,17 @@ class DeadLetter:
             rejected_at=rejected_at,
             kind=kind,
             id=message_id,
-            message_id=message.message_id,
-            routing_key=original if isinstance(original, str) else message.routing_key or "",
+            message_id=properties.message_id,
+            routing_key=original if isinstance(original, str) else delivered.routing_key or "",
             requeue_count=requeue_count,
-            content_type=message.content_type,
+            content_type=properties.content_type,
             properties={
                 name: value
-                for name in KEPT_PROPERTIES
-                if (value := getattr(message, name)) is not None
+                for name, theirs in KEPT_PROPERTIES.items()
+                if (value := getattr(properties, theirs)) is not None
             },
             headers={name: value for name, value in headers.items() if name not in told},
-            body=message.body,
+            body=delivered.body,
         )
 
     @property
