@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from aio_pika.abc import AbstractConnection, AbstractQueue
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
@@ -22,10 +21,10 @@ from worker.broker.dead_letter_lock import acquire, lock_of, release
 from worker.broker.dead_letters import DeadLetter
 from worker.broker.pages import ANSWER_SECONDS, Pages
 from worker.broker.permissions import DEFAULT_EXCHANGE, NotPermitted, Permissions, requiring
-from worker.broker.publisher import Publisher
+from worker.broker.publisher import Publisher, in_flight
 from worker.broker.topology import Topology
 from worker.errors import BrokerRefused, SessionLost
-from worker.tasks import end, in_time
+from worker.tasks import in_time
 
 NAME = "projection-worker dead-letters"
 # A message that is rejected this often needs another handler, or another publisher.
@@ -128,22 +127,18 @@ class DeadLetterQueue:
         No other queue gets them. Each is removed once the broker has confirmed it. Raises
         `BrokerRefused` or `SessionLost` if some are not confirmed: those stay.
         """
-        requeueing = asyncio.gather(
-            *(self._requeue(letter, on_done) for letter in letters), return_exceptions=True
-        )
-        try:
-            await self._confirms(requeueing)
-        except asyncio.CancelledError:
-            # What is confirmed by then needs no second requeue, and is counted.
-            await asyncio.wait({requeueing}, timeout=DRAIN_SECONDS)
-            raise
-        finally:
-            await end(requeueing)
-        for failure in requeueing.result():
-            if failure is not None:
-                raise failure
+        async with in_flight(self._requeue(letter, on_done) for letter in letters) as requeueing:
+            try:
+                await self._confirms(requeueing)
+            except asyncio.CancelledError:
+                # What is confirmed by then needs no second requeue, and is counted.
+                await asyncio.wait({requeueing}, timeout=DRAIN_SECONDS)
+                raise
+            for refusal in requeueing.result():
+                if refusal is not None:
+                    raise refusal
 
-    async def _confirms(self, requeueing: asyncio.Future[Any]) -> None:
+    async def _confirms(self, requeueing: asyncio.Future[list[BrokerRefused | None]]) -> None:
         """Wait until all are confirmed, as long as confirms come."""
         now = asyncio.get_running_loop().time
         self._confirmed_at = now()
@@ -157,7 +152,8 @@ class DeadLetterQueue:
                 )
             await asyncio.wait({requeueing}, timeout=seconds)
 
-    async def _requeue(self, letter: DeadLetter, on_done: OnDone) -> None:
+    async def _requeue(self, letter: DeadLetter, on_done: OnDone) -> BrokerRefused | None:
+        """Requeue a letter; return why the broker did not take it."""
         wanted = known.of_the_publisher(letter.headers)
         headers = known.sendable(
             wanted
@@ -167,11 +163,16 @@ class DeadLetterQueue:
             }
         )
         properties = known.sendable_properties(letter.properties)
-        await self._publish(letter, headers, properties)
+        try:
+            await self._publish(letter, headers, properties)
+        except BrokerRefused as error:
+            # The others are in flight: those that are confirmed have to be removed.
+            return error
         self._confirmed_at = asyncio.get_running_loop().time()
         await self._remove(letter)
         left_out = sorted((wanted.keys() - headers) | (letter.properties.keys() - properties))
         on_done(letter, left_out)
+        return None
 
     async def _remove(self, letter: DeadLetter) -> None:
         again = "the last ones may still be there: see 'dead-letters list'."

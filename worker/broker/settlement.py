@@ -14,7 +14,7 @@ from typing import Self
 from aiormq.abc import AbstractChannel
 
 from worker.broker.life import Life
-from worker.broker.publisher import IN_FLIGHT
+from worker.broker.publisher import IN_FLIGHT, in_flight
 from worker.deliveries import Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
@@ -137,16 +137,13 @@ class Settlement:
         """Publish these; return why the broker did not take some of them."""
         now = asyncio.get_running_loop().time
         self._progressed_at = now()
-        publishing = asyncio.gather(*map(self._dead_letter, outcomes))
-        try:
+        async with in_flight(map(self._dead_letter, outcomes)) as publishing:
             while not publishing.done():
                 seconds = self._progressed_at + BLOCKED_SECONDS - now()
                 if seconds <= 0 and not self._blocked_because:
                     self._block(_silent())
                 await asyncio.wait({publishing}, timeout=None if self._blocked_because else seconds)
             return [refusal for refusal in publishing.result() if refusal]
-        finally:
-            await end(publishing)
 
     def _next(self, most: int) -> list[Outcome]:
         """Return what is published together: within the bounds, but at least one."""
