@@ -16,6 +16,7 @@ from tests.benchmarks import page, report
 from tests.benchmarks.batch_size import batch_size
 from tests.benchmarks.bench import Bench, Result, private_bench
 from tests.benchmarks.contenders import COMPARED
+from tests.benchmarks.dead_lettering import dead_lettering
 from tests.benchmarks.footprint import idle, memory
 from tests.benchmarks.latency import latency, latency_by_load
 from tests.benchmarks.log_size import log_size
@@ -40,6 +41,9 @@ def quick(
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
+        "dead_lettering": lambda bench: dead_lettering(
+            bench, rounds=rounds, messages=messages // 10
+        ),
         "memory": lambda bench: memory(bench, messages=messages),
         "idle": lambda bench: idle(bench, seconds=10),
         "latency": lambda bench: latency(bench, rates={"1,000/s": 1_000.0}, seconds=5, rounds=1),
@@ -61,6 +65,9 @@ def full(
         ),
         "log_size": lambda bench: log_size(bench, sizes=sizes, rounds=rounds, messages=messages),
         "outage": lambda bench: outage(bench, catch_up_seconds=messages / 2_500),
+        "dead_lettering": lambda bench: dead_lettering(
+            bench, rounds=rounds, messages=messages // 10
+        ),
         "memory": lambda bench: memory(bench, messages=most),
         "idle": lambda bench: idle(bench, seconds=60),
     }

@@ -16,6 +16,7 @@ from tests.benchmarks.contenders import (
     REBUILD,
     WORKER,
 )
+from tests.benchmarks.dead_lettering import CLIENT, DEAD_LETTERING
 from tests.benchmarks.figures import median_rate, rates, thousands
 
 MEGABYTE = 1_000_000
@@ -83,6 +84,7 @@ def targets(results: Result) -> list[Target]:
         "throughput": _throughput,
         "log_size": _log_size,
         "rebuild": _rebuild,
+        "dead_lettering": _dead_lettering,
         "memory": _memory,
         "idle": _idle,
         "latency": _latency,
@@ -114,6 +116,11 @@ def _rebuild(part: Result) -> Iterator[Target]:
     what = "rebuild / raw sqlite3 that inserts the same"
     yield Target(what, 0.5, rate / median_rate(part, RAW_SQLITE), _ratio, PYTHON_FOLDS)
     yield Target("rebuild, messages/s", 150_000, rate, thousands, ONE_PROCESS)
+
+
+def _dead_lettering(part: Result) -> Iterator[Target]:
+    ratio = median_rate(part, DEAD_LETTERING) / median_rate(part, CLIENT)
+    yield Target("dead-lettering / aio-pika that publishes the same", 0.5, ratio, _ratio)
 
 
 def _memory(part: Result) -> Iterator[Target]:
