@@ -234,10 +234,10 @@ async def dead_letter_queue(
 ) -> AsyncIterator[DeadLetterQueue]:
     """Hold the dead letters; after the block, those that are left are in their places again.
 
-    If the block raises, they are in the queue, and their order may be another.
+    If the block raises, they are in the queue, but perhaps in another order.
 
-    Raises what `connection` raises, and `BrokerRefused` if there is no such queue or the user may
-    not read it.
+    Raises what `connection` raises, and `BrokerRefused` if there is no such queue, the user may not
+    read it, or another command or program reads it.
     """
     # What `requeue` needs, too: who may only look is not refused for that.
     needed = Permissions(
@@ -272,6 +272,9 @@ async def _open(
     try:
         async with connection.channel() as channel:
             queue = await channel.get_queue(name, ensure=True)
+            if not queue.declaration_result.message_count:
+                # Nothing will be read, and who may not read must hear of it all the same.
+                await queue.get(fail=False)
     except ChannelNotFoundEntity as error:
         raise BrokerRefused(
             f"There is no queue {name!r} on the broker.",
@@ -279,7 +282,7 @@ async def _open(
         ) from error
     if consumers := queue.declaration_result.consumer_count:
         raise BrokerRefused(
-            f"Another program consumes from queue {name!r} ({consumers} consumers); nothing was "
+            f"Another program consumes from queue {name!r} (consumers: {consumers}); nothing was "
             "changed.",
             "stop it, or run this command when it has ended; 'rabbitmqctl list_consumers' names "
             "its channel.",
