@@ -21,10 +21,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from worker.deliveries import Delivery, Reason, Rejected
-from worker.strict_json import INT64_MAX, require_strict
+from worker.strict_json import require_strict
 
 DETAIL_MAX_ERRORS = 3
 JSON_TYPE = "application/json"
+INT64_MAX = 2**63 - 1
+# Both are remembered, so they are bounded: identifiers for each of many streams, times in a cache.
+IDENTIFIER_MAX_CHARACTERS = 255
+TIME_MAX_CHARACTERS = 64
 
 # ISO 8601 as publishers write it. datetime.fromisoformat alone would also take week dates, bare
 # dates and, from Python 3.13 on, hour 24: the same message must mean the same on every version.
@@ -45,6 +49,8 @@ def _utc(text: str) -> str:
             pass
         else:
             return f"{text[:23]}000Z"
+    if len(text) > TIME_MAX_CHARACTERS:
+        raise ValueError(f"must have at most {TIME_MAX_CHARACTERS} characters")
     if not _DATE_TIME.fullmatch(text):
         raise ValueError("must be an ISO 8601 date-time, such as 2026-04-27T10:39:03.120Z")
     moment = datetime.fromisoformat(text)
@@ -61,17 +67,19 @@ def _text(moment: datetime) -> str:
 
 
 def now() -> str:
-    """Give the worker's own clock as a `Timestamp`; no projection may ever read it."""
+    """Return the worker's own clock as a `Timestamp`; no projection may ever read it."""
     return _text(datetime.now(UTC))
 
 
 Timestamp = Annotated[str, AfterValidator(_utc)]
 """A moment as UTC text of fixed width, `2026-04-27T10:39:03.120000Z`: text order is time order.
 
-Taken from any ISO 8601 date-time; one without an offset is UTC; digits beyond microseconds are cut.
+Taken from any ISO 8601 date-time of at most 64 characters. A time without an offset is UTC; digits
+beyond microseconds are cut.
 """
 
-Identifier = Annotated[str, Field(min_length=1)]
+Identifier = Annotated[str, Field(min_length=1, max_length=IDENTIFIER_MAX_CHARACTERS)]
+"""The name of something that a message is about, in 1 to 255 characters."""
 
 
 class Payload(BaseModel):
@@ -90,7 +98,7 @@ class Message(BaseModel, Generic[P]):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    id: Annotated[str, Field(min_length=1, max_length=255)]
+    id: Identifier
     kind: str
     occurred_at: Timestamp
     sequence: Annotated[int, Field(ge=0, le=INT64_MAX)] = 0
@@ -120,20 +128,21 @@ def canonical_json(value: object) -> str:
 
 
 def same_content(one: str, other: str) -> bool:
-    """Tell whether two bodies say the same, whatever their spaces and the order of their keys."""
+    """Return whether two bodies say the same, whatever their spaces and the order of their keys."""
     return one == other or canonical_json(json.loads(one)) == canonical_json(json.loads(other))
 
 
 def receive(wire: Wire, delivery: Delivery, max_bytes: int) -> Arrival:
-    """Give a delivery with what `decode` makes of it."""
+    """Return a delivery with what `decode` makes of it."""
     return Arrival(delivery, decode(wire, delivery, max_bytes))
 
 
 def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejected:
-    """Give the message in a delivery, or why there is none.
+    """Return the message in a delivery, or why there is none.
 
-    `max_bytes` bounds the body before anything reads it. What is accepted can be stored: no lone
-    surrogate, U+0000, NaN or number beyond 64 bits is left anywhere in it.
+    A body of more than `max_bytes` is not read. Whatever is accepted can be stored as it was
+    published: nothing in it is a lone surrogate, U+0000, NaN or a number beyond a double. Of equal
+    keys in one object, the last one counts.
     """
     body = delivery.body
     if len(body) > max_bytes:
@@ -147,7 +156,6 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
     try:
         # Not by the adapter's own method, which is for all kinds of input and costs a tenth more.
         message: AnyMessage = wire.validator.validate_json(body)
-        # pydantic keeps the last of two equal keys, and takes any number within untyped values.
         require_strict(body)
     except ValidationError as error:
         return _rejection(error)
@@ -177,7 +185,8 @@ def _rejection(error: ValidationError) -> Rejected:
         case "union_tag_invalid" if isinstance(kind := first["input"].get("kind"), str):
             known = first["ctx"]["expected_tags"].replace("'", "")
             return Rejected(
-                Reason.UNKNOWN_KIND, f"No handler for kind {kind[:255]!r}. Known kinds: {known}."
+                Reason.UNKNOWN_KIND,
+                f"No handler for kind {kind[:IDENTIFIER_MAX_CHARACTERS]!r}. Known kinds: {known}.",
             )
         case "union_tag_invalid":
             return Rejected(Reason.BAD_ENVELOPE, "kind: Input should be a valid string.")

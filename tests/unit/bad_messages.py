@@ -38,6 +38,8 @@ def with_raw_object(text: str, place: str) -> bytes:
 
 WHOLE = body(planned("e-1"))
 HUGE = "9" * 5_000
+LONG = "\N{GRINNING FACE}" * 256
+LONG_TIME = f"2026-04-27T10:39:03.{'0' * 44}Z"
 
 BAD_JSON: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
@@ -60,9 +62,7 @@ BAD_NUMBERS = {
     "-Infinity": "-Infinity",
     "1e999": "beyond a double",
     "-1e999": "beyond a double",
-    str(2**63): "64 bits",
-    str(-(2**63) - 1): "64 bits",
-    "9" * 4_000: "64 bits",
+    f"1{'0' * 400}.5": "beyond a double",
     HUGE: "out of range",
 }
 BAD_STRINGS = {
@@ -74,14 +74,6 @@ BAD_STRINGS = {
     r"a\u0000b": "U+0000",
     BACKSLASH * 2 + r"\u0000": "U+0000",
 }
-DUPLICATE_KEYS = {
-    "envelope": (WHOLE[:-1] + b',"sequence":1}', "'sequence'"),
-    "the same value": (WHOLE[:-1] + b',"kind":"event_planned"}', "'kind'"),
-    "payload": (WHOLE.replace(b'"chat_id"', b'"chat_id": "x", "chat_id"'), "'chat_id'"),
-    "deep in props": (with_raw_object('"a": 1, "b": 2, "a": 3', "props"), "'a'"),
-    "unknown field": (with_raw_object('"a": {}, "a": {}', "unknown"), "'a'"),
-    "with escapes": (with_raw_object(r'"a": 1, "\u0061": 2', "props"), "'a'"),
-}
 NO_STRINGS: tuple[Any, ...] = (1, None, True, 1.5, [], {})
 NO_SEQUENCES: tuple[Any, ...] = (-1, 2**63, "1", 1.0, 1.5, True, None, [])
 BAD_ENVELOPES: dict[str, tuple[bytes | Message, str]] = {
@@ -92,7 +84,8 @@ BAD_ENVELOPES: dict[str, tuple[bytes | Message, str]] = {
     **{f"no {f}": (without(f), f"{f}: Field required") for f in ("id", "kind", "payload")},
     "no occurred_at": (without("occurred_at"), "occurred_at: Field required"),
     "empty id": (planned("e", id=""), "id: String should have at least 1"),
-    "long id": (planned("e", id="x" * 256), "id: String should have at most 255"),
+    "long id": (planned("e", id=LONG), "id: String should have at most 255"),
+    "long time": (planned("e", occurred_at=LONG_TIME), "occurred_at: must have at most 64"),
     "payload array": (planned("e") | {"payload": []}, "payload: Input should be an object"),
     "payload null": (planned("e") | {"payload": None}, "payload: Input should be an object"),
     "payload text": (planned("e") | {"payload": "{}"}, "payload: Input should be an object"),
@@ -107,17 +100,21 @@ FIELDS: tuple[tuple[str, Any, str], ...] = (
     ("event_id", "", "at least 1 character"),
     ("event_id", 1, "valid string"),
     ("event_id", None, "valid string"),
+    ("event_id", LONG, "at most 255 characters"),
     ("chat_id", "", "at least 1 character"),
     ("chat_id", 7, "valid string"),
+    ("chat_id", LONG, "at most 255 characters"),
     ("kind", [], "valid string"),
+    ("kind", LONG, "at most 255 characters"),
     ("props", [], "an object"),
     ("props", None, "an object"),
     ("props", "{}", "an object"),
     ("planned_for", 1745750343, "valid string"),
     ("planned_for", "tomorrow", "ISO 8601"),
+    ("planned_for", LONG_TIME, "at most 64 characters"),
 )
 BAD_PAYLOADS: dict[str, tuple[bytes | Message, str]] = {
-    **{f"{f} {v!r}": (planned("e", payload={f: v}), f"payload.{f}: ") for f, v, _ in FIELDS},
+    **{f"{f} {v!r:.60}": (planned("e", payload={f: v}), f"payload.{f}: ") for f, v, _ in FIELDS},
     "empty": (planned("e") | {"payload": {}}, "payload.chat_id: Field required"),
     "status": (
         reverted("e", "done"),
@@ -133,7 +130,6 @@ BAD: dict[str, tuple[bytes | Message, Reason, str]] = {
        for s, d in BAD_STRINGS.items() for place in ("unknown", "props", "id")},
     **{f"{s!a} in a key": (with_key(s), NOT_JSON, d)
        for s, d in BAD_STRINGS.items() if s.isascii()},
-    **{f"twice: {n}": (b, NOT_JSON, d) for n, (b, d) in DUPLICATE_KEYS.items()},
     **{f"envelope: {n}": (b, BAD_ENVELOPE, d) for n, (b, d) in BAD_ENVELOPES.items()},
     **{f"kind: {k!r}": (planned("e") | {"kind": k}, UNKNOWN_KIND, f"{k!r}. Known kinds: event_ca")
        for k in BAD_KINDS},

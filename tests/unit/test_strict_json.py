@@ -30,10 +30,8 @@ def is_fine(value: Any) -> bool:
     match value:
         case str():
             return "\0" not in value
-        case bool() | None:
+        case int() | None:
             return True
-        case int():
-            return -(2**63) <= value < 2**63
         case float():
             return math.isfinite(value)
         case list():
@@ -58,18 +56,18 @@ class TestStrictness:
 
     @pytest.mark.parametrize(
         "text",
-        ["1e999", "-1E+400", "1.5e308000", "[1e0000400]", "1" + "0" * 400, "1" + "0" * 400 + ".5",
-         "9223372036854775808", "-9223372036854775809", '{"a":[{"b":1,"b":2}]}'],
+        ["1e999", "-1E+400", "1.5e308000", "[1e0000400]", "1" + "0" * 400 + ".5", "NaN",
+         "-Infinity"],
     )  # fmt: skip
     def test_refuses(self, text: str) -> None:
         """Wherever it stands, and with whatever spaces."""
         for body in (f'{{"v":{text}}}', f'{{"v" : {text} }}', f'{{"v":[true,{text}]}}'):
-            with pytest.raises(ValueError, match=r"twice|beyond|64 bits"):
+            with pytest.raises(ValueError, match=r"beyond|not JSON"):
                 require_strict(body.encode())
 
     @pytest.mark.parametrize(
         "text",
-        ["9223372036854775807", "-9223372036854775808", "1e308", "0e0", "1E5", "true", "false",
+        ["9223372036854775808", "1" + "0" * 400, "1e308", '{"a":1,"a":2}', "0e0", "1E5", "true", "false",
          '"1e999"', f'"{"1" * 40}"', '"a\\n"', '"\\\\u0000"', "0." + "1" * 40],
     )  # fmt: skip
     def test_takes(self, text: str) -> None:
