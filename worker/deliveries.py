@@ -40,6 +40,8 @@ class Delivery(NamedTuple):
     """How many consumers have had it and ended without settling it, by the broker's count."""
     read_properties: Callable[[], Properties] = Properties
     """Decodes the rest, which only dead letters and suspects need."""
+    size: int = 0
+    """Bytes of its header and body, as they came."""
 
     @property
     def is_suspect(self) -> bool:

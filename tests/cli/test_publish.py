@@ -1,11 +1,14 @@
 import gzip
 import json
 
+import pytest
+
 from tests.builders import body, planned, started
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
-from tests.database import rows
+from tests.database import query, rows
 from tests.oracle import expected_rows
+from tests.unit.projecting import project
 
 LIFE = [planned("e-1"), started("e-1")]
 LINES = b"\n".join([*map(body, LIFE), b"", b"{broken"]) + b"\n"
@@ -94,6 +97,61 @@ class TestOneByHand:
         assert code == 0
         assert "1 confirmed" in out
         assert rows(place.database)[0][:5] == ("e-7", "c-1", "poll", "planned", '{"n":1}')
+
+    async def test_comes_after_all_that_is_projected(self, place: Place) -> None:
+        """Whether or not the event's publisher numbers its messages."""
+        worker = await place.consuming()
+        life = [planned("e-1"), started("e-1"), planned("e-2", sequence=0)]
+        await place.queues.publish(life)
+        await worker.wait_until_settled(3)
+
+        for event_id in ("e-1", "e-2"):
+            code, _, err = await run_command(
+                "publish", "--kind", "event_cancelled", "--event-id", event_id,
+                folder=place.folder, **place.settings,
+            )  # fmt: skip
+            assert (code, err) == (0, "")
+        await worker.wait_until_settled(5)
+
+        assert [row[3] for row in rows(place.database)] == ["cancelled", "cancelled"]
+        numbers = query(place.database, "SELECT max(sequence) FROM messages GROUP BY event_id")
+        assert numbers == [(life[1]["sequence"] + 1,), (0,)]
+
+    @pytest.mark.parametrize(
+        "arguments", [["--sequence", "0"], ["--sequence", "7", "--occurred-at", "1999-01-01T00:00"]]
+    )
+    async def test_that_comes_before_another_is_published_with_a_warning(
+        self, place: Place, arguments: list[str]
+    ) -> None:
+        """The operator is told that it may have no effect, and where to look."""
+        await place.queues.declare()
+        await project(place.database, [planned("e-1", sequence=6), started("e-1", sequence=7)])
+
+        code, out, err = await run_command(
+            "publish", "--kind", "event_cancelled", "--event-id", "e-1", *arguments,
+            folder=place.folder, **place.settings,
+        )  # fmt: skip
+
+        assert code == 0
+        assert "1 confirmed" in out
+        assert "may have no effect" in err
+        assert "projection-worker show" in err
+
+    async def test_without_a_database_needs_its_sequence(self, place: Place) -> None:
+        """Nothing is sent before the operator has said where it belongs."""
+        await place.queues.declare()
+        publish = ["publish", "--kind", "event_cancelled", "--event-id", "e-1"]
+
+        code, _, err = await run_command(*publish, folder=place.folder, **place.settings)
+        assert code == 1
+        assert "--sequence" in err
+        assert (await place.queues.depth()).ready == 0
+
+        code, out, err = await run_command(
+            *publish, "--sequence", "8", folder=place.folder, **place.settings
+        )
+        assert (code, err) == (0, "")
+        assert "sequence 8" in out
 
     async def test_with_a_typing_error_is_refused(self, place: Place) -> None:
         """The reason is the one that the worker would give, and nothing is sent."""

@@ -72,7 +72,8 @@ class TestRebuild:
 
         assert code == 0
         assert "1 events differed and are mended" in out
-        assert names_in(tmp_path) == ["projection.db", "projection.db.lock"]
+        companions = ["projection.db-shm", "projection.db-wal", "projection.db.lock"]
+        assert names_in(tmp_path) == ["projection.db", *companions]
         assert rows(database) == expected_rows(LIFE)
 
     async def test_makes_no_database(self, tmp_path: Path) -> None:

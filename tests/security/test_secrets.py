@@ -55,7 +55,7 @@ class TestThePassword:
             ["topology", "show"],
             ["topology", "export"],
             ["dead-letters", "list"],
-            ["publish", "--kind", "event_started", "--event-id", "e-1"],
+            ["publish", "--kind", "event_started", "--event-id", "e-1", "--sequence", "1"],
         ],
         ids=" ".join,
     )

@@ -14,8 +14,10 @@ from pamqp.frame import FrameTypes
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
+from tests.waiting import eventually, turns
+from worker.broker import intake
 from worker.broker.intake import BATCH_BYTES, BEAT, BEAT_SECONDS, Intake, IntakeReader
-from worker.deliveries import Delivery, Reason, Rejected
+from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
 from worker.messages import Arrival
 
 CONSUMING, OTHER = 1, 2
@@ -171,6 +173,135 @@ class TestTaking:
 
         with pytest.raises(KeyError):
             intake.take(1_000)
+
+
+class Socket(asyncio.Transport):
+    """A connection that notes whether it is read."""
+
+    def __init__(self) -> None:
+        """Begin as one that is read and open."""
+        super().__init__()
+        self.reads = True
+        self.is_open = True
+
+    def pause_reading(self) -> None:
+        """Take a note of it."""
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        """Take a note of it."""
+        self.reads = True
+
+    def is_closing(self) -> bool:
+        """Return whether it has ended."""
+        return not self.is_open
+
+
+def applied(taken: list[Arrival]) -> list[Outcome]:
+    return [Outcome(each.delivery, Verdict.APPLIED) for each in taken]
+
+
+class TestAFullIntake:
+    """Full with 1,000 bytes, of which a connection may read 100 in each of its short seconds."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(intake, "MOST_HELD_BYTES", 1_000)
+        monkeypatch.setattr(intake, "SLOW_BYTES", 100)
+        monkeypatch.setattr(intake, "BEAT_SECONDS", 0.001)
+
+    @pytest.fixture
+    async def full(self) -> tuple[Intake, IntakeReader, Socket]:
+        """Return a full intake, what reads into it, and the connection."""
+        filled, socket = Intake(delivered), Socket()
+        reader = IntakeReader(filled)
+        reader.set_transport(socket)
+        reader.feed_data(frames(1, b"x" * 1_000))
+        return filled, reader, socket
+
+    async def test_reads_no_further_delivery_until_some_are_settled(
+        self, full: tuple[Intake, IntakeReader, Socket]
+    ) -> None:
+        """What is taken still counts."""
+        filled, reader, socket = full
+        before = socket.reads
+        reader.feed_data(frames(2, b"x"))
+        taken = filled.take(1)
+        meanwhile = socket.reads
+        filled.settled(applied(taken))
+
+        assert (before, meanwhile, socket.reads) == (True, False, True)
+
+    async def test_counts_headers_like_bodies(self) -> None:
+        """Those of a message without a body may be as large as a frame."""
+        (arrival,), _ = await fed([frames(1, b"x" * 1_000)])
+
+        assert 1_000 < arrival.delivery.size < len(frames(1, b"x" * 1_000))
+
+    async def test_reads_the_answers_of_the_broker_while_nothing_is_delivered(
+        self, full: tuple[Intake, IntakeReader, Socket]
+    ) -> None:
+        """A suspect that fills the intake alone is settled only after such an answer."""
+        _, reader, socket = full
+        reader.feed_data(frame.marshal(Basic.CancelOk("consumer"), CONSUMING))
+
+        assert socket.reads
+
+    async def test_reads_slowly_and_hears_heartbeats(
+        self, full: tuple[Intake, IntakeReader, Socket]
+    ) -> None:
+        """So neither the broker nor the library takes the other side for dead."""
+        _, reader, socket = full
+        reader.feed_data(frames(2, b"x"))
+        for _ in range(3):
+            await eventually(lambda: socket.reads)
+            reader.feed_data(frame.marshal(ContentBody(b"x" * 400), OTHER))
+            assert not socket.reads
+        heard = frame.marshal(ContentBody(b"x" * 400), OTHER)
+
+        assert (await reader.readexactly(3 * len(heard))).count(BEAT) >= 3
+
+    async def test_goes_on_reading_as_ever(self, full: tuple[Intake, IntakeReader, Socket]) -> None:
+        """Once there is room, the slow reading ends, and so does it with the connection."""
+        filled, reader, socket = full
+        reader.feed_data(frames(2, b"x"))
+        filled.settled(applied(filled.take(2)))
+        reader.feed_data(frames(3, b"x" * 500))
+        reader.feed_eof()
+
+        assert socket.reads
+        assert [each.delivery.tag for each in filled.take(2)] == [3]
+
+    @pytest.mark.parametrize("is_read", [True, False])
+    async def test_ends_with_its_connection(
+        self, full: tuple[Intake, IntakeReader, Socket], *, is_read: bool
+    ) -> None:
+        """Whether or not the end of the connection is read."""
+        _, reader, socket = full
+        reader.feed_data(frames(2, b"x"))
+        if is_read:
+            reader.feed_eof()
+        else:
+            socket.is_open = False
+        await turns(100)
+
+        assert not socket.reads
+
+    async def test_does_not_keep_what_is_beyond_twice_its_size(
+        self, full: tuple[Intake, IntakeReader, Socket]
+    ) -> None:
+        """It is given back once there is room, after what came before it has been settled."""
+        filled, reader, _ = full
+        for tag in range(2, 6):
+            reader.feed_data(frames(tag, b"x" * 500))
+        while_full = filled.to_give_back()
+        taken = filled.take(10)
+        filled.arrived.clear()
+        filled.settled(applied(taken))
+
+        assert (while_full, filled.to_give_back(), filled.to_give_back()) == ([], [4, 5], [])
+        assert [each.delivery.tag for each in taken] == [1, 2, 3]
+        assert filled.arrived.is_set()
 
 
 class TestWhatIsNotUnderstood:

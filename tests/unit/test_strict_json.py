@@ -67,8 +67,8 @@ class TestStrictness:
 
     @pytest.mark.parametrize(
         "text",
-        ["9223372036854775808", "1" + "0" * 400, "1e308", '{"a":1,"a":2}', "0e0", "1E5", "true", "false",
-         '"1e999"', f'"{"1" * 40}"', '"a\\n"', '"\\\\u0000"', "0." + "1" * 40],
+        ["9223372036854775808", "1" + "0" * 400, "1e308", '{"a":1,"a":2}', "0e0", "1E5", "true",
+         "false", '"1e999"', f'"{"1" * 40}"', '"a\\n"', '"\\\\u0000"', "0." + "1" * 40],
     )  # fmt: skip
     def test_takes(self, text: str) -> None:
         """What looks alike and is strict."""

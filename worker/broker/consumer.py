@@ -59,7 +59,7 @@ class Consumer:
         life.call_when_it_ends(intake.arrived.set)
 
     async def has_rival(self) -> bool:
-        """Tell whether another consumer is active on the queue; asked before `start`.
+        """Return whether another consumer is active on the queue; asked before `start`.
 
         The broker counts the active consumer of a queue with a single active consumer, and none of
         those that wait.
@@ -81,7 +81,7 @@ class Consumer:
         self._life.drain()
 
     async def drains(self, *, within_seconds: float) -> bool:
-        """Wait that long at most; tell whether the worker drains.
+        """Wait for at most this long; return whether the worker drains.
 
         Raises `SessionLost` if the session ends meanwhile.
         """
@@ -96,11 +96,21 @@ class Consumer:
         """Return what has arrived, at least one and at most a batch."""
         while not self._life.drains:
             self._life.require()
+            await self._give_back()
             if batch := self._intake.take(self._reception.batch_size):
                 return batch
             self._intake.arrived.clear()
             await self._intake.arrived.wait()
         raise StopAsyncIteration
+
+    async def _give_back(self) -> None:
+        """Return to the queue what arrived while there was no room for it.
+
+        Before anything that came later is taken, and acked together with all that came before.
+        """
+        with self._life.depends_on_channel():
+            for tag in self._intake.to_give_back():
+                await self._channel.basic_nack(tag, requeue=True)
 
     def look_ahead(self) -> None:
         """Decode the next batch, as far as it has arrived, so that it is ready when it is taken."""
@@ -112,6 +122,7 @@ class Consumer:
         if is_narrow and not any(outcome.delivery.is_suspect for outcome in outcomes):
             await self._widen()
         settled = await self._settlement.settle(outcomes)
+        self._intake.settled(settled)
         if len(settled) < len(outcomes):
             # A suspect that was decided has killed nobody; while its dead letter is blocked, it
             # must not hold up all others.

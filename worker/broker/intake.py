@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 from worker.broker import properties
 from worker.broker.decoders import UNDECODABLE
-from worker.deliveries import Delivery
+from worker.deliveries import Delivery, Outcome
 from worker.messages import Arrival
 
 # A frame is its type, its channel, its size, so many bytes, and an end (AMQP 0-9-1, 2.3.5).
@@ -35,12 +35,22 @@ BODY_SIZE = struct.Struct(">Q")
 # What is decoded without a pause, and committed together: large bodies must not keep the loop from
 # the heartbeats, nor all the others from being acked.
 BATCH_BYTES = 4 * 1024 * 1024
+# Above this, deliveries are read slowly: the largest prefetch of messages of 16 KB comes to it.
+# Above twice as much, they are not kept.
+MOST_HELD_BYTES = 32 * 1024 * 1024
+# What is read in a second then. The broker closes a connection on which a send takes 30 seconds
+# (ranch_tcp.erl, `send_timeout`). A send may wait for two messages, and for a third of the kernel's
+# buffer, of some MiB: so a message's size takes 8 seconds at most.
+SLOW_BYTES, SLOW_SECONDS = 256 * 1024, 8
 # Far above what any broker and client agree upon; a length that is spoiled may be of gigabytes.
 MOST_FRAME_BYTES = 16 * 1024 * 1024
 
 
 class Intake:
-    """What has arrived and has not been taken yet; belongs to one consumer."""
+    """What has arrived and has not been taken yet; belongs to one consumer.
+
+    It also counts the bytes of what has not been settled yet, and says when it is full.
+    """
 
     def __init__(self, decode: Callable[[Delivery], Arrival]) -> None:
         """Decode deliveries so, but only when they are taken, or when there is time before."""
@@ -48,15 +58,46 @@ class Intake:
         self._waiting: deque[Delivery] = deque()
         self._ready: deque[Arrival] = deque()
         self._ready_bytes = 0
+        self._held_bytes = 0
+        self._not_kept: list[int] = []
         self.arrived = asyncio.Event()
         """Set whenever something arrives; whoever waits for it clears it."""
+        self.on_room: Callable[[], None] = _nothing
+        """Called when deliveries have been settled and the intake is not full."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether deliveries should be read slowly until some are settled."""
+        return self._held_bytes >= MOST_HELD_BYTES
 
     def add(self, delivery: Delivery) -> None:
-        """Keep a delivery until it is taken."""
+        """Keep a delivery until it is taken, and count its bytes until it is settled.
+
+        One for which there is no room at all is not kept, and must be given back to the broker.
+        """
+        if self._held_bytes >= 2 * MOST_HELD_BYTES:
+            self._not_kept.append(delivery.tag)
+            return
         self._waiting.append(delivery)
+        self._held_bytes += delivery.size
+
+    def settled(self, outcomes: Iterable[Outcome]) -> None:
+        """Stop counting the bytes of deliveries that have been settled."""
+        self._held_bytes -= sum(outcome.delivery.size for outcome in outcomes)
+        if not self.is_full:
+            self.on_room()
+            if self._not_kept:
+                self.arrived.set()
+
+    def to_give_back(self) -> list[int]:
+        """Return the tags of deliveries that were not kept, once there is room for them again."""
+        if self.is_full:
+            return []
+        tags, self._not_kept = self._not_kept, []
+        return tags
 
     def look_ahead(self, most: int) -> None:
-        """Decode what has arrived, until so many are ready; large bodies only a few at a time."""
+        """Decode what has arrived, up to this number; large bodies only a few at a time."""
         ready = self._ready
         while self._waiting and len(ready) < most and self._ready_bytes < BATCH_BYTES:
             # It stays where it is until it has been decoded: none may be missing in the order.
@@ -64,7 +105,7 @@ class Intake:
             self._ready_bytes += len(self._waiting.popleft().body)
 
     def take(self, most: int) -> list[Arrival]:
-        """Give what has arrived, decoded: so many at most, and none only if nothing has."""
+        """Return what has arrived, decoded, up to this number; empty only if nothing has."""
         self.look_ahead(most)
         taken = [self._ready.popleft() for _ in range(min(len(self._ready), most))]
         self._ready_bytes -= sum(len(arrival.delivery.body) for arrival in taken)
@@ -72,12 +113,24 @@ class Intake:
 
 
 class IntakeReader(asyncio.StreamReader):
-    """What the library reads from one connection; its deliveries go to the intake instead."""
+    """What the library reads from one connection; its deliveries go to the intake instead.
+
+    While the intake is full, little is read from the connection. The library still gets heartbeats
+    then, and sends its own, so that neither side takes the other for dead.
+    """
 
     def __init__(self, intake: Intake, clock: Callable[[], float] = time.monotonic) -> None:
-        """Deliver to this intake; `clock` gives seconds."""
-        super().__init__()
+        """Deliver to this intake; `clock` returns seconds."""
+        # Only the intake pauses the connection: what is left for the library is never much.
+        super().__init__(limit=MOST_FRAME_BYTES)
         self._intake = intake
+        intake.on_room = self._go_on
+        self._socket: asyncio.ReadTransport | None = None
+        self._is_paused = False
+        self._beats = False
+        # What may be read until the next beat, while it is paused.
+        self._allowance = 0
+        self._largest = 0
         self._clock = clock
         self._understands = True
         self._begun = bytearray()
@@ -90,9 +143,21 @@ class IntakeReader(asyncio.StreamReader):
         self._missing = 0
         self._beat_at = -BEAT_SECONDS
 
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        """Read from this connection."""
+        super().set_transport(transport)
+        self._socket = cast("asyncio.ReadTransport", transport)
+
+    def feed_eof(self) -> None:
+        """Take the end of the connection."""
+        self._is_paused = False
+        super().feed_eof()
+
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Take what the connection has received."""
         received = bytes(data)
+        if self._is_paused:
+            self._spend(len(received))
         if self._begun:
             self._begun += received
             if len(self._begun) < self._wanted:
@@ -108,7 +173,7 @@ class IntakeReader(asyncio.StreamReader):
             super().feed_data(others)
 
     def _take_deliveries(self, data: bytes) -> bytes:
-        """Give the frames that are none of a delivery; keep the last one if it is not whole."""
+        """Return the frames of no delivery; keep the last frame if it is not whole."""
         others: list[bytes] = []
         has_deliveries = False
         place, end = 0, len(data)
@@ -147,17 +212,50 @@ class IntakeReader(asyncio.StreamReader):
         return b"".join(others)
 
     def _sign_of_life(self) -> list[bytes]:
-        """Give a heartbeat now and again: the library takes a silent peer for dead."""
+        """Return a heartbeat now and again: the library takes a silent peer for dead."""
         now = self._clock()
         if now - self._beat_at < BEAT_SECONDS:
             return []
         self._beat_at = now
         return [BEAT]
 
+    def _pause(self) -> None:
+        if self._socket is not None and not self._is_paused:
+            self._is_paused = True
+            self._allowance = 0
+            self._socket.pause_reading()
+            if not self._beats:
+                self._beats = True
+                asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+
+    def _go_on(self) -> None:
+        if self._socket is not None and self._is_paused:
+            self._is_paused = False
+            self._socket.resume_reading()
+
+    def _beat(self) -> None:
+        """Stand in for the broker's heartbeats during a pause, and let a little be read."""
+        self._beats = self._is_paused and self._socket is not None and not self._socket.is_closing()
+        if self._beats and self._socket is not None:
+            super().feed_data(BEAT)
+            self._allowance = max(SLOW_BYTES, self._largest // SLOW_SECONDS)
+            self._socket.resume_reading()
+            asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+
+    def _spend(self, size: int) -> None:
+        """Read no more in a pause once the allowance is spent."""
+        self._allowance -= size
+        if self._allowance <= 0 and self._socket is not None:
+            self._socket.pause_reading()
+
     def _begin(self, channel: int, method: bytes) -> None:
         if self._channel is not None:
             raise ValueError("one begins before the one before is whole")
         self._channel, self._method = channel, method
+        # Only now, not as soon as it is full: while nothing is delivered, the broker's answers must
+        # be read, such as the one for which a suspect's settlement waits.
+        if self._intake.is_full:
+            self._pause()
 
     def _add(self, kind: int, payload: bytes) -> None:
         """Take a frame of the content; with the last one, the delivery is whole.
@@ -170,6 +268,7 @@ class IntakeReader(asyncio.StreamReader):
         if kind == HEADER:
             self._header = payload
             (self._missing,) = BODY_SIZE.unpack_from(payload, 4)
+            self._largest = max(self._largest, self._missing)
         else:
             self._body.append(payload)
             self._missing -= len(payload)
@@ -204,4 +303,9 @@ def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:
         # The count is of deliveries that were lost, and after such a one there is the mark.
         properties.losses(header) if is_redelivered else 0,
         partial(properties.read, header),
+        len(header) + len(body),
     )
+
+
+def _nothing() -> None:
+    pass

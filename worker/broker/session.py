@@ -5,7 +5,7 @@ deliveries are forgotten, and the service opens a new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from worker.broker.permissions import requiring
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
 from worker.broker.topology import Topology, Verification
+from worker.deliveries import Outcome
 from worker.tasks import end
 
 
@@ -42,7 +43,8 @@ class Session:
     """Why the queue could not be claimed for the worker's file; None if it was."""
     _file: DatabaseFile
     _life: Life
-    _connection: AbstractConnection
+    _consuming: AbstractConnection
+    _asking: AbstractConnection
     _topology: Topology
     _address: BrokerAddress
     _not_permitted: tuple[str, ...]
@@ -94,16 +96,16 @@ class Session:
         consumer, this finds.
         """
         with self._life.depends_on_channel():
-            if self._connection.is_closed:
+            if self._consuming.is_closed or self._asking.is_closed:
                 raise ended("its connection is closed")
             if self.unclaimed is None:
                 try:
-                    await claim.make(self._connection, self._topology.queue, self._file)
+                    await claim.make(self._asking, self._topology.queue, self._file)
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
             return await self._topology.verify(
-                self._connection, binds=True, not_permitted=self._not_permitted
+                self._asking, binds=True, not_permitted=self._not_permitted
             )
 
     def _reading(self) -> AbstractContextManager[None]:
@@ -129,12 +131,19 @@ async def session(
     `BrokerRefused` if it says no.
     """
     intake = Intake(reception.decode)
+
+    def settled_late(outcomes: Sequence[Outcome]) -> None:
+        intake.settled(outcomes)
+        on_settled_late(outcomes)
+
     async with AsyncExitStack() as stack:
         with telling_loss(ended):
-            consuming = await stack.enter_async_context(
-                connection(address, f"projection-worker {topology.queue}", intake)
-            )
-            unclaimed, verified = await _prepare(consuming, address, topology, file)
+            name = f"projection-worker {topology.queue}"
+            consuming = await stack.enter_async_context(connection(address, name, intake))
+            # While the intake is full, nothing is read from the one that consumes: an answer there
+            # would wait as long as the deliveries before it.
+            asking = await stack.enter_async_context(connection(address, f"{name} (verification)"))
+            unclaimed, verified = await _prepare(asking, address, topology, file)
             dead_letter_publisher = await stack.enter_async_context(
                 publisher(
                     address,
@@ -158,7 +167,7 @@ async def session(
                     life,
                     reception.prefetch,
                     on_blocked,
-                    on_settled_late,
+                    settled_late,
                 )
             )
             # Before anything is closed: what notices the end later must find that it is known.
@@ -170,6 +179,7 @@ async def session(
             file,
             life,
             consuming,
+            asking,
             topology,
             address,
             verified.not_permitted,

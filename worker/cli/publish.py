@@ -16,13 +16,16 @@ import typer
 from worker.broker.permissions import Permissions
 from worker.broker.publisher import publish_all, publisher
 from worker.cli.app import AsJson, app
-from worker.cli.output import print_json, progress_bar, say
+from worker.cli.output import complain, print_json, progress_bar, say
 from worker.deliveries import Delivery, Rejected
-from worker.errors import WorkerError
-from worker.messages import decode, now
+from worker.errors import StoreUnavailable, StoreUnusable, WorkerError
+from worker.fold import is_late, position
+from worker.messages import INT64_MAX, AnyMessage, decode, now
 from worker.projections import load
 from worker.service import address_of
 from worker.settings import Settings, load_settings
+from worker.store import log
+from worker.store.connection import Reader
 
 SHOW_EVERY = 100
 NAME = "projection-worker publish"
@@ -43,7 +46,10 @@ def publish(  # noqa: PLR0913 - one parameter for each option of the command
     ] = None,
     message_id: Annotated[str | None, typer.Option("--id", help="Default: a new one.")] = None,
     occurred_at: Annotated[str | None, typer.Option(help="Default: now.")] = None,
-    sequence: Annotated[int, typer.Option(help="Its position in the publisher's log.")] = 0,
+    sequence: Annotated[
+        int | None,
+        typer.Option(help="Its place in the event's order. Default: after all that is projected."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish the messages of a file, or one by hand, and count what the broker confirmed.
@@ -61,12 +67,14 @@ def publish(  # noqa: PLR0913 - one parameter for each option of the command
             "id": message_id or uuid.uuid4().hex,
             "kind": kind,
             "occurred_at": occurred_at or now(),
-            "sequence": sequence,
+            "sequence": sequence or 0,
             "payload": _payload(event_id, field or []),
         }
+        message = _checked(settings, envelope)
+        envelope["sequence"] = asyncio.run(_place(settings, message, sequence))
         count = _publish_one(settings, envelope)
         if not as_json:
-            say(f"Message {envelope['id']}:")
+            say(f"Message {envelope['id']}, sequence {envelope['sequence']}:")
     if as_json:
         print_json({"confirmed": count})
     else:
@@ -85,7 +93,7 @@ def _payload(event_id: str | None, fields: list[str]) -> dict[str, Any]:
     return payload
 
 
-def _publish_one(settings: Settings, envelope: dict[str, Any]) -> int:
+def _checked(settings: Settings, envelope: dict[str, Any]) -> AnyMessage:
     body = json.dumps(envelope, ensure_ascii=False).encode()
     checked = decode(load().wire, Delivery(body), settings.max_message_bytes)
     if isinstance(checked, Rejected):
@@ -93,6 +101,42 @@ def _publish_one(settings: Settings, envelope: dict[str, Any]) -> int:
             f"The worker would reject this message ({checked.reason}: {checked.detail})",
             "mend it; 'publish FILE' sends any bytes.",
         )
+    return checked
+
+
+async def _place(settings: Settings, message: AnyMessage, sequence: int | None) -> int:
+    """Return the sequence that was given, or else the one that follows what has been projected.
+
+    Complains about a message that comes before what has been projected. Raises `WorkerError` if no
+    sequence was given and the database cannot tell.
+    """
+    try:
+        async with Reader(settings.database) as reader:
+            head = await log.head(reader, message.event_id)
+    except (StoreUnavailable, StoreUnusable) as error:
+        if sequence is not None:
+            return sequence
+        raise WorkerError(
+            f"Which sequence follows the event's other messages is not known: {error.message}",
+            "run this where the worker's database is, or give --sequence: more than those of the "
+            "event's other messages, or 0 if its publisher sends none.",
+        ) from error
+    if sequence is None:
+        # Without sequences, the event's messages are ordered by their times.
+        sequence = head[0] + 1 if head is not None and 0 < head[0] < INT64_MAX else message.sequence
+    place = position(message.model_copy(update={"sequence": sequence}))
+    if is_late(place, head):
+        complain(
+            f"The message comes before another one of event {message.event_id!r} (its place is "
+            f"{place[:2]}, that of the last one {head and head[:2]}), so it may have no effect.",
+            "'projection-worker show' tells what it did. Without --sequence and --occurred-at, a "
+            "message comes after all that is projected.",
+        )
+    return sequence
+
+
+def _publish_one(settings: Settings, envelope: dict[str, Any]) -> int:
+    body = json.dumps(envelope, ensure_ascii=False).encode()
     routing_key = str(envelope["payload"].get("chat_id", ""))
     return _publish(settings, _only(body, routing_key), lambda count: None)
 
@@ -114,7 +158,7 @@ def _publish_file(settings: Settings, file: str) -> int:
 def _publish(
     settings: Settings, messages: AsyncIterable[tuple[bytes, str]], show: Callable[[int], None]
 ) -> int:
-    """Give the number of confirms; raises `WorkerError` that says how many came before."""
+    """Return the number of confirms; raises `WorkerError` that says how many came before."""
     confirmed = 0
 
     def on_confirmed() -> None:
@@ -152,9 +196,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 async def _routed(lines: Iterable[bytes], *, is_slow: bool) -> AsyncIterator[tuple[bytes, str]]:
-    """Give each line with its chat as the routing key, as far as a line so far has told it.
+    """Yield each line with its chat as the routing key, if a line so far has named the chat.
 
-    A source that is slow is read in a thread, or the connection would starve while it is silent.
+    A slow source is read in a thread, because the connection would starve while it is silent.
     """
     chats: dict[str, str] = {}
     each = iter(lines)

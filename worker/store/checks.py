@@ -19,6 +19,11 @@ CHECKED_BYTES = 512 * 1024 * 1024
 SMALL_TABLES = ("sqlite_schema", "projections")
 
 READ_HINT = "see that it is a database of the worker and that this user may read it."
+COMPANIONS_HINT = (
+    "see that this user may read it, and the two files beside it with -wal and -shm at the end of "
+    "their names: they have the group and mode of the database. If they are missing, start the "
+    "worker, which makes them and leaves them there when it stops."
+)
 
 
 def require_ours(path: Path | str, application_id: int, version: int) -> None:
@@ -72,8 +77,11 @@ def opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
 
 
 def reading_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
-    """Give the error for a file that a reader could not open."""
+    """Return the error for a file that a reader could not open."""
     code = primary_code(error)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return opening_failed(path, error)
-    return StoreUnusable(f"The database cannot be read (path {path}: {error}).", READ_HINT)
+    # READONLY is what SQLite says if the WAL's shared memory is missing and cannot be made.
+    is_of_a_companion = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    hint = COMPANIONS_HINT if is_of_a_companion else READ_HINT
+    return StoreUnusable(f"The database cannot be read (path {path}: {error}).", hint)

@@ -6,14 +6,14 @@ Knows nothing of what the tables mean. How a writer is set up stands in opening.
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import aiosqlite
 
-from worker.errors import StoreUnusable
+from worker.errors import StoreUnusable, WorkerError
 from worker.store.checks import (
     READ_HINT,
     identity,
@@ -108,7 +108,7 @@ class Database:
 class Writer(Database):
     """The one connection that writes; `:memory:` is a database that nobody else sees.
 
-    After an error of the disk nothing is believed: the next use closes the file and opens it anew.
+    After an error of the disk nothing is believed: the next use closes and opens the file again.
     """
 
     def __init__(self, path: Path | str, lock: WriterLock | None = None) -> None:
@@ -153,10 +153,38 @@ class Writer(Database):
                 await self._prepare(may_be_new=may_be_new)
             except BaseException as error:
                 await self.interrupt_if_cancelled(error)
-                await self.close()
+                await super().close()
                 raise
         except sqlite3.Error as error:
             raise opening_failed(self.path, error) from error
+
+    async def close(self) -> None:
+        """Close the file, and leave an empty WAL; twice is once.
+
+        Whoever may only read the files cannot make a WAL and its shared memory, and cannot read the
+        database without them.
+        """
+        async with AsyncExitStack() as stack:
+            with suppress(sqlite3.Error, WorkerError):
+                if self._connection is not None and not self._is_in_doubt:
+                    await self._outlive(self._connection, stack)
+            await super().close()
+
+    async def _outlive(self, connection: aiosqlite.Connection, stack: AsyncExitStack) -> None:
+        """Have a connection closed after this one that cannot remove the WAL, if it is empty.
+
+        The last connection to close removes it, unless it was opened read-only.
+        """
+        if self._watch is None:
+            return
+        await self._watch.beginning()
+        # Do not wait for readers, which may take any time. SQLite does what it can as it closes.
+        await connection.execute_fetchall("PRAGMA busy_timeout = 0")
+        ((is_busy, _, _),) = await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        if not is_busy:
+            last = await connect(read_only_uri(Path(self.path)))
+            stack.push_async_callback(last.close)
+            await last.execute_fetchall(PROGRESS)
 
     def _fault(self, error: sqlite3.Error) -> Exception:
         self._is_in_doubt = self._is_in_doubt or casts_doubt(error)
@@ -167,7 +195,7 @@ class Writer(Database):
             if self._watch is not None:
                 self._watch.require_database()
             with suppress(sqlite3.Error):
-                await self.close()
+                await super().close()
             await self._open(may_be_new=False)
             self._is_in_doubt = False
         connection = self._opened()

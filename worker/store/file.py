@@ -1,8 +1,9 @@
 """The database as a file among files: who may read it, and whether it is still the same one.
 
-New files are for the worker's user alone. SQLite gives `-wal` and `-shm` the mode of the database,
-and whoever reads needs all three: an operator who wants other readers changes the mode of the
-database (0640) while the worker is stopped, and the group and mode of its folder (2750).
+New files are for the worker's user alone. Whoever reads needs the database, its `-wal` and its
+`-shm`. SQLite makes the last two with the mode of the first, and the worker leaves them when it
+stops. An operator who wants other readers changes the group and mode (0640) of these files while
+the worker is stopped, and those of the folder (2750).
 """
 
 import os

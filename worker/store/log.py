@@ -29,6 +29,10 @@ HISTORY = """
     SELECT id, sequence, occurred_at, kind, is_late, appended_at, body
     FROM messages WHERE event_id = ? ORDER BY sequence, occurred_at, id
 """
+HEAD = """
+    SELECT sequence, occurred_at, id FROM messages WHERE event_id = ?
+    ORDER BY sequence DESC, occurred_at DESC, id DESC LIMIT 1
+"""
 
 
 # Plain, as sqlite3 takes neither a named tuple nor a bool without asking around what they are.
@@ -71,6 +75,12 @@ async def kinds(source: Database) -> set[str]:
 async def is_empty(source: Database) -> bool:
     """Tell whether no message has been accepted yet."""
     return not await source.fetch_all("SELECT 1 FROM log LIMIT 1")
+
+
+async def head(source: Database, event_id: str) -> tuple[int, str, str] | None:
+    """Return the position of the last message of a stream, or None if it has no message."""
+    rows = await source.fetch_all(HEAD, (event_id,))
+    return tuple(rows[0]) if rows else None
 
 
 async def history(source: Database, event_id: str) -> list[Row]:
