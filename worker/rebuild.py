@@ -5,7 +5,8 @@ new ones are complete, and a rebuild that is interrupted has changed nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -35,6 +36,8 @@ class Audit:
     """Events whose rows are not the same."""
     differences: tuple[Difference, ...]
     """The first of them."""
+    dropped_indexes: tuple[str, ...] = ()
+    """The statements of indexes that were on the old tables and are not on the new ones."""
 
 
 def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | None:
@@ -86,15 +89,16 @@ async def rebuild(
     folded, because somebody else has committed meanwhile: the live rows stay then.
     """
     await require_known_kinds(writer, registry)
+    await tables.require_no_triggers(writer, _schema(registry))
     file = rebuild_file(database)
     remove_rebuild_file(database)
     try:
         async with FreshTables(database, _schema(registry), file) as fresh:
             audit = await _fold_log(fresh, registry, progress, examples)
-        await tables.replace_tables(writer, _schema(registry), registry.versions, file)
+        gone = await tables.replace_tables(writer, _schema(registry), registry.versions, file)
     finally:
         remove_rebuild_file(database)
-    return audit
+    return replace(audit, dropped_indexes=gone)
 
 
 async def audit(database: Path, registry: Registry, progress: Progress, examples: int) -> Audit:
@@ -112,11 +116,12 @@ async def _fold_log(
 ) -> Audit:
     messages = await fresh.count_messages()
     chunk: list[tuple[str, list[str]]] = []
-    async for stream in fresh.streams(lambda done: progress(done, messages)):
-        chunk.append(stream)
-        if len(chunk) == STREAMS_A_FLUSH:
-            await _fold_streams(fresh, registry, chunk)
-            chunk = []
+    async with aclosing(fresh.streams(lambda done: progress(done, messages))) as streams:
+        async for stream in streams:
+            chunk.append(stream)
+            if len(chunk) == STREAMS_A_FLUSH:
+                await _fold_streams(fresh, registry, chunk)
+                chunk = []
     await _fold_streams(fresh, registry, chunk)
     return await _compare(fresh, registry, messages, examples)
 

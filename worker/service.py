@@ -172,6 +172,7 @@ class Service:
             writer, self._settings.database, self._registry, lambda done, total: None
         )
         self._report.rebuilt(
+            audit.dropped_indexes,
             messages=audit.messages,
             rows=audit.rows,
             differing=audit.differing,

@@ -26,6 +26,8 @@ class Footprint:
     threads: int
     kibibytes: int
     """Resident."""
+    peak_kibibytes: int
+    """Resident at most, so far."""
 
     @classmethod
     def of(cls, pid: int) -> "Footprint":
@@ -36,6 +38,7 @@ class Footprint:
             descriptors=len(list(Path(f"/proc/{pid}/fd").iterdir())),
             threads=int(status["Threads"]),
             kibibytes=int(status["VmRSS"].split()[0]),
+            peak_kibibytes=int(status["VmHWM"].split()[0]),
         )
 
     def growth(self, before: "Footprint") -> str:

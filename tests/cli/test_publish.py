@@ -46,7 +46,7 @@ class TestAFile:
     async def test_may_hold_any_routing_key(self, place: Place) -> None:
         """A chat whose id no routing key can hold is published all the same."""
         worker = await place.consuming()
-        long, odd = (planned(e, chat_id=c) for e, c in (("e-1", "é" * 300), ("e-2", "c")))
+        long, odd = (planned(e, chat_id=c) for e, c in (("e-1", "é" * 255), ("e-2", "c")))
         odd_body = body(odd).replace(b'"chat_id": "c"', rb'"chat_id": "\ud800"')
         lines = b"\n".join([body(long), odd_body])
 

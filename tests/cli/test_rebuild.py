@@ -1,11 +1,18 @@
+import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.builders import completed, planned
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
 from tests.database import change, rows
+from tests.disk import Disk, cannot_mount
 from tests.oracle import expected_rows
+from tests.processes import environment
 from tests.unit.projecting import project
 
 LIFE = [planned("e-1"), completed("e-1"), planned("e-2")]
@@ -57,6 +64,29 @@ class TestVerify:
         assert (code, found["differing"]) == (1, 1)
         assert found["differences"][0]["live"]["status"] == "expired"
         assert found["differences"][0]["folded"]["status"] == "completed"
+
+
+@pytest.mark.skipif(cannot_mount() is not None, reason=str(cannot_mount()))
+class TestATemporaryFolderWithoutRoom:
+    async def test_is_blamed(self, tmp_path: Path) -> None:
+        """Not the live file; and what was being read meanwhile leaves no traceback."""
+        database = tmp_path / "projection.db"
+        events = [planned(f"e-{n:04}", payload={"props": {"p": "x" * 4_000}}) for n in range(1_500)]
+        await project(database, events)
+        small = Disk(tmp_path / "small", "size=1m")
+
+        found = await asyncio.to_thread(
+            subprocess.run, [*small.inside, sys.executable, "-m", "worker", "rebuild", "--verify"],
+            env=environment(database=database) | {"TMPDIR": str(small.folder)}, cwd=tmp_path,
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+
+        assert found.returncode == 1
+        assert f"no room for the tables into which the log is folded (path {small.folder}," in (
+            found.stderr
+        )
+        assert "TMPDIR" in found.stderr
+        assert "Traceback" not in found.stderr
 
 
 class TestRebuild:

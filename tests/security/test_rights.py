@@ -361,10 +361,11 @@ async def stop_once(database: Path, *messages: Message) -> None:
 
 
 def list_as_reader(database: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(
         ["setpriv", f"--reuid={READER}", f"--regid={READERS}", "--clear-groups",
          sys.executable, "-m", "worker", "list", "chat-1"],
-        env=environment(database=database), cwd=database.parent, capture_output=True, text=True,
+        env=environment(database=database), cwd=database.parent,
+        check=False, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -384,7 +385,6 @@ class TestAReaderOfAnotherGroup:
         assert "e-1" in stopped.stdout
         assert "e-2" in running.stdout
         assert "e-2" in stopped_again.stdout
-        assert {path.stat().st_uid for path in shared_folder.iterdir()} == {os.geteuid()}
 
     async def test_is_told_which_files_it_needs(self, shared_folder: Path) -> None:
         """Where they are missing, or their mode was forgotten."""

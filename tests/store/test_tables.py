@@ -8,7 +8,7 @@ from tests.store.test_versions import NOTES, Said, notes, rebuilt, say
 from tests.unit.projecting import audited, change, project, rows
 from worker import Message, Transaction
 from worker.errors import StoreUnusable
-from worker.rebuild import create_tables
+from worker.rebuild import create_tables, rebuild
 from worker.registry import Registry
 from worker.store.connection import Reader, Writer
 from worker.store.tables import RESERVED, noted_versions, require_log
@@ -122,6 +122,54 @@ class TestWhatOthersHaveMade:
                 await noted_versions(reader)
 
         assert rows(path, "SELECT count(*) FROM log") == [(1,)]
+
+
+MINE = "CREATE{} INDEX mine ON notes (text, event_id)"
+
+
+class TestAnIndexOfTheUser:
+    @pytest.mark.parametrize("unique", ["", " UNIQUE"])
+    async def test_outlives_a_rebuild(self, tmp_path: Path, unique: str) -> None:
+        """It is made again, with all the rows in it."""
+        path = tmp_path / "p.db"
+        await project(path, [say("e"), say("f")], registry=notes(1))
+        change(path, MINE.format(unique))
+        before = rows(path, CONTENT)
+
+        await rebuilt(path, notes(1))
+
+        assert rows(path, CONTENT) == before
+        assert rows(path, "SELECT event_id FROM notes INDEXED BY mine") == [("e",), ("f",)]
+
+    async def test_on_the_table_of_another_version_is_named_as_it_goes(
+        self, tmp_path: Path
+    ) -> None:
+        """It may be one that this version has given up, or that its table cannot have."""
+        path = tmp_path / "p.db"
+        await project(path, [say("e")], registry=notes(1))
+        change(path, MINE.format(""))
+
+        async with Writer(path) as writer:
+            found = await rebuild(writer, path, notes(2), lambda done, total: None)
+
+        assert found.dropped_indexes == (MINE.format(""),)
+        assert "mine" not in [name for _, name, _ in rows(path, CONTENT)]
+
+
+class TestATriggerOfTheUser:
+    @pytest.mark.parametrize("version", [1, 2])
+    async def test_is_refused_and_left(self, tmp_path: Path, version: int) -> None:
+        """It would be lost with the table, and what it writes is not the fold."""
+        path = tmp_path / "p.db"
+        await project(path, [say("e")], registry=notes(1))
+        change(path, "CREATE TRIGGER mine AFTER INSERT ON notes BEGIN DELETE FROM notes; END")
+        before = rows(path, CONTENT), rows(path, "SELECT * FROM notes")
+
+        with pytest.raises(StoreUnusable, match="notes has a trigger 'mine'") as refused:
+            await rebuilt(path, notes(version))
+
+        assert 'DROP TRIGGER "mine"' in refused.value.hint
+        assert (rows(path, CONTENT), rows(path, "SELECT * FROM notes")) == before
 
 
 class TestAColumnWithACollation:

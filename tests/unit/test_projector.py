@@ -177,7 +177,7 @@ class TestStoreUnavailable:
 
     async def test_writes_nothing_when_the_disk_is_full(self, tmp_path: Path) -> None:
         """A file that may not grow is a full disk; nobody is blamed, and nothing is half done."""
-        batch = arrivals([planned(f"e-{n}", payload={"chat_id": "c" * 999}) for n in range(99)])
+        batch = arrivals([planned(f"e-{n}", payload={"note": "c" * 999}) for n in range(99)])
 
         async with projecting(tmp_path / "p.db") as projector:
             await projector.project(arrivals([planned("before")]))

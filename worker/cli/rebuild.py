@@ -65,6 +65,8 @@ def _show(found: Audit, *, verify: bool) -> None:
         say(f"{folded}; {found.differing:,} events differ. 'projection-worker rebuild' mends them.")
     else:
         say(f"{folded}; {found.differing:,} events differed and are mended.")
+    for statement in found.dropped_indexes:
+        say(f"Dropped with the table of another version: {statement}")
 
 
 def _cells(difference: Difference) -> list[tuple[object, ...]]:
@@ -81,6 +83,7 @@ def _document(found: Audit) -> dict[str, object]:
         "messages": found.messages,
         "rows": found.rows,
         "differing": found.differing,
+        "dropped_indexes": found.dropped_indexes,
         "differences": [
             {
                 "table": each.table,

@@ -53,6 +53,15 @@ def fault(error: sqlite3.Error, path: Path | str) -> StoreFault | None:
     )
 
 
+def no_room(place: Path | str, cause: object) -> StoreUnavailable:
+    """Return the error for a folder that has no room for the tables of a rebuild."""
+    return StoreUnavailable(
+        f"There is no room for the tables into which the log is folded (path {place}, {cause}).",
+        "make room there for as much as the projections' tables take. 'rebuild --verify' makes "
+        "them in the folder that TMPDIR names, and 'rebuild' beside the database.",
+    )
+
+
 def out_of_memory(path: Path | str) -> StoreUnavailable:
     """Give the error for a statement for which there was no memory."""
     return StoreUnavailable(

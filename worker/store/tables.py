@@ -5,23 +5,27 @@ what a projection has made and the log can make again.
 """
 
 import json
+import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
+from tempfile import mkstemp
+from types import TracebackType
 from typing import Self
 
 import aiosqlite
 
-from worker.errors import StoreUnusable
+from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store import log
 from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.driver import connect
+from worker.store.faults import no_room, primary_code
 from worker.store.file import create_private
 from worker.store.transaction import Row, StoreTransaction
 
@@ -46,10 +50,21 @@ DIFFERING = """
     ORDER BY event_id
 """
 INDEX = re.compile(r"\s*CREATE\s+INDEX\b", re.IGNORECASE)
+# As SQLite keeps it (build.c, sqlite3CreateIndex).
+_MAKES_INDEX = re.compile(r"CREATE( UNIQUE)? INDEX")
 NOTE = "INSERT INTO projections (table_name, version) VALUES (?, ?)"
 OBJECTS = """
     SELECT name, type FROM main.sqlite_schema
     WHERE lower(name) IN (SELECT value FROM json_each(?)) ORDER BY name
+"""
+TRIGGERS = """
+    SELECT name, tbl_name FROM main.sqlite_schema
+    WHERE type = 'trigger' AND lower(tbl_name) IN (SELECT value FROM json_each(?)) ORDER BY name
+"""
+INDEXES = """
+    SELECT name, tbl_name, sql FROM main.sqlite_schema
+    WHERE type = 'index' AND sql IS NOT NULL
+        AND lower(tbl_name) IN (SELECT value FROM json_each(?)) ORDER BY name
 """
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
 # In the order of the log's key, so that nothing is sorted.
@@ -128,44 +143,66 @@ async def rows_of(
     ]
 
 
+async def require_no_triggers(source: Database, schema: Schema) -> None:
+    """Raise `StoreUnusable` for a trigger on a projection's table.
+
+    It may write rows that no handler has written, and would be gone with the table.
+    """
+    names = (json.dumps([*schema, *await noted_versions(source)]),)
+    for name, table in await source.fetch_all(TRIGGERS, names):
+        raise StoreUnusable(
+            f"The table {table} has a trigger {name!r}, which no projection has made (path "
+            f"{source.named}).",
+            f"drop it (DROP TRIGGER {_quoted(name)}): it would be lost with the table, and what it "
+            "writes is not what the messages say.",
+        )
+
+
 async def replace_tables(
     writer: Writer, schema: Schema, versions: Mapping[str, int], fresh: Path | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Put tables in place of those that the file has, in one transaction; note the versions.
 
     Their rows come from the tables of the same names in the file `fresh`; without one they are
-    empty. Readers see the old rows until the transaction commits.
+    empty. Readers see the old rows until the transaction commits. Indexes that others have made on
+    a table of the same version are made again. Returns the statements of all other indexes that are
+    gone: nobody can tell whether an earlier version made them, or whether they still fit.
 
-    Raises `StoreUnusable`, and changes nothing, if the log has been lost, or if the file has
-    something of the name of a table or an index that was not made by a projection.
+    Raises `StoreUnusable`, and changes nothing, if the log has been lost, if a table has a trigger,
+    or if the file has something of the name of a table or an index that was not made by a
+    projection.
     """
     await require_log(writer)
+    await require_no_triggers(writer, schema)
     old = await noted_versions(writer)
     for name, kind in await _objects(writer, schema.keys() - old.keys()):
         raise _in_the_way(writer, f"no projection has made the {kind} {name}")
+    indexes = await writer.fetch_all(INDEXES, (json.dumps(list(old)),))
     async with AsyncExitStack() as stack:
         if fresh is not None:
             await stack.enter_async_context(writer.attached(fresh, "fresh"))
         try:
             async with writer.transaction() as tx:
-                await _replace(tx, {*old, *schema}, schema, copies=fresh is not None)
+                await _make(tx, {*old, *schema}, schema)
+                for _, table, sql in indexes:
+                    if old.get(table.lower()) == versions.get(table.lower()):
+                        await tx.run(_MAKES_INDEX.sub(r"\g<0> IF NOT EXISTS", sql))
+                for name in schema if fresh is not None else ():
+                    await tx.run(COPY.format(name, "fresh"))
                 await tx.run("DELETE FROM projections")
                 tx.add(NOTE, versions.items())
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
             raise _in_the_way(writer, str(error)) from error
+    there = {name for name, _ in await _objects(writer, [row["name"].lower() for row in indexes])}
+    return tuple(row["sql"] for row in indexes if row["name"] not in there)
 
 
-async def _replace(
-    tx: StoreTransaction, dropped: Collection[str], schema: Schema, *, copies: bool
-) -> None:
+async def _make(tx: StoreTransaction, dropped: Collection[str], schema: Schema) -> None:
     for name in sorted(dropped):
         await tx.run(f"DROP TABLE IF EXISTS main.{name}")
-    for name, statements in schema.items():
-        # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
-        for statement in statements:
-            await tx.run(statement)
-        if copies:
-            await tx.run(COPY.format(name, "fresh"))
+    # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
+    for statement in chain.from_iterable(schema.values()):
+        await tx.run(statement)
 
 
 async def _objects(source: Database, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -188,18 +225,22 @@ class FreshTables(Database):
     """
 
     def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
-        """Make the tables in `file`, or, without one, in a temporary place that leaves nothing."""
+        """Make the tables in `file`, or, without one, in a temporary file that has no name."""
         super().__init__(file or "")
         self.named = self._live = live
         self._schema = schema
+        self._is_temporary = file is None
 
     async def __aenter__(self) -> Self:
         """Make the file and the tables.
 
-        Raises `StoreUnusable` if the live database is missing, damaged or not ours.
+        Raises `StoreUnusable` if the live database is missing, damaged or not ours, and
+        `StoreUnavailable` if no file can be made.
         """
         live = read_only_uri(self._live)
-        if self.path:
+        if self._is_temporary:
+            self.path = _temporary_file()
+        else:
             create_private(self.path)
         try:
             self._connection = await connect(str(self.path))
@@ -210,6 +251,11 @@ class FreshTables(Database):
                 raise
         except sqlite3.Error as error:
             raise opening_failed(self._live, error) from error
+        finally:
+            if self._is_temporary:
+                # It is open, and gone with its process, however that ends. Not left to SQLite: its
+                # own temporary files may be memory (sqlite.org/tempfiles.html).
+                os.unlink(self.path)  # noqa: PTH108 - a path that is known to be there
         return self
 
     async def _prepare(self, connection: aiosqlite.Connection, live: str) -> None:
@@ -228,15 +274,28 @@ class FreshTables(Database):
                     await connection.execute(statement)
         self.tx = StoreTransaction(connection, self._live)
 
-    async def close(self) -> None:
-        """Commit what there is and close; twice is once."""
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, unless the block raised, and close.
+
+        Raises `StoreUnavailable` that names the folder of these tables if it has no room for them:
+        the live database is not at fault.
+        """
         try:
-            if self._connection is not None and self._connection.in_transaction:
-                await self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._fault(error) from error
-        finally:
-            await super().close()
+            if exc is None:
+                await self.fetch_all("COMMIT")
+        except StoreUnavailable as error:
+            exc = error
+        await super().__aexit__(exc_type, exc, traceback)
+        if isinstance(exc, StoreUnavailable):
+            cause = exc.__cause__
+            if isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_FULL:
+                raise no_room(Path(self.path).parent, cause) from cause
+            raise exc
 
     async def count_messages(self) -> int:
         """Give the number of messages in the live log."""
@@ -250,27 +309,29 @@ class FreshTables(Database):
 
     async def streams(
         self, progress: Callable[[int], None]
-    ) -> AsyncIterator[tuple[str, list[str]]]:
-        """Give every stream of the live log with its bodies, one after the other.
+    ) -> AsyncGenerator[tuple[str, list[str]], None]:
+        """Yield every stream of the live log with its bodies, one after the other.
 
-        Reports to `progress` how many messages have been given so far.
+        Reports to `progress` how many messages have been yielded so far. Close it, because it reads
+        on a connection that will be closed.
         """
         given = 0
         rest: list[Row] = []
-        async for chunk in self._scan():
-            rows = [*rest, *chunk]
-            # The last stream of a chunk may go on in the next one.
-            last = rows[-1][0]
-            rest = [row for row in rows if row[0] == last]
-            for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
-                yield event_id, [body for _, body in stream]
-            given += len(rows) - len(rest)
-            progress(given)
+        async with aclosing(self._scan()) as chunks:
+            async for chunk in chunks:
+                rows = [*rest, *chunk]
+                # The last stream of a chunk may go on in the next one.
+                last = rows[-1][0]
+                rest = [row for row in rows if row[0] == last]
+                for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
+                    yield event_id, [body for _, body in stream]
+                given += len(rows) - len(rest)
+                progress(given)
         if rest:
             yield rest[0][0], [body for _, body in rest]
             progress(given + len(rest))
 
-    async def _scan(self) -> AsyncIterator[list[Row]]:
+    async def _scan(self) -> AsyncGenerator[list[Row], None]:
         try:
             async with self._opened().execute(SCAN) as cursor:
                 while rows := await cursor.fetchmany(SCAN_ROWS):
@@ -301,6 +362,15 @@ class FreshTables(Database):
 
     async def _columns(self, schema: str, table: str) -> list[str]:
         return [row["name"] for row in await self.fetch_all(COLUMNS, (table, schema))]
+
+
+def _temporary_file() -> Path:
+    try:
+        descriptor, name = mkstemp(prefix="projection-worker-", suffix=".db")
+    except OSError as error:
+        raise no_room(os.environ.get("TMPDIR", "/tmp"), error) from error  # noqa: S108 - its name
+    os.close(descriptor)
+    return Path(name)
 
 
 def _quoted(name: str) -> str:

@@ -69,10 +69,12 @@ class Report:
         self._enter(State.REBUILDING, reason)
         self._log.info("rebuilding", reason=reason)
 
-    def rebuilt(self, **figures: float) -> None:
-        """Say that they have been."""
+    def rebuilt(self, dropped_indexes: Sequence[str], **figures: float) -> None:
+        """Say that they have been, and which indexes of the old tables are gone."""
         self._enter(State.STARTING)
         self._log.info("rebuilt", **figures)
+        if dropped_indexes:
+            self._log.warning("indexes_dropped", statements=list(dropped_indexes))
 
     def connecting(self) -> None:
         """Note that a session is being opened."""
