@@ -121,8 +121,12 @@ def cut_consuming(worker: Worker) -> None:
     worker.transports[0].abort()
 
 
-def cut_publishing(worker: Worker) -> None:
+def cut_asking(worker: Worker) -> None:
     worker.transports[1].abort()
+
+
+def cut_publishing(worker: Worker) -> None:
+    worker.transports[2].abort()
 
 
 def cut_all(worker: Worker) -> None:
@@ -135,8 +139,15 @@ ENDINGS: dict[str, Ending] = {
     "cut": cut_all,
     "cut consuming": cut_consuming,
     "cut publishing": cut_publishing,
+    "cut asking": cut_asking,
 }
-of_an_open_session = pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+*_SHARED, PUBLISHING, ASKING = ENDINGS
+of_one_that_settles = pytest.mark.parametrize(
+    "ending", [ENDINGS[each] for each in (*_SHARED, PUBLISHING)], ids=[*_SHARED, PUBLISHING]
+)
+of_one_that_verifies = pytest.mark.parametrize(
+    "ending", [ENDINGS[each] for each in (*_SHARED, ASKING)], ids=[*_SHARED, ASKING]
+)
 of_one_that_opens = pytest.mark.parametrize("ending", [drain, cut_all], ids=["drain", "cut"])
 
 
@@ -277,7 +288,7 @@ class TestALoss:
             cut_consuming(worker)
             await living
 
-        assert told == [State.CONNECTING] * 2
+        assert told == [State.CONNECTING] * 3
 
 
 class TestAnOpening:
@@ -288,7 +299,7 @@ class TestAnOpening:
 
 
 class TestAVerification:
-    @of_an_open_session
+    @of_one_that_verifies
     async def test_ends_at_every_moment(
         self, make: Make, ending: Ending, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -300,7 +311,7 @@ class TestAVerification:
 
 class TestASettlement:
     @pytest.mark.parametrize("content", [planned("e-1"), b"broken"], ids=["ack", "dead letter"])
-    @of_an_open_session
+    @of_one_that_settles
     async def test_ends_at_every_moment(
         self, make: Make, queues: Queues, content: Message | bytes, ending: Ending
     ) -> None:

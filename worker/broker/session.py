@@ -159,7 +159,7 @@ async def session(
             stack.push_async_callback(closing, channel)
             underlay = await channel.get_underlay_channel()
             life = Life()
-            _watch(underlay, dead_letter_publisher, life)
+            _watch(underlay, asking, dead_letter_publisher, life)
             settlement = await stack.enter_async_context(
                 Settlement(
                     underlay,
@@ -211,8 +211,10 @@ async def _make(connection: AbstractConnection, address: BrokerAddress, topology
             await topology.apply(channel)
 
 
-def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
-    """End the session with its channel, its consumer, or the connection for dead letters."""
+def _watch(
+    channel: AbstractChannel, asking: AbstractConnection, publisher: Publisher, life: Life
+) -> None:
+    """End the session with its channel, its consumer, or one of its other connections."""
 
     def on_closed(closed: asyncio.Future[None]) -> None:
         error = None if closed.cancelled() else closed.exception()
@@ -230,6 +232,10 @@ def _watch(channel: AbstractChannel, publisher: Publisher, life: Life) -> None:
             "broker's consumer timeout, or the queue was deleted"
         )
 
+    def on_asking_closed(_: object, error: BaseException | None) -> None:
+        life.lose(f"verifying: {sentence(error) if error else 'closed'}")
+
     channel.closing.add_done_callback(on_closed)
     channel.on_consumer_cancel_callbacks.add(on_cancelled)
+    asking.close_callbacks.add(on_asking_closed)
     publisher.call_when_lost(life.lose)
