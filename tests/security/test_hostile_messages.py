@@ -11,7 +11,7 @@ from tests.chaos.footprint import Footprint
 from tests.cli.commands import run_command
 from tests.database import change, locked, rows
 from tests.oracle import expected_rows
-from tests.processes import StartWorker
+from tests.processes import StartWorker, environment, worker_process
 from tests.queues import Queues
 from tests.waiting import eventually
 
@@ -74,6 +74,28 @@ class TestLargeMessages:
         assert Footprint.of(worker.pid).peak_kibibytes < MAX_KIBIBYTES
         assert rows(database) == expected_rows([first, *large])
         assert len(worker.said("connected")) == 1
+
+    async def test_for_which_there_is_no_room_come_again(
+        self, queues: Queues, database: Path, tmp_path: Path
+    ) -> None:
+        """They are given back, in the same session, and no ack for others takes them along."""
+        first, *others = (planned(f"e-{n}", payload={"note": "x" * 1_000}) for n in range(201))
+        settings = environment(**queues.settings, database=database, secrets_dir=tmp_path)
+        cramped = worker_process("run", settings=settings, folder=tmp_path, module="tests.cramped")
+        async with cramped as worker:
+            await worker.wait_for_log("connected")
+            await queues.publish([first])
+            await worker.wait_until_settled(1)
+            with locked(database):
+                await queues.publish(others)
+                await worker.wait_for_log("holding")
+                await eventually(partial(is_empty, queues))
+            await worker.wait_until_settled(201)
+
+            assert rows(database) == expected_rows([first, *others])
+            assert worker.total("applied") == 201
+            assert worker.total("redelivered") > 0
+            assert len(worker.said("connected")) == 1
 
     async def test_are_dead_lettered_whole_within_the_same_bound(
         self, queues: Queues, start_worker: StartWorker

@@ -290,17 +290,19 @@ class TestAFullIntake:
     async def test_does_not_keep_what_is_beyond_twice_its_size(
         self, full: tuple[Intake, IntakeReader, Socket]
     ) -> None:
-        """It is given back once there is room, after what came before it has been settled."""
+        """It is given back once there is room, and nothing behind it is kept before."""
         filled, reader, _ = full
         for tag in range(2, 6):
             reader.feed_data(frames(tag, b"x" * 500))
+        filled.settled(applied(filled.take(1)))
+        reader.feed_data(frames(6, b"x"))
         while_full = filled.to_give_back()
         taken = filled.take(10)
         filled.arrived.clear()
         filled.settled(applied(taken))
 
-        assert (while_full, filled.to_give_back(), filled.to_give_back()) == ([], [4, 5], [])
-        assert [each.delivery.tag for each in taken] == [1, 2, 3]
+        assert (while_full, filled.to_give_back(), filled.to_give_back()) == ([], [4, 5, 6], [])
+        assert [each.delivery.tag for each in taken] == [2, 3]
         assert filled.arrived.is_set()
 
 

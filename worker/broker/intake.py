@@ -73,9 +73,10 @@ class Intake:
     def add(self, delivery: Delivery) -> None:
         """Keep a delivery until it is taken, and count its bytes until it is settled.
 
-        One for which there is no room at all is not kept, and must be given back to the broker.
+        One for which there is no room at all is not kept, and must be given back to the broker; and
+        no later one is kept before, because an ack for it would be one for what is missing, too.
         """
-        if self._held_bytes >= 2 * MOST_HELD_BYTES:
+        if self._not_kept or self._held_bytes >= 2 * MOST_HELD_BYTES:
             self._not_kept.append(delivery.tag)
             return
         self._waiting.append(delivery)
