@@ -108,7 +108,7 @@ class TestAnotherConsumerOnTheQueue:
         assert await waiting.outlives(12)
 
         assert waiting.said("connection_lost") == []
-        assert proxy.connections == 2
+        assert proxy.connections == 3
 
     async def test_whose_queue_is_deleted_is_waited_for_no_more(
         self, queues: Queues, node: RabbitMQNode, waiting: WorkerProcess
