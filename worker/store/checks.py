@@ -22,7 +22,8 @@ READ_HINT = "see that it is a database of the worker and that this user may read
 COMPANIONS_HINT = (
     "see that this user may read it, and the two files beside it with -wal and -shm at the end of "
     "their names: they have the group and mode of the database. If they are missing, start the "
-    "worker, which makes them and leaves them there when it stops."
+    "worker, which makes them and leaves them there when it stops (docs/operate.md, 'Let another "
+    "group read the file')."
 )
 
 
