@@ -5,7 +5,8 @@ every outcome but a rejection is on the disk; when it raises, nothing is. A mess
 found by itself, and its neighbours commit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
 from worker.errors import StoreUnavailable
@@ -53,8 +54,12 @@ class _Addition:
         return True
 
 
-class _Failed(Exception):
-    """A handler failed, or a statement, or a fold; or nobody looked, and the log has a message."""
+class _MayBeKnown(Exception):
+    """Something failed, and nobody had looked whether the log knows one of the messages."""
+
+
+class _HandlerFailed(Exception):
+    """A handler failed, or a statement of one."""
 
 
 class Projector:
@@ -97,28 +102,53 @@ class Projector:
     async def _commit(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
-        # What is remembered is dropped with a transaction that fails.
-        streams, self._streams = self._streams, Streams()
-        in_bulk = len(messages) >= BACKLOG_MESSAGES
         # Where nothing was delivered before, nearly every batch is all new: the log's key would
         # refuse a message that is not.
         must_look = self._wary_batches > 0 or any(d.redelivered for d, _, _ in messages)
         self._wary_batches = max(0, self._wary_batches - 1)
-        for looks_first in [True] if must_look else [False, True]:
+        if not must_look:
             try:
-                async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
-                    outcomes = await self._write(tx, messages, streams, looks_first=looks_first)
-            except _Failed:
-                streams = Streams()
+                return await self._commit_unseen(messages, meanwhile)
+            except _MayBeKnown:
                 # A publisher that repeats itself does so more than once.
                 self._wary_batches = WARY_BATCHES
-            else:
-                self._streams = streams
-                return outcomes
-        async with self._writer.transaction() as tx:
-            outcomes = [await self._write_alone(tx, each, streams) for each in messages]
+        try:
+            return await self._commit_together(messages, meanwhile)
+        except _HandlerFailed:
+            return await self._commit_one_by_one(messages)
+
+    async def _commit_unseen(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
+        """Commit what is thought to be new to the log; raises `_MayBeKnown` if anything fails."""
+        try:
+            async with self._transaction(messages, meanwhile) as (tx, streams):
+                return await self._write(tx, messages, streams, looks_first=False)
+        except _HandlerFailed as error:
+            raise _MayBeKnown from error
+
+    async def _commit_together(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
+        """Commit after a look at the log; raises `_HandlerFailed` if that of any message fails."""
+        async with self._transaction(messages, meanwhile) as (tx, streams):
+            return await self._write(tx, messages, streams, looks_first=True)
+
+    async def _commit_one_by_one(self, messages: Sequence[_Message]) -> list[Outcome]:
+        """Commit all messages but those that fail."""
+        async with self._transaction(messages) as (tx, streams):
+            return [await self._write_alone(tx, each, streams) for each in messages]
+
+    @asynccontextmanager
+    async def _transaction(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None = None
+    ) -> AsyncIterator[tuple[StoreTransaction, Streams]]:
+        """Begin and commit; what is remembered of streams is dropped if that fails."""
+        streams, self._streams = self._streams, Streams()
+        in_bulk = len(messages) >= BACKLOG_MESSAGES
+        async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
+            yield tx, streams
         self._streams = streams
-        return outcomes
 
     async def _write_alone(
         self, tx: StoreTransaction, alone: _Message, streams: Streams
@@ -129,7 +159,7 @@ class Projector:
                 async with tx.savepoint():
                     (outcome,) = await self._write(tx, [alone], streams, looks_first=True)
                     return outcome
-            except _Failed as failure:
+            except _HandlerFailed as failure:
                 cause = failure.__cause__
         delivery, message, event_id = alone
         detail = (
@@ -219,7 +249,7 @@ class Projector:
         except StoreUnavailable:
             raise
         except Exception as error:
-            raise _Failed from error
+            raise _HandlerFailed from error
 
 
 def _judge_again(message: AnyMessage, body: str, first: str) -> tuple[Verdict, Rejected | None]:
