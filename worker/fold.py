@@ -7,22 +7,52 @@ saw all its messages in the order of position. Knows no SQL beyond "remove the r
 no AMQP, and no kind.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Awaitable, Callable, Iterable
 
-from worker.messages import AnyMessage
+from pydantic import ValidationError
+
+from worker.messages import AnyMessage, Message, Payload
 from worker.registry import Registry
 from worker.store.streams import Position
 from worker.store.transaction import StoreTransaction
 
+Apply = Callable[[Registry, StoreTransaction, str, AnyMessage], Awaitable[None]]
+"""Applies one message of an event, as `apply` does."""
+
 
 def position(message: AnyMessage) -> Position:
-    """Give the message's place in its stream."""
+    """Return the message's place in its stream."""
     return (message.sequence, message.occurred_at, message.id)
 
 
 def is_late(place: Position, head: Position | None) -> bool:
-    """Tell whether the stream's head, its last position so far, comes after a message's place."""
+    """Return whether the stream's head, its last position so far, comes after a message's place."""
     return head is not None and place < head
+
+
+def stored(registry: Registry, tx: StoreTransaction, body: str) -> AnyMessage:
+    """Return a message of the log; raises `HandlersFailed` if it no longer fits its model."""
+    try:
+        return registry.wire.validate_json(body)
+    except ValidationError as error:
+        raw = json.loads(body)
+        payload = Payload.model_construct(event_id=raw["payload"]["event_id"])
+        message = Message[Payload].model_construct(None, **raw | {"payload": payload})
+        tx.register.raise_for_handler(error, message)
+        raise
+
+
+async def apply(
+    registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
+) -> None:
+    """Run the handler of a message; raises `HandlersFailed`, which names it, if that fails."""
+    try:
+        await registry.handlers[message.kind](tx.of_stream(event_id, message), message)
+    except BaseException as error:
+        # Also SystemExit and the like: no message may end the process.
+        tx.register.raise_for_handler(error, message)
+        raise
 
 
 async def fold(
@@ -32,15 +62,15 @@ async def fold(
     messages: Iterable[AnyMessage],
     *,
     anew: bool = False,
+    apply: Apply = apply,
 ) -> None:
     """Run the handlers of one stream's messages in the order of position.
 
     Onto the rows as they are, if all messages come after the stream's head; `anew` removes the
-    stream's rows first, and then takes all its messages. Raises whatever a handler raises.
+    stream's rows first, and then takes all its messages. Raises whatever `apply` raises.
     """
-    stream = tx.of_stream(event_id)
     if anew:
         for projection in registry.projections:
-            await stream.execute(projection.removal, (event_id,))
+            await tx.of_stream(event_id).execute(projection.removal, (event_id,))
     for message in sorted(messages, key=position):
-        await registry.handlers[message.kind](stream, message)
+        await apply(registry, tx, event_id, message)

@@ -5,22 +5,20 @@ every outcome but a rejection is on the disk; when it raises, nothing is. A mess
 found by itself, and its neighbours commit.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
-from worker.errors import StoreUnavailable
-from worker.fold import fold, is_late, position
+from worker.fold import apply, fold, is_late, position, stored
+from worker.isolation import Isolation, MessagesRejected
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
+from worker.store.failures import Author, Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
 
-# A handler sees only the message and the database, so one that failed will fail again, but for
-# what nobody can rule out in foreign code. Three tries cost little, as they are rare.
-HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
 BACKLOG_MESSAGES = 800
 # To look for duplicates costs a twentieth of a batch, not to have looked a whole one.
@@ -52,14 +50,6 @@ class _Addition:
         # What came in the wrong order within the batch is sorted before it is applied.
         self.must_fold_anew = self.must_fold_anew or is_late(place, self.stream.head)
         return True
-
-
-class _MayBeKnown(Exception):
-    """Something failed, and nobody had looked whether the log knows one of the messages."""
-
-
-class _HandlerFailed(Exception):
-    """A handler failed, or a statement of one."""
 
 
 class Projector:
@@ -106,38 +96,54 @@ class Projector:
         # refuse a message that is not.
         must_look = self._wary_batches > 0 or any(d.redelivered for d, _, _ in messages)
         self._wary_batches = max(0, self._wary_batches - 1)
-        if not must_look:
-            try:
-                return await self._commit_unseen(messages, meanwhile)
-            except _MayBeKnown:
-                # A publisher that repeats itself does so more than once.
-                self._wary_batches = WARY_BATCHES
         try:
+            if not must_look:
+                try:
+                    return await self._commit_unseen(messages, meanwhile)
+                except Refused:
+                    # A publisher that repeats itself does so more than once.
+                    self._wary_batches = WARY_BATCHES
             return await self._commit_together(messages, meanwhile)
-        except _HandlerFailed:
-            return await self._commit_one_by_one(messages)
+        except HandlersFailed as failed:
+            return await self._commit_apart(messages, failed.failures)
 
     async def _commit_unseen(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
-        """Commit what is thought to be new to the log; raises `_MayBeKnown` if anything fails."""
-        try:
-            async with self._transaction(messages, meanwhile) as (tx, streams):
-                return await self._write(tx, messages, streams, looks_first=False)
-        except _HandlerFailed as error:
-            raise _MayBeKnown from error
+        """Commit a batch of new messages; raises `Refused` if the log knows one of them."""
+        async with self._transaction(messages, meanwhile) as (tx, streams):
+            return await self._write(tx, messages, streams, looks_first=False)
 
     async def _commit_together(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
-        """Commit after a look at the log; raises `_HandlerFailed` if that of any message fails."""
+        """Commit a batch, whatever the log knows of it; raises `HandlersFailed`."""
         async with self._transaction(messages, meanwhile) as (tx, streams):
-            return await self._write(tx, messages, streams, looks_first=True)
+            return await self._write(tx, messages, streams)
 
-    async def _commit_one_by_one(self, messages: Sequence[_Message]) -> list[Outcome]:
-        """Commit all messages but those that fail."""
-        async with self._transaction(messages) as (tx, streams):
-            return [await self._write_alone(tx, each, streams) for each in messages]
+    async def _commit_apart(
+        self, messages: Sequence[_Message], failures: Mapping[str, Failure]
+    ) -> list[Outcome]:
+        """Commit a batch of which some streams fail: each of these is written by itself."""
+        while True:
+            others: list[_Message] = []
+            apart: dict[str, list[_Message]] = {event_id: [] for event_id in failures}
+            for each in messages:
+                apart.get(each[2], others).append(each)
+            try:
+                async with self._transaction(messages) as (tx, streams):
+                    good = iter(await self._write(tx, others, streams))
+                    outcomes = {
+                        event_id: iter(
+                            await self._write_apart(tx, part, streams, failures[event_id].author)
+                        )
+                        for event_id, part in apart.items()
+                    }
+            except HandlersFailed as failed:
+                # A handler that fails now and then.
+                failures = {**failures, **failed.failures}
+            else:
+                return [next(outcomes.get(event_id, good)) for _, _, event_id in messages]
 
     @asynccontextmanager
     async def _transaction(
@@ -150,24 +156,42 @@ class Projector:
             yield tx, streams
         self._streams = streams
 
-    async def _write_alone(
-        self, tx: StoreTransaction, alone: _Message, streams: Streams
-    ) -> Outcome:
-        """Write one message so that its failure undoes nothing but itself."""
-        for _ in range(HANDLER_ATTEMPTS):
+    async def _write_apart(
+        self,
+        tx: StoreTransaction,
+        messages: Sequence[_Message],
+        streams: Streams,
+        suspect: Author,
+    ) -> list[Outcome]:
+        """Write one stream, without those of its messages that cannot be applied."""
+        isolation = Isolation(suspect)
+        outcomes: list[Outcome] = []
+        while left := [each for each in messages if each[1].id not in isolation.rejected]:
+            event_id = left[0][2]
             try:
                 async with tx.savepoint():
-                    (outcome,) = await self._write(tx, [alone], streams, looks_first=True)
-                    return outcome
-            except _HandlerFailed as failure:
-                cause = failure.__cause__
-        delivery, message, event_id = alone
-        detail = (
-            f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: "
-            f"{type(cause).__name__}: {cause}"
-        )
-        rejected = Rejected(Reason.HANDLER_FAILED, detail)
-        return Outcome(delivery, Verdict.REJECTED, rejected, message.kind, event_id, message.id)
+                    outcomes = await self._write(tx, left, streams, isolation=isolation)
+                break
+            except MessagesRejected:
+                continue
+            except HandlersFailed as failed:
+                failure = failed.failures[event_id]
+            if isolation.suspects_more(failure):
+                continue
+            if isolation.has_several_late and await self._can_be_folded(tx, event_id, streams):
+                # One of them breaks an older message: which, shows when fewer are written at once.
+                middle = len(left) // 2
+                for half in (left[:middle], left[middle:]):
+                    outcomes += await self._write_apart(tx, half, streams, suspect)
+                break
+            isolation.reject_late(failure)
+        following = iter(outcomes)
+        return [
+            _rejected(each, isolation.rejected[each[1].id])
+            if each[1].id in isolation.rejected
+            else next(following)
+            for each in messages
+        ]
 
     async def _write(
         self,
@@ -175,17 +199,15 @@ class Projector:
         messages: Sequence[_Message],
         streams: Streams,
         *,
-        looks_first: bool,
+        looks_first: bool = True,
+        isolation: Isolation | None = None,
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
         additions = {event_id: _Addition(stream) for event_id, stream in found.items()}
         keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
         known = await log.known(tx, keys) if looks_first else {}
         outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
-        if looks_first:
-            # From here on, what fails is a handler's.
-            await tx.flush()
-        orphans = await self._apply(tx, additions)
+        orphans = await self._apply(tx, additions, isolation)
         streams.remember({e: Stream(a.stream.number, a.head) for e, a in additions.items()})
         if not orphans:
             return outcomes
@@ -232,24 +254,54 @@ class Projector:
         log.append(tx, entries)
         return outcomes
 
-    async def _apply(self, tx: StoreTransaction, additions: dict[str, _Addition]) -> set[str]:
-        """Bring the rows of the streams up to their logs; give the events that have no row then."""
+    async def _apply(
+        self, tx: StoreTransaction, additions: dict[str, _Addition], isolation: Isolation | None
+    ) -> set[str]:
+        """Bring the rows of the streams up to their logs; return the events that have no row then.
+
+        Raises `HandlersFailed` with all streams that fail, and `MessagesRejected`.
+        """
         changed = {event_id: a for event_id, a in additions.items() if a.accepted}
         anew = [a.stream.number for a in changed.values() if a.must_fold_anew]
-        try:
-            bodies = await log.bodies(tx, anew)
-            for event_id, addition in changed.items():
+        bodies = await log.bodies(tx, anew)
+        one = apply if isolation is None else isolation.apply
+        for event_id, addition in changed.items():
+            if isolation is not None:
+                isolation.begin(addition.accepted, addition.stream.head)
+            try:
                 if addition.must_fold_anew:
-                    whole = map(self._registry.wire.validate_json, bodies[addition.stream.number])
-                    await fold(self._registry, tx, event_id, whole, anew=True)
+                    whole = self._stored(tx, bodies[addition.stream.number])
+                    await fold(self._registry, tx, event_id, whole, anew=True, apply=one)
                 else:
-                    await fold(self._registry, tx, event_id, addition.accepted)
-            # What has been written for all of them is run by this.
-            return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
-        except StoreUnavailable:
-            raise
-        except Exception as error:
-            raise _HandlerFailed from error
+                    await fold(self._registry, tx, event_id, addition.accepted, apply=one)
+            except HandlersFailed:
+                # Noted in the register. The other streams are tried, to find all that fail.
+                continue
+        tx.register.require_none(None)
+        if isolation is not None:
+            isolation.require_none()
+        # What has been written for all of them is run by this.
+        return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
+
+    def _stored(self, tx: StoreTransaction, bodies: Iterable[str]) -> Iterable[AnyMessage]:
+        return (stored(self._registry, tx, body) for body in bodies)
+
+    async def _can_be_folded(self, tx: StoreTransaction, event_id: str, streams: Streams) -> bool:
+        """Return whether the fold of a stream succeeds without any new message."""
+        number = (await streams.of(tx, [event_id]))[event_id].number
+        bodies = await log.bodies(tx, [number])
+        try:
+            async with tx.savepoint():
+                whole = self._stored(tx, bodies[number])
+                await fold(self._registry, tx, event_id, whole, anew=True)
+        except HandlersFailed:
+            return False
+        return True
+
+
+def _rejected(each: _Message, rejected: Rejected) -> Outcome:
+    delivery, message, event_id = each
+    return Outcome(delivery, Verdict.REJECTED, rejected, message.kind, event_id, message.id)
 
 
 def _judge_again(message: AnyMessage, body: str, first: str) -> tuple[Verdict, Rejected | None]:

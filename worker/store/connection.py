@@ -21,7 +21,7 @@ from worker.store.checks import (
     reading_failed,
     require_ours,
 )
-from worker.store.driver import BEGIN, Parameters, connect
+from worker.store.driver import BEGIN, connect
 from worker.store.faults import casts_doubt, fault, incomplete
 from worker.store.file import IN_MEMORY, create_private, remove_rebuild_file
 from worker.store.library import require_safe_commits
@@ -32,6 +32,7 @@ from worker.store.opening import (
     CHECKPOINT_PAGES_IN_BULK,
     prepare,
 )
+from worker.store.statements import Parameters
 from worker.store.transaction import Row, StoreTransaction
 from worker.store.watch import FileWatch
 
@@ -211,12 +212,12 @@ class Writer(Database):
             await self._roll_back(connection)
             # Of a statement that nobody waits for any more, it is not known whether it has run.
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            self._is_in_doubt = self._is_in_doubt or tx.casts_doubt or is_cancelled
+            self._is_in_doubt = self._is_in_doubt or tx.register.casts_doubt or is_cancelled
             if self._watch is not None and isinstance(error, Exception):
                 await self._watch.ended()
-            if tx.fault is not None and isinstance(error, Exception):
+            if isinstance(error, Exception):
                 # Also where the block has made another error of it.
-                raise tx.fault from tx.fault.__cause__
+                tx.register.require_house()
             raise
 
     async def _checkpoint_after(self, tx: StoreTransaction, pages: int) -> None:

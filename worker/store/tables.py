@@ -22,7 +22,9 @@ from worker.store import log
 from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.driver import connect
+from worker.store.failures import Refused
 from worker.store.file import create_private
+from worker.store.guard import RESERVED
 from worker.store.transaction import Row, StoreTransaction
 
 Schema = Mapping[str, tuple[str, ...]]
@@ -30,8 +32,6 @@ Schema = Mapping[str, tuple[str, ...]]
 
 SCAN_ROWS = 2_000
 
-# What the worker's own tables and views are called.
-RESERVED = frozenset({"log", "streams", "messages", "projections", "file", "kinds", "filler"})
 # Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
 _NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
 
@@ -151,7 +151,7 @@ async def replace_tables(
                 await _replace(tx, {*old, *schema}, schema, copies=fresh is not None)
                 await tx.run("DELETE FROM projections")
                 tx.add(NOTE, versions.items())
-        except sqlite3.OperationalError as error:
+        except Refused as error:
             raise _in_the_way(writer, str(error)) from error
 
 
