@@ -12,7 +12,7 @@ from worker.fold import apply, is_late, position
 from worker.messages import AnyMessage
 from worker.registry import Registry
 from worker.store.failures import Author, Failure, HandlersFailed
-from worker.store.streams import Position
+from worker.store.log import Position
 from worker.store.transaction import StoreTransaction
 
 # A handler sees only the message and the database, so one that failed will fail again, but for

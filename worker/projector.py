@@ -5,12 +5,13 @@ every outcome but a rejection is on the disk; when it raises, nothing is. A mess
 found by itself, and its neighbours commit.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 
-from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
-from worker.fold import apply, fold, is_late, position, stored
+from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
+from worker.fold import Addition, Turns, apply, fold
 from worker.isolation import Isolation, MessagesRejected
+from worker.late import fold_late, fold_whole
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
@@ -29,39 +30,25 @@ _Message = tuple[Delivery, AnyMessage, str]
 """A delivery, the message in it, and that one's event."""
 
 
-class _Addition:
-    """What a batch brings to one stream."""
-
-    __slots__ = ("accepted", "head", "must_fold_anew", "stream")
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.head = stream.head
-        self.accepted: list[AnyMessage] = []
-        self.must_fold_anew = False
-
-    def accept(self, message: AnyMessage) -> bool:
-        """Take a new message; tell whether one that comes after it arrived before it."""
-        self.accepted.append(message)
-        place = position(message)
-        if not is_late(place, self.head):
-            self.head = place
-            return False
-        # What came in the wrong order within the batch is sorted before it is applied.
-        self.must_fold_anew = self.must_fold_anew or is_late(place, self.stream.head)
-        return True
-
-
 class Projector:
     """The machine that applies batches. Belongs to one task."""
 
     def __init__(
-        self, registry: Registry, writer: Writer, *, clock: Callable[[], str] = now
+        self,
+        registry: Registry,
+        writer: Writer,
+        *,
+        clock: Callable[[], str] = now,
+        folding: Callable[[Folding], None] = lambda _: None,
     ) -> None:
-        """Project by the handlers of a registry into the writer's file."""
+        """Project by the handlers of a registry into the writer's file.
+
+        `folding` is told how far the fold of each stream is to which late messages have come.
+        """
         self._registry = registry
         self._writer = writer
         self._clock = clock
+        self._folding = folding
         self._streams = Streams()
         self._wary_batches = 0
 
@@ -203,12 +190,14 @@ class Projector:
         isolation: Isolation | None = None,
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
-        additions = {event_id: _Addition(stream) for event_id, stream in found.items()}
+        additions = {event_id: Addition(stream) for event_id, stream in found.items()}
         keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
         known = await log.known(tx, keys) if looks_first else {}
         outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
         orphans = await self._apply(tx, additions, isolation)
-        streams.remember({e: Stream(a.stream.number, a.head) for e, a in additions.items()})
+        streams.remember(
+            {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
+        )
         if not orphans:
             return outcomes
         return [
@@ -223,7 +212,7 @@ class Projector:
         tx: StoreTransaction,
         messages: Sequence[tuple[log.Key, _Message]],
         known: dict[log.Key, str],
-        additions: dict[str, _Addition],
+        additions: dict[str, Addition],
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
         appended_at = self._clock()
@@ -235,7 +224,7 @@ class Projector:
                 verdict, rejected = _judge_again(message, body, known[key])
             else:
                 known[key] = body
-                is_late = additions[event_id].accept(message)
+                is_late = additions[event_id].accept(message, body)
                 verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
                 entries.append(
                     (
@@ -255,45 +244,42 @@ class Projector:
         return outcomes
 
     async def _apply(
-        self, tx: StoreTransaction, additions: dict[str, _Addition], isolation: Isolation | None
+        self, tx: StoreTransaction, additions: dict[str, Addition], isolation: Isolation | None
     ) -> set[str]:
         """Bring the rows of the streams up to their logs; return the events that have no row then.
 
         Raises `HandlersFailed` with all streams that fail, and `MessagesRejected`.
         """
-        changed = {event_id: a for event_id, a in additions.items() if a.accepted}
-        anew = [a.stream.number for a in changed.values() if a.must_fold_anew]
-        bodies = await log.bodies(tx, anew)
-        one = apply if isolation is None else isolation.apply
+        changed = {event_id: a for event_id, a in additions.items() if a.messages}
+        late = {event_id: a for event_id, a in changed.items() if a.newest_late}
+        turns = Turns()
+        one = apply
+        if isolation is not None:
+            one = isolation.apply
+            for addition in changed.values():
+                isolation.begin(addition.messages, addition.stream.head)
+        if late:
+            await fold_late(self._registry, tx, late, self._folding, one)
         for event_id, addition in changed.items():
-            if isolation is not None:
-                isolation.begin(addition.accepted, addition.stream.head)
-            try:
-                if addition.must_fold_anew:
-                    whole = self._stored(tx, bodies[addition.stream.number])
-                    await fold(self._registry, tx, event_id, whole, anew=True, apply=one)
-                else:
-                    await fold(self._registry, tx, event_id, addition.accepted, apply=one)
-            except HandlersFailed:
-                # Noted in the register. The other streams are tried, to find all that fail.
-                continue
+            # Of a stream that fails, it is in the register. The others are tried, to find all
+            # that fail.
+            with suppress(HandlersFailed):
+                if event_id not in late:
+                    size = sum(map(len, addition.bodies))
+                    await fold(self._registry, tx, addition.messages, turns, size, one)
+                    addition.follow_snapshot()
         tx.register.require_none(None)
         if isolation is not None:
             isolation.require_none()
         # What has been written for all of them is run by this.
         return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
 
-    def _stored(self, tx: StoreTransaction, bodies: Iterable[str]) -> Iterable[AnyMessage]:
-        return (stored(self._registry, tx, body) for body in bodies)
-
     async def _can_be_folded(self, tx: StoreTransaction, event_id: str, streams: Streams) -> bool:
         """Return whether the fold of a stream succeeds without any new message."""
-        number = (await streams.of(tx, [event_id]))[event_id].number
-        bodies = await log.bodies(tx, [number])
+        stream = (await streams.of(tx, [event_id]))[event_id]
         try:
             async with tx.savepoint():
-                whole = self._stored(tx, bodies[number])
-                await fold(self._registry, tx, event_id, whole, anew=True)
+                await fold_whole(self._registry, tx, event_id, stream.number)
         except HandlersFailed:
             return False
         return True

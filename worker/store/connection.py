@@ -23,7 +23,7 @@ from worker.store.checks import (
 )
 from worker.store.driver import BEGIN, connect
 from worker.store.faults import casts_doubt, fault, incomplete
-from worker.store.file import IN_MEMORY, create_private, remove_rebuild_file
+from worker.store.file import SCRATCH, create_private, remove_rebuild_file
 from worker.store.library import require_safe_commits
 from worker.store.lock import WriterLock
 from worker.store.opening import (
@@ -107,7 +107,7 @@ class Database:
 
 
 class Writer(Database):
-    """The one connection that writes; `:memory:` is a database that nobody else sees.
+    """The one connection that writes; `SCRATCH` is a database that nobody else sees.
 
     After an error of the disk nothing is believed: the next use closes the file and opens it anew.
     """
@@ -118,7 +118,7 @@ class Writer(Database):
         `lock` is the one that this process holds for the file: what is committed is noted in it.
         """
         super().__init__(path)
-        self._watch = None if path == IN_MEMORY else FileWatch(Path(path), lock)
+        self._watch = None if path == SCRATCH else FileWatch(Path(path), lock)
         self._is_in_doubt = False
         self._checkpoint_pages = CHECKPOINT_PAGES
 
@@ -134,7 +134,7 @@ class Writer(Database):
         it was when its last writer committed, or if this SQLite can lose commits, and
         `StoreUnavailable` where trying again may help.
         """
-        if self.path != IN_MEMORY:
+        if self.path != SCRATCH:
             require_safe_commits()
             create_private(self.path)
             # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
@@ -147,7 +147,7 @@ class Writer(Database):
         try:
             # Never makes a file: one that is gone must not be taken for a new one.
             self._connection = await connect(
-                IN_MEMORY if self.path == IN_MEMORY else _uri(Path(self.path), "rw"),
+                SCRATCH if self.path == SCRATCH else _uri(Path(self.path), "rw"),
                 timeout_seconds=BUSY_MILLISECONDS / 1_000,
             )
             try:
