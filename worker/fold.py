@@ -95,18 +95,28 @@ class Turns:
         await asyncio.sleep(0)
 
 
-def stored(registry: Registry, tx: StoreTransaction, body: str) -> AnyMessage:
+def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -> AnyMessage:
     """Return a message of the log; raises `HandlersFailed` if it no longer fits its model."""
     try:
         # As `messages.decode`, which has let it into the log.
         message: AnyMessage = registry.wire.validator.validate_json(body)
     except ValidationError as error:
-        raw = json.loads(body)
-        payload = Payload.model_construct(event_id=raw["payload"]["event_id"])
-        message = Message[Payload].model_construct(None, **raw | {"payload": payload})
-        tx.register.raise_for_handler(error, message)
+        tx.register.raise_for_handler(error, _misfit(event_id, body))
         raise
     return message
+
+
+def _misfit(event_id: str, body: str) -> AnyMessage:
+    """Return what names a message of the log that cannot be read."""
+    try:
+        raw = json.loads(body)
+    except ValueError:
+        raw = None
+    named = {"id": "", "kind": ""} | (raw if isinstance(raw, dict) else {})
+    payload = Payload.model_construct(event_id=event_id)
+    return Message[Payload].model_construct(
+        None, id=named["id"], kind=named["kind"], payload=payload
+    )
 
 
 async def apply(

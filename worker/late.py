@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 
 from worker.deliveries import Folding
 from worker.fold import Addition, Apply, Turns, fold, position, replace_rows, stored
@@ -49,7 +50,7 @@ async def fold_whole(registry: Registry, tx: StoreTransaction, event_id: str, nu
     await replace_rows(registry, tx, event_id, {})
     async for piece in log.pieces(tx, {number: BEFORE_ALL}):
         for bodies in piece.values():
-            messages = [stored(registry, tx, body) for body in bodies]
+            messages = [stored(registry, tx, event_id, body) for body in bodies]
             await fold(registry, tx, messages, turns, sum(map(len, bodies)))
 
 
@@ -107,7 +108,7 @@ class _LateFold:
             rows = snapshot.rows if snapshot else {}
             await replace_rows(self._registry, self._tx, event_id, rows)
             if snapshot is not None and snapshot.tail is not None:
-                tail = self._entries(snapshot.tail)
+                tail = self._entries(event_id, snapshot.tail)
                 new = zip(addition.messages, addition.bodies, strict=True)
                 remembered[event_id] = sorted([*new, *tail], key=_position)
             else:
@@ -124,14 +125,13 @@ class _LateFold:
             # What fails is in the register.
             with suppress(HandlersFailed):
                 if event_id not in self._tx.register.of_handlers:
-                    piece[event_id] = self._entries(of_event)
+                    piece[event_id] = self._entries(event_id, of_event)
         return piece
 
-    def _entries(self, bodies: Iterable[str]) -> list[Entry]:
-        """Return the messages of one stream in the order of position."""
-        return sorted(
-            ((stored(self._registry, self._tx, body), body) for body in bodies), key=_position
-        )
+    def _entries(self, event_id: str, bodies: Iterable[str]) -> list[Entry]:
+        """Return messages of one stream in the order of position."""
+        read = partial(stored, self._registry, self._tx, event_id)
+        return sorted(((read(body), body) for body in bodies), key=_position)
 
     async def _fold(self, piece: Piece) -> None:
         """Fold a piece; where the newest late message is in it, remember the rows after that."""

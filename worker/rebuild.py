@@ -113,10 +113,10 @@ async def _fold_log(
     folded = 0
     turns = Turns()
     try:
-        async for numbers in fresh.streams():
-            async for piece in log.pieces(fresh.tx, dict.fromkeys(numbers, BEFORE_ALL)):
-                for bodies in piece.values():
-                    read = [stored(registry, fresh.tx, body) for body in bodies]
+        async for events in fresh.streams():
+            async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
+                for number, bodies in piece.items():
+                    read = [stored(registry, fresh.tx, events[number], body) for body in bodies]
                     size = sum(map(len, bodies))
                     await fold(registry, fresh.tx, read, turns, size)
                     folded += len(read)

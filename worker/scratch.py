@@ -4,6 +4,7 @@ For what people ask of an event. A message that the handlers cannot apply does n
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from worker.fold import Turns, fold, stored
 from worker.registry import Registry
@@ -33,7 +34,8 @@ class ScratchStream:
         bodies = [entry["body"] for entry in entries]
         try:
             async with self._tx.savepoint():
-                messages = [stored(self._registry, self._tx, body) for body in bodies]
+                read = partial(stored, self._registry, self._tx, self._event_id)
+                messages = [read(body) for body in bodies]
                 size = sum(map(len, bodies))
                 await fold(self._registry, self._tx, messages, self._turns, size)
         except HandlersFailed as failed:

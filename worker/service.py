@@ -132,7 +132,8 @@ class Service:
         if not await self._until_possible(writer.open):
             return
         await self._until_possible(lambda: self._fold_anew(writer))
-        await self._sessions(writer, Projector(self._registry, writer))
+        projector = Projector(self._registry, writer, folding=self._report.folding)
+        await self._sessions(writer, projector)
 
     async def _until_possible(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Do what needs the database, when it can be done; False if told to stop before.

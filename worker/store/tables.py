@@ -61,7 +61,7 @@ OBJECTS = """
     WHERE lower(name) IN (SELECT value FROM json_each(?)) ORDER BY name
 """
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
-STREAMS = "SELECT number FROM live.streams WHERE number > ? ORDER BY number LIMIT ?"
+STREAMS = "SELECT number, event_id FROM live.streams WHERE number > ? ORDER BY number LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +276,11 @@ class FreshTables(Database):
         (row,) = await self.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
         return int(row[0])
 
-    async def streams(self) -> AsyncIterator[list[int]]:
-        """Return the numbers of all streams of the live log, some at a time."""
+    async def streams(self) -> AsyncIterator[dict[int, str]]:
+        """Return all streams of the live log, number -> event, some at a time."""
         last = 0
         while rows := await self.fetch_all(STREAMS, (last, STREAMS_AT_ONCE)):
-            yield [number for (number,) in rows]
+            yield dict(map(tuple, rows))
             last = rows[-1][0]
 
     async def differing(self, table: str) -> list[str]:

@@ -58,6 +58,10 @@ class Metrics:
         self._batch_size.observe(sum(report.verdicts.values()))
         self._commit_seconds.observe(report.commit_seconds)
 
+    def long_fold(self) -> None:
+        """Count the fold of a stream that took longer than a second."""
+        self._long_folds.inc()
+
     def session_opened(self) -> None:
         """Count a session that has begun."""
         self._sessions_opened.inc()
@@ -100,6 +104,13 @@ class Metrics:
             "projection_redelivered_messages",
             "Messages that the broker marked as delivered before. A rise: sessions are lost, or"
             " workers die, before they ack.",
+            registry=self._registry,
+        )
+        self._long_folds = Counter(
+            "projection_long_folds",
+            "Folds of one stream that took longer than a second, because late messages came to it."
+            " A rise: an event has very many messages, and a publisher's clock may be wrong; the"
+            " log line long_fold names the event.",
             registry=self._registry,
         )
         self._batch_size = Histogram(

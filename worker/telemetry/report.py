@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from worker.deliveries import BatchReport, Delivery, Outcome
+from worker.deliveries import BatchReport, Delivery, Folding, Outcome
 from worker.errors import BrokerRefused, WorkerError
 from worker.telemetry.health import Facts, State
 from worker.telemetry.logs import get_logger
@@ -18,6 +18,7 @@ from worker.telemetry.summary import Summary, verdict_fields
 
 # What lasts for as long as there is work; everything else is done in steps.
 LASTING = (State.CONSUMING, State.REBUILDING)
+LONG_FOLD_SECONDS = 1.0
 
 
 class Report:
@@ -37,6 +38,8 @@ class Report:
         self._has_session = False
         self._is_told_unclaimed = False
         self._attempts = 0
+        self._long_fold: str | None = None
+        """The event whose fold has been said to take long."""
         self._is_quarantined = False
         self._is_draining = False
 
@@ -197,6 +200,22 @@ class Report:
             # Before the transaction ends: who looks between the two must not see an old step.
             self.step()
             self.facts.projecting_since = None
+
+    def folding(self, stream: Folding) -> None:
+        """Name a stream whose fold takes long: when that is known, and when it has ended."""
+        if stream.seconds <= LONG_FOLD_SECONDS or (
+            stream.event_id == self._long_fold and not stream.is_done
+        ):
+            return
+        self._log.warning(
+            "long_fold_ended" if stream.is_done else "long_fold",
+            event_id=stream.event_id,
+            messages=stream.messages,
+            seconds=round(stream.seconds, 1),
+        )
+        self._long_fold = None if stream.is_done else stream.event_id
+        if stream.is_done:
+            self._metrics.long_fold()
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
         """Note what a batch did that has been committed and settled."""
