@@ -115,7 +115,7 @@ def _misfit(event_id: str, body: str) -> AnyMessage:
     named = {"id": "", "kind": ""} | (raw if isinstance(raw, dict) else {})
     payload = Payload.model_construct(event_id=event_id)
     return Message[Payload].model_construct(
-        None, id=named["id"], kind=named["kind"], payload=payload
+        None, id=named["id"], kind=named["kind"], occurred_at="", payload=payload
     )
 
 

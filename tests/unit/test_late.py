@@ -1,0 +1,406 @@
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.builders import Message, message
+from tests.unit.projecting import arrivals, audited, project, projecting, projecting_with
+from tests.unit.projecting import rows as rows_of
+from worker import Message as Message_
+from worker import Payload, Transaction, fold, late
+from worker.deliveries import Folding
+from worker.errors import StoreUnavailable
+from worker.fold import Addition
+from worker.projector import Projector
+from worker.registry import Registry
+from worker.store import log, streams
+from worker.store.connection import Writer
+from worker.store.streams import Snapshot
+from worker.store.transaction import StoreTransaction
+
+TALES = """
+    SELECT event_id, text, value FROM tales LEFT JOIN marks USING (event_id)
+    UNION SELECT event_id, NULL, value FROM marks WHERE event_id NOT IN (SELECT event_id FROM tales)
+    ORDER BY event_id
+"""
+
+
+class Word(Payload):
+    text: str
+
+
+def telling(runs: list[int] | None = None) -> Registry:
+    """Return two projections whose rows tell in which order their handlers ran."""
+    registry = Registry()
+    registry.projection(
+        table="tales",
+        version=1,
+        schema=("CREATE TABLE tales (event_id TEXT PRIMARY KEY, text TEXT, odd) WITHOUT ROWID",),
+    )
+    registry.projection(
+        table="marks",
+        version=1,
+        schema=("CREATE TABLE marks (event_id TEXT PRIMARY KEY, value REAL, data BLOB)",),
+    )
+
+    @registry.on("told")
+    async def told(tx: Transaction, message: Message_[Word]) -> None:
+        if runs is not None:
+            runs.append(message.sequence)
+        await tx.execute(
+            "INSERT INTO tales VALUES (?, ?, 'x') ON CONFLICT DO UPDATE SET text = text || ?",
+            (message.event_id, message.payload.text, message.payload.text),
+        )
+
+    @registry.on("marked")
+    async def marked(tx: Transaction, message: Message_[Word]) -> None:
+        row = await tx.fetch_one("SELECT value FROM marks WHERE event_id = ?", (message.event_id,))
+        value = (row["value"] if row else 0.5) * 3 + len(message.payload.text)
+        await tx.execute(
+            "INSERT OR REPLACE INTO marks VALUES (?, ?, x'00ff')", (message.event_id, value % 1_000)
+        )
+
+    @registry.on("wiped")
+    async def wiped(tx: Transaction, message: Message_[Word]) -> None:
+        await tx.execute("DELETE FROM marks WHERE event_id = ?", (message.event_id,))
+        if message.payload.text:
+            await tx.execute("DELETE FROM tales WHERE event_id = ?", (message.event_id,))
+
+    return registry
+
+
+def expected(messages: list[Message]) -> list[tuple[str, str | None, float | None]]:
+    """Return the rows of both tables, folded without the worker."""
+    tales: dict[str, str] = {}
+    marks: dict[str, float] = {}
+    unique = {(m["payload"]["event_id"], m["id"]): m for m in messages}
+    for each in sorted(unique.values(), key=lambda m: (m["sequence"], m["occurred_at"], m["id"])):
+        event_id, text = each["payload"]["event_id"], each["payload"]["text"]
+        match each["kind"]:
+            case "told":
+                tales[event_id] = tales.get(event_id, "") + text
+            case "marked":
+                marks[event_id] = (marks.get(event_id, 0.5) * 3 + len(text)) % 1_000
+            case _:
+                marks.pop(event_id, None)
+                if text:
+                    tales.pop(event_id, None)
+    return [(e, tales.get(e), marks.get(e)) for e in sorted({*tales, *marks})]
+
+
+def word(sequence: int, text: str = "", *, event_id: str = "e", kind: str = "told") -> Message:
+    payload = {"event_id": event_id, "text": text or f"{sequence},"}
+    return message(kind, payload, sequence=sequence)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every bound so small that a few messages exceed it."""
+    piece = 3 * (log.MESSAGE_SIZE + 200)
+    for module in (log, late, fold):
+        monkeypatch.setattr(module, "PIECE_SIZE", piece)
+    monkeypatch.setattr(log, "PLACES_AT_ONCE", 4)
+    monkeypatch.setattr(streams, "TAIL_BYTES", 700)
+    monkeypatch.setattr(streams, "SNAPSHOTS_BYTES", 4_000)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
+    """Return the snapshots from which folds begin."""
+    found: list[Snapshot] = []
+    usable = Addition.usable_snapshot
+
+    def noted(self: Addition) -> Snapshot | None:
+        if snapshot := usable(self):
+            found.append(snapshot)
+        return snapshot
+
+    monkeypatch.setattr(Addition, "usable_snapshot", noted)
+    return found
+
+
+kinds = st.sampled_from(["told"] * 6 + ["marked"] * 3 + ["wiped"])
+events = st.sampled_from(["e", "f", "g"])
+words = st.builds(
+    lambda n, event_id, kind, text: word(n, text, event_id=event_id, kind=kind),
+    st.integers(0, 40), events, kinds, st.sampled_from(["a", "bc", "ü"]),
+)  # fmt: skip
+
+
+class TestSnapshots:
+    """A fold that begins with remembered rows ends with the rows of a whole fold."""
+
+    @pytest.mark.usefixtures("small")
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data())
+    async def test_give_the_rows_of_a_whole_fold(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        """Any order, duplicates and batches; several tables, rows that go, tails of any length."""
+        path = tmp_path_factory.mktemp("late") / "p.db"
+        history = data.draw(st.lists(words, min_size=1, max_size=40))
+        # Nearly in order, as clocks that differ make it, and a few far off.
+        shift = data.draw(st.sampled_from([1, 5, 40]))
+        order = sorted(history, key=lambda m: m["sequence"] + data.draw(st.integers(0, shift)))
+        arriving = [*order, *data.draw(st.lists(st.sampled_from(order), max_size=3))]
+        size = data.draw(st.sampled_from([1, 2, 3, 7]))
+
+        batches = [arriving[n : n + size] for n in range(0, len(arriving), size)]
+        await project(path, *batches, registry=telling())
+
+        assert rows_of(path, TALES) == expected(history)
+        assert (await audited(path, telling())).differing == 0
+
+    @pytest.mark.usefixtures("small")
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_are_used(self, tmp_path: Path, used: list[Snapshot], seed: int) -> None:
+        """Many folds begin with one: with a tail and without, with rows and without."""
+        rng = Random(seed)
+        history = [
+            word(n, "ab", event_id=rng.choice("efg"), kind=rng.choice(["told", "marked", "wiped"]))
+            for n in range(120)
+        ]
+        arriving = sorted(history, key=lambda m: m["sequence"] + rng.choice([0, 3, 20]))
+
+        await project(tmp_path / "p.db", *([each] for each in arriving), registry=telling())
+
+        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert len(used) > 20
+        assert {snapshot.tail is None for snapshot in used} == {True, False}
+        assert {len(snapshot.rows) for snapshot in used} == {0, 1, 2}
+
+    @pytest.mark.parametrize("batch_size", [1, 10])
+    async def test_spare_what_comes_in_order_behind_a_wrong_clock(
+        self, tmp_path: Path, batch_size: int
+    ) -> None:
+        """Each message is folded once, and the one from the future once a batch."""
+        runs: list[int] = []
+        arriving = [word(n) for n in range(200)]
+
+        await project(
+            tmp_path / "p.db",
+            [future := word(2**40)],
+            *(arriving[n : n + batch_size] for n in range(0, 200, batch_size)),
+            registry=telling(runs),
+        )
+
+        assert rows_of(tmp_path / "p.db", TALES) == expected([*arriving, future])
+        assert len(runs) == 1 + 200 + 200 / batch_size
+
+    async def test_follow_what_comes_in_order_in_between(
+        self, tmp_path: Path, used: list[Snapshot]
+    ) -> None:
+        """Messages behind the head join the tail, and are folded with it at the next late one."""
+        order = [1, 9, 3, 10, 11, 4, 12, 5]
+        history = [word(n) for n in order]
+
+        await project(tmp_path / "p.db", *([each] for each in history), registry=telling())
+
+        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert [len(snapshot.tail or ()) for snapshot in used] == [3, 4]
+
+    async def test_are_not_kept_of_many_rows(self, tmp_path: Path, used: list[Snapshot]) -> None:
+        """A table may have several rows of an event; their order is that of a whole fold."""
+        registry = Registry()
+        schema = ("CREATE TABLE steps (event_id, text)", "CREATE INDEX of ON steps (event_id)")
+        registry.projection(table="steps", version=1, schema=schema)
+
+        @registry.on("told")
+        async def told(tx: Transaction, message: Message_[Word]) -> None:
+            values = (message.event_id, message.payload.text)
+            await tx.execute("INSERT INTO steps VALUES (?, ?)", values)
+
+        history = [word(n) for n in (1, 2, 9, 3, 4)]
+        await project(tmp_path / "p.db", *([each] for each in history), registry=registry)
+
+        found = rows_of(tmp_path / "p.db", "SELECT text FROM steps ORDER BY rowid")
+        assert found == [("1,",), ("2,",), ("3,",), ("4,",), ("9,",)]
+        assert used == []
+
+
+class TestWhatIsRemembered:
+    """A snapshot is a cache: it is dropped whenever it may not be what the file has."""
+
+    async def test_is_dropped_with_a_transaction_that_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a commit that failed would have made is in no later fold."""
+        path = tmp_path / "p.db"
+        history = [word(n) for n in (1, 9, 3)]
+        async with projecting(path, telling()) as projector:
+            for each in history:
+                await projector.project(arrivals([each], telling()))
+            with monkeypatch.context() as failing:
+                failing.setattr(StoreTransaction, "commit", refuse)
+                with pytest.raises(StoreUnavailable):
+                    await projector.project(arrivals([word(5), word(10)], telling()))
+
+            await projector.project(arrivals([last := word(7)], telling()))
+
+        assert rows_of(path, TALES) == expected([*history, last])
+
+    async def test_is_dropped_when_somebody_else_has_written(self, tmp_path: Path) -> None:
+        """What another writer put into the stream is in the next fold."""
+        path = tmp_path / "p.db"
+        history = [word(n) for n in (1, 9, 3, 4, 5)]
+        async with (
+            projecting_with(Writer(path), telling()) as one,
+            projecting_with(Writer(path), telling()) as other,
+        ):
+            for who, each in zip([one, one, one, other, one], history, strict=True):
+                await insist(who, each)
+
+        assert rows_of(path, TALES) == expected(history)
+
+    async def test_survives_a_batch_of_duplicates(
+        self, tmp_path: Path, used: list[Snapshot]
+    ) -> None:
+        """They change nothing, so what is remembered stays right."""
+        history = [word(n) for n in (1, 9, 3)]
+        async with projecting(tmp_path / "p.db", telling()) as projector:
+            for each in history:
+                await projector.project(arrivals([each], telling()))
+
+            await projector.project(arrivals(history, telling(), again=True))
+            await projector.project(arrivals([word(4)], telling()))
+
+        assert len(used) == 1
+
+
+async def refuse(*_: object) -> int:
+    raise StoreUnavailable("The disk is full.", "make room.")
+
+
+async def insist(projector: Projector, each: Message) -> None:
+    batch = arrivals([each], telling())
+    with suppress(StoreUnavailable):
+        await projector.project(batch)
+        return
+    await projector.project(batch)
+
+
+@contextmanager
+def watching(runs: list[int]) -> Iterator[list[int]]:
+    """Note how many handlers have run at each turn of the event loop."""
+    turns: list[int] = [0]
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        nonlocal handle
+        turns.append(len(runs))
+        handle = loop.call_soon(watch)
+
+    handle = loop.call_soon(watch)
+    yield turns
+    handle.cancel()
+    turns.append(len(runs))
+
+
+def most_between(turns: list[int]) -> int:
+    return max(later - earlier for earlier, later in pairwise(turns))
+
+
+# Of messages as short as these.
+A_TURN = log.PIECE_SIZE // log.MESSAGE_SIZE
+
+
+class TestTurns:
+    """However long a fold takes, the other tasks of the event loop go on."""
+
+    async def test_are_taken_while_a_late_message_folds_its_stream(self, tmp_path: Path) -> None:
+        """A bounded number of messages is folded between two turns."""
+        runs: list[int] = []
+        registry = telling(runs)
+        async with projecting(tmp_path / "p.db", registry) as projector:
+            await projector.project(arrivals([word(n) for n in range(1, 3_000)], registry))
+            runs.clear()
+
+            with watching(runs) as turns:
+                await projector.project(arrivals([word(0)], registry))
+
+        assert len(runs) == 3_000
+        assert most_between(turns) <= A_TURN
+
+    async def test_are_taken_while_a_batch_comes_in_order(self, tmp_path: Path) -> None:
+        """Also where nothing is late: of one stream, and of many."""
+        runs: list[int] = []
+        registry = telling(runs)
+        for name, events in (("one", 1), ("many", 1_000)):
+            batch = [word(n, event_id=f"e-{n % events}") for n in range(2_000)]
+            async with projecting(tmp_path / f"{name}.db", registry) as projector:
+                arrived = arrivals(batch, registry)
+                runs.clear()
+                with watching(runs) as turns:
+                    await projector.project(arrived)
+
+            assert len(runs) == 2_000
+            assert most_between(turns) <= A_TURN
+
+    async def test_are_taken_in_a_rebuild(self, tmp_path: Path) -> None:
+        """Long streams and short ones are folded in pieces."""
+        runs: list[int] = []
+        registry = telling(runs)
+        short = [word(n, event_id=f"e-{n % 100}") for n in range(1_500)]
+        await project(tmp_path / "p.db", [word(n) for n in range(1_500)], short, registry=registry)
+        runs.clear()
+
+        with watching(runs) as turns:
+            found = await audited(tmp_path / "p.db", registry)
+
+        assert (found.messages, found.differing, len(runs)) == (3_000, 0, 3_000)
+        assert most_between(turns) <= A_TURN
+
+
+class TestFailures:
+    async def test_of_some_late_streams_stop_no_others(self, tmp_path: Path) -> None:
+        """All that fail are found in one pass, also where the streams are read in pieces."""
+        registry, runs = Registry(), list[str]()
+        registry.projection(table="t", version=1, schema=("CREATE TABLE t (event_id PRIMARY KEY)",))
+
+        @registry.on("told")
+        async def told(tx: Transaction, message: Message_[Word]) -> None:
+            runs.append(message.event_id)
+            if message.payload.text == "bad":
+                raise ValueError("bad")
+
+        ids = [f"e-{n:04}" for n in range(1_000)]
+        heads = [word(9, event_id=event_id) for event_id in ids]
+        late_ones = [
+            word(1, "bad" if n in {3, 500, 997} else "good", event_id=event_id)
+            for n, event_id in enumerate(ids)
+        ]
+        async with projecting(tmp_path / "p.db", registry) as projector:
+            await projector.project(arrivals(heads, registry))
+            runs.clear()
+            outcomes = await projector.project(arrivals(late_ones, registry))
+
+        rejected = [n for n, outcome in enumerate(outcomes) if outcome.rejected]
+        assert rejected == [3, 500, 997]
+        # Once to find them, once to write the others.
+        assert sum(event_id == "e-0001" for event_id in runs) == 4
+
+
+class TestProgress:
+    @pytest.mark.usefixtures("small")
+    async def test_is_reported_after_every_piece(self, tmp_path: Path) -> None:
+        """Who watches sees a long fold go on, and which event it is."""
+        told: list[Folding] = []
+        registry = telling()
+        async with projecting_with(Writer(tmp_path / "p.db"), registry) as projector:
+            reporting = Projector(registry, projector._writer, folding=told.append)
+            await reporting.project(arrivals([word(n) for n in range(1, 20)], registry))
+            assert told == []
+            await reporting.project(arrivals([word(0)], registry))
+
+        done = told.pop()
+        assert (done.event_id, done.messages, done.is_done) == ("e", 20, True)
+        counts = [folding.messages for folding in told]
+        assert counts == sorted(counts)
+        assert len(counts) >= 5
+        assert all(folding.seconds > 0 for folding in told)
