@@ -5,7 +5,6 @@ wants the process to end. One task runs the loop that commits and acks, and noth
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -13,13 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from worker import backoff
+from worker.breaker import Breaker
 from worker.broker.claim import DatabaseFile
 from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
 from worker.broker.topology import Topology
 from worker.deliveries import Outcome
-from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
+from worker.errors import BrokerRefused, MustHold, SessionLost, WriterLocked
 from worker.messages import Arrival, receive
 from worker.projector import Projector
 from worker.rebuild import (
@@ -44,9 +45,6 @@ T = TypeVar("T")
 # A standby consumes within five seconds of its predecessor's end; opening takes about one.
 STANDBY_SECONDS = 0.5
 OPEN_SECONDS = 10
-# Together with the time to open below ten seconds: what has been cured is noticed within them.
-RECONNECT_SECONDS = (0.5, 8.0)
-HOLD_SECONDS = (0.1, 2.0)
 VERIFY_SECONDS = 5
 # A message is kept in the log, and most of it in a row.
 COPIES_OF_A_MESSAGE = 2
@@ -76,6 +74,7 @@ class Service:
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._losses = 0
         self._held: Sequence[Arrival] = ()
+        self._breaker = Breaker(settings.breaker_failures)
 
     def stop(self) -> None:
         """Take no more, finish what was taken, and let `run` return."""
@@ -145,10 +144,10 @@ class Service:
             self._report.step()
             try:
                 await self._unless_stopped(work())
-            except StoreUnavailable as error:
+            except MustHold as error:
                 self._report.holding(error, messages=0)
                 attempt += 1
-                await self._pause(_backoff(attempt, HOLD_SECONDS))
+                await self._pause(backoff.holding(error, attempt))
             else:
                 self._report.commits()
                 return not self._stopped.done()
@@ -207,18 +206,19 @@ class Service:
                     raise
                 self._losses += 1
                 self._report.connection_lost(error, self._losses)
-                await self._pause(_backoff(self._losses, RECONNECT_SECONDS))
+                await self._pause(backoff.reconnecting(self._losses))
 
     async def _prove(self, writer: Writer, projector: Projector) -> None:
         """See that the database commits what it will be asked to, before anything is consumed.
 
-        Each session in which nothing can be committed costs its messages a delivery, and in the
-        end the broker dead-letters them. So the disk must take the largest message, and the batch
-        that the last session held must commit: its messages come again, and are duplicates then.
+        Each session in which nothing can be settled costs its messages a delivery, and in the end
+        the broker dead-letters them. So the disk must take the largest message, and the batch that
+        the last session held must commit and pass the breaker. Its messages come again, and are
+        duplicates then.
         """
         await writer.probe(COPIES_OF_A_MESSAGE * self._settings.max_message_bytes)
         if self._held:
-            await projector.project(self._held)
+            self._breaker.require_closed(await projector.project(self._held))
             self._held = ()
 
     def _session(self) -> AbstractAsyncContextManager[Session]:
@@ -282,17 +282,19 @@ class Service:
     async def _project(
         self, batch: Sequence[Arrival], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
-        """Project a batch; hold it while the database cannot commit; None if the worker drains."""
+        """Project a batch; hold it while it cannot be settled; None if the worker drains."""
         attempt = 0
         while True:
             try:
                 with self._report.transaction():
                     outcomes = await projector.project(batch, meanwhile=consumer.look_ahead)
-            except StoreUnavailable as error:
+                # It has committed; what is held is the settlement of all of it, good and bad.
+                self._breaker.require_closed(outcomes)
+            except MustHold as error:
                 self._held = batch
                 self._report.holding(error, len(batch))
                 attempt += 1
-                if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
+                if await consumer.drains(within_seconds=backoff.holding(error, attempt)):
                     return None
             else:
                 self._held = ()
@@ -342,9 +344,3 @@ def address_of(settings: Settings) -> BrokerAddress:
         settings.amqp_certificate_file,
         settings.amqp_key_file,
     )
-
-
-def _backoff(attempt: int, bounds: tuple[float, float]) -> float:
-    """Give seconds to wait: twice as long each time, with jitter, so that workers spread out."""
-    shortest, longest = bounds
-    return random.uniform(0.5, 1.0) * min(longest, shortest * 2.0 ** (attempt - 1))

@@ -113,6 +113,13 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(
         1024 * 1024, ge=1, description="Larger message bodies are dead-lettered unread."
     )
+    breaker_failures: int = Field(
+        25,
+        ge=0,
+        le=1_000_000,
+        description="Messages of a kind that fail in a row, with none applied since the start, "
+        "before the worker holds them instead of dead-lettering them; 0: never.",
+    )
     health_host: str = Field(
         "127.0.0.1", description="The address where /livez, /readyz and /metrics are served."
     )

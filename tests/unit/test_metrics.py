@@ -21,6 +21,7 @@ NAMES = [
     "projection_state",
     "projection_loop_lag_seconds",
     "projection_transaction_seconds",
+    "projection_breaker_open",
     "projection_queue_messages",
     "projection_dead_letter_queue_messages",
     "projection_wal_bytes",

@@ -3,12 +3,13 @@ from collections.abc import Callable
 import pytest
 
 from worker.deliveries import Delivery, Outcome, Verdict
-from worker.errors import BrokerRefused, SessionLost, StoreUnavailable
+from worker.errors import BreakerOpen, BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
 HELD = StoreUnavailable("The disk is full.", "make room.")
+OPEN = BreakerOpen("All fail.", "deploy.")
 LOST = SessionLost("The session ended.", "wait.")
 ALARM = BrokerRefused("An alarm.", "end it.")
 WRONG = BrokerRefused("There is no exchange.", "make it.")
@@ -80,6 +81,18 @@ class TestTroubles:
 
         assert so(facts) == (State.CONSUMING, None)
 
+    async def test_an_open_breaker_is_a_hold_with_a_metric(self) -> None:
+        """Not ready, with the reason, until the batch is settled."""
+        report, facts = consuming()
+        report.holding(HELD, 1)
+        assert not facts.is_breaker_open
+        report.holding(OPEN, 1)
+        assert (*so(facts), facts.is_breaker_open) == (State.HOLDING, OPEN.message, True)
+
+        report.commits()
+
+        assert (*so(facts), facts.is_breaker_open) == (State.CONSUMING, None, False)
+
     async def test_are_nothing_to_a_worker_that_drains(self) -> None:
         """It ends, whatever else is so."""
         report, facts = consuming()
@@ -144,6 +157,22 @@ class TestAStep:
         assert facts.step_began_at == began_at
         report.connected("amqp://localhost")
         assert facts.step_began_at is not None
+
+
+class TestATransaction:
+    async def test_is_as_old_as_its_last_progress(self) -> None:
+        """What comes further is not stuck, however long it takes; outside there is none."""
+        report, facts = consuming()
+        with report.transaction():
+            began_at = facts.projecting_since
+            facts.progressed_at = 0.0
+            report.folding(Folding("e", 450, 0.1))
+            assert facts.projecting_since == began_at
+            assert facts.progressed_at > 0.0
+
+        report.folding(Folding("e", 450, 0.1))
+
+        assert facts.projecting_since is facts.progressed_at is None
 
 
 class TestALoss:

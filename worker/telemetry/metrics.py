@@ -186,6 +186,11 @@ class Metrics:
             " blocks it, or the machine is starved; /livez fails in the end.",
         ).set_function(lambda: _age(facts.loop_turned_at))
         self._gauge(
+            "projection_breaker_open",
+            "1 while a kind fails for every message and the batch is held; 0 otherwise. A rise: a"
+            " bad deployment; see /readyz for the kind.",
+        ).set_function(lambda: float(facts.is_breaker_open))
+        self._gauge(
             "projection_last_commit_timestamp_seconds",
             "Unix time of the last commit. A standstill while messages wait: nothing is projected.",
         ).set_function(lambda: nan if facts.last_commit_at is None else facts.last_commit_at)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from worker.deliveries import BatchReport, Delivery, Folding, Outcome
-from worker.errors import BrokerRefused, WorkerError
+from worker.errors import BreakerOpen, BrokerRefused, MustHold, WorkerError
 from worker.telemetry.health import Facts, State
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -158,21 +158,29 @@ class Report:
             self._log.info("quarantine_ended")
         self._is_quarantined = suspect is not None
 
-    def holding(self, error: WorkerError, messages: int) -> None:
-        """Say that the database cannot commit now."""
+    def holding(self, error: MustHold, messages: int) -> None:
+        """Say that a batch is held, once for each kind of reason."""
         self._attempts += 1
+        is_breaker_open = isinstance(error, BreakerOpen)
+        is_told = self._attempts > 1 and is_breaker_open is self.facts.is_breaker_open
+        self.facts.is_breaker_open = is_breaker_open
         self._held_because = error.message
         self._tell()
-        if self._attempts == 1:
-            self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
+        if is_told:
+            self._log.debug("still_holding", attempt=self._attempts, reason=error.message)
+        else:
+            event = "breaker_opened" if is_breaker_open else "holding"
+            self._log.error(event, messages=messages, reason=error.message, hint=error.hint)
 
     def commits(self) -> None:
-        """Note that the database commits; say so if it did not before."""
+        """Note that a batch is held no longer; say so if it was before."""
         if self._attempts:
             attempts, self._attempts = self._attempts, 0
+            event = "breaker_closed" if self.facts.is_breaker_open else "resumed"
+            self.facts.is_breaker_open = False
             self._held_because = ""
             self._tell()
-            self._log.info("resumed", attempts=attempts)
+            self._log.info(event, attempts=attempts)
 
     def blocked(self, error: WorkerError | None) -> None:
         """Say why dead letters cannot be published; None: that they can again."""
@@ -192,17 +200,22 @@ class Report:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Note how long a transaction has been running."""
-        self.facts.projecting_since = time.monotonic()
+        """Note how long a transaction has been running, and that it gets on (`folding`)."""
+        self.facts.projecting_since = self.facts.progressed_at = time.monotonic()
         try:
             yield
         finally:
             # Before the transaction ends: who looks between the two must not see an old step.
             self.step()
-            self.facts.projecting_since = None
+            self.facts.projecting_since = self.facts.progressed_at = None
 
     def folding(self, stream: Folding) -> None:
-        """Name a stream whose fold takes long: when that is known, and when it has ended."""
+        """Note that the transaction gets on, and name a stream whose fold takes long.
+
+        Once when that is known, and once when the fold has ended.
+        """
+        if self.facts.progressed_at is not None:
+            self.facts.progressed_at = time.monotonic()
         if stream.seconds <= LONG_FOLD_SECONDS or (
             stream.event_id == self._long_fold and not stream.is_done
         ):
