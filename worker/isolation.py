@@ -84,7 +84,7 @@ class Isolation:
         """Reject the late messages, if each is to blame or a single one has had its attempts."""
         self._attempts += 1
         if self.has_several_late or self._attempts == HANDLER_ATTEMPTS:
-            self._reject(self._late, f"The message is late, and {_broken(failure)}")
+            self._reject(self._late or self._new, f"The message is late, and {_broken(failure)}")
 
     def _reject(self, ids: Iterable[str], detail: str) -> None:
         for each in ids:

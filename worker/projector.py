@@ -194,6 +194,9 @@ class Projector:
         keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
         known = await log.known(tx, keys) if looks_first else {}
         outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
+        if isolation is not None:
+            (addition,) = additions.values()
+            isolation.begin(addition.messages, addition.stream.head)
         orphans = await self._apply(tx, additions, isolation)
         streams.remember(
             {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
@@ -253,21 +256,19 @@ class Projector:
         changed = {event_id: a for event_id, a in additions.items() if a.messages}
         late = {event_id: a for event_id, a in changed.items() if a.newest_late}
         turns = Turns()
-        one = apply
-        if isolation is not None:
-            one = isolation.apply
-            for addition in changed.values():
-                isolation.begin(addition.messages, addition.stream.head)
+        one = apply if isolation is None else isolation.apply
         if late:
             await fold_late(self._registry, tx, late, self._folding, one)
         for event_id, addition in changed.items():
-            # Of a stream that fails, it is in the register. The others are tried, to find all
-            # that fail.
-            with suppress(HandlersFailed):
-                if event_id not in late:
-                    size = sum(map(len, addition.bodies))
-                    await fold(self._registry, tx, addition.messages, turns, size, one)
-                    addition.follow_snapshot()
+            if event_id in late:
+                continue
+            try:
+                size = sum(map(len, addition.bodies))
+                await fold(self._registry, tx, addition.messages, turns, size, one)
+                addition.follow_snapshot()
+            except HandlersFailed:
+                # It is in the register. The other streams are tried, to find all that fail.
+                continue
         tx.register.require_none(None)
         if isolation is not None:
             isolation.require_none()

@@ -162,6 +162,17 @@ class TestHandlerThatFails:
         assert rows(tmp_path / "p.db", NOTES) == [("a", "13")]
         assert (await audited(tmp_path / "p.db", notebook())).differing == 0
 
+    @pytest.mark.parametrize("again", [False, True])
+    async def test_fails_again_beside_what_is_known(self, tmp_path: Path, *, again: bool) -> None:
+        """The same batch, delivered once more, is decided in the same way."""
+        batch = [said("written", "a", "1"), said("raised", "a"), said("written", "a", "3")]
+        await project(tmp_path / "p.db", batch, registry=notebook())
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=notebook(), again=again)
+
+        assert verdicts(outcomes) == ["duplicate", "handler_failed", "duplicate"]
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "13")]
+
     async def test_leaves_no_head_behind(self, tmp_path: Path) -> None:
         """What was rejected makes no later message late."""
         failing, next_ = said("raised", "a", sequence=9), said("written", "a", "1", sequence=1)
