@@ -19,9 +19,8 @@ from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.failures import HandlersFailed
 from worker.store.log import BEFORE_ALL, MESSAGE_SIZE, PIECE_SIZE, Position
-from worker.store.statements import Parameters
 from worker.store.streams import Snapshot
-from worker.store.transaction import Row, StoreTransaction
+from worker.store.transaction import StoreTransaction
 
 Entry = tuple[AnyMessage, str]
 """A message, and the body that it was read from."""
@@ -54,18 +53,6 @@ async def fold_whole(registry: Registry, tx: StoreTransaction, event_id: str, nu
             await fold(registry, tx, messages, turns, sum(map(len, bodies)))
 
 
-class _Reading:
-    """Reads in a transaction in which handlers of some streams may have failed."""
-
-    def __init__(self, tx: StoreTransaction) -> None:
-        self._tx = tx
-
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        # As a handler of a stream of its own would: the failures of others do not stop it. No event
-        # has an empty id.
-        return await self._tx.of_stream("").fetch_all(sql, parameters)
-
-
 class _LateFold:
     def __init__(
         self,
@@ -77,7 +64,6 @@ class _LateFold:
     ) -> None:
         self._registry = registry
         self._tx = tx
-        self._reading = _Reading(tx)
         self._additions = additions
         self._folding = folding
         self._apply_one = apply
@@ -116,7 +102,7 @@ class _LateFold:
                 events[addition.stream.number] = event_id
         for piece in _cut(remembered):
             yield piece
-        async for bodies in log.pieces(self._reading, starts):
+        async for bodies in log.pieces(self._tx, starts):
             yield self._decoded({events[stream]: each for stream, each in bodies.items()})
 
     def _decoded(self, bodies: Mapping[str, list[str]]) -> Piece:
@@ -156,7 +142,7 @@ class _LateFold:
             await fold(self._registry, self._tx, messages, self._turns, size, self._apply_one)
 
     async def _remember(self, event_ids: list[str]) -> None:
-        rows = await tables.lone_rows(self._reading, self._registry.versions, event_ids)
+        rows = await tables.lone_rows(self._tx, self._registry.versions, event_ids)
         for event_id in event_ids:
             newest_late = self._additions[event_id].newest_late
             of_event = rows[event_id]

@@ -6,7 +6,7 @@ found by itself, and its neighbours commit.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
 from worker.fold import Addition, Turns, apply, fold
@@ -269,11 +269,13 @@ class Projector:
             except HandlersFailed:
                 # It is in the register. The other streams are tried, to find all that fail.
                 continue
-        tx.register.require_none(None)
+        tx.register.require_no_failure()
         if isolation is not None:
             isolation.require_none()
         # What has been written for all of them is run by this.
-        return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
+        with_rows = await tables.with_rows(tx, self._registry.versions, changed)
+        tx.register.require_no_failure()
+        return changed.keys() - with_rows
 
     async def _can_be_folded(self, tx: StoreTransaction, event_id: str, streams: Streams) -> bool:
         """Return whether the fold of a stream succeeds without any new message."""

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.deliveries import Delivery, Outcome, Verdict
+from worker.deliveries import Delivery, Folding, Outcome, Verdict
 from worker.errors import BreakerOpen, BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics

@@ -66,8 +66,8 @@ class StatementsConnection(sqlite3.Connection):
         """Run a statement, as sqlite3 does; `parameters` may be `Preceded`.
 
         A statement of a handler that fails is noted, and the other handlers' are run all the same:
-        one call finds all that fail. Raises `HandlersFailed` in place of running any statement of
-        the store itself behind it.
+        one call finds all that fail. Behind it, the store itself may read; any other statement of
+        the store is not run, and `HandlersFailed` is raised instead.
         """
         if not isinstance(parameters, Preceded):
             return super().execute(sql, parameters)
@@ -77,27 +77,23 @@ class StatementsConnection(sqlite3.Connection):
             else:
                 _require_none(parameters.failures)
                 self._run(group)
-        if parameters.author is None:
-            _require_none(parameters.failures)
-            with _refusing():
-                return super().execute(sql, parameters.parameters)
-        with self._guard.guarding(sql):
+        with _refusing() if parameters.author is None else self._guard.guarding(sql):
             return super().execute(sql, parameters.parameters)
 
     def _run(self, group: Group) -> None:
-        if group.sql == BEGIN:
-            self._begin()
-        elif group.sql == COMMIT:
-            # Which sqlite3 does not take many times.
-            super().execute(COMMIT)
-        else:
-            with _refusing():
+        with _refusing():
+            if group.sql == BEGIN:
+                self._begin()
+            elif group.rows is None:
+                # sqlite3 runs no statement many times that controls a transaction.
+                super().execute(group.sql)
+            else:
                 self.executemany(group.sql, group.rows)
 
     def _run_for_handlers(
         self, group: Group, authors: Sequence[Author], failures: Failures
     ) -> None:
-        rows = iter(group.rows)
+        rows = iter(group.rows or ())
         last_failed = -1
         while True:
             try:
@@ -135,7 +131,9 @@ def _refusing() -> Iterator[None]:
     """Raise `Refused` for a statement of the store itself that is at fault."""
     try:
         yield
-    except sqlite3.Error as error:
+    except WrittenByAnother:
+        raise
+    except Exception as error:
         if blames_statement(error):
             raise Refused(str(error)) from error
         raise

@@ -87,16 +87,18 @@ class Register:
         if self.of_house is not None:
             raise self.of_house from self.of_house.__cause__
 
-    def require_none(self, author: Author | None) -> None:
-        """Raise what keeps the store, or the handler of this author, from going on."""
+    def require_none_for(self, author: Author | None) -> None:
+        """Raise what keeps the handler of an author from going on; of the store itself if None."""
         self.require_house()
         if self._refused is not None:
             raise self._refused
-        if author is None:
-            if self.of_handlers:
-                raise HandlersFailed(self.of_handlers)
-        elif failure := self.of_handlers.get(stream_of(author)):
+        if author is not None and (failure := self.of_handlers.get(stream_of(author))):
             raise failure.error
+
+    def require_no_failure(self) -> None:
+        """Raise `HandlersFailed` if any handler has failed."""
+        if self.of_handlers:
+            raise HandlersFailed(self.of_handlers)
 
     def of_statement(self, error: Exception, author: Author | None) -> Exception:
         """Note the error of a statement, and return the one to raise."""

@@ -60,4 +60,4 @@ async def prepare(connection: aiosqlite.Connection, path: Path | str, *, may_be_
     # to anyone (wal.c, sqlite3WalFrames).
     await connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
     # From here on, a commit of another connection is noticed.
-    await connection.execute_fetchall("ROLLBACK", Preceded([Group(BEGIN, ())], (), {}, None))
+    await connection.execute_fetchall("ROLLBACK", Preceded([Group(BEGIN, None)], (), {}, None))

@@ -21,7 +21,8 @@ class Group(NamedTuple):
     """Statements of one text, and the parameters of each."""
 
     sql: str
-    rows: Iterable[Parameters]
+    rows: Iterable[Parameters] | None
+    """None for a statement that is run once, without parameters."""
     authors: Sequence[Author] = ()
     """Whose each of them is; empty for statements of the store itself."""
 
@@ -81,7 +82,7 @@ class Statements:
         self._last: dict[str, int] = {}
         """The stream -> where its last statement stands."""
 
-    def add(self, sql: str, rows: Iterable[Parameters]) -> None:
+    def add(self, sql: str, rows: Iterable[Parameters] | None) -> None:
         """Add a statement of the store itself, behind all that wait."""
         self._earlier = [*self.take(), Group(sql, rows)]
 

@@ -91,7 +91,8 @@ class StoreTransaction:
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run what waits, and return all rows of a query of the store itself.
 
-        Raises `HandlersFailed` for statements of handlers, and `Refused` for those of the store.
+        It goes on where handlers have failed: rows of their streams may be wrong, those of others
+        are right. Raises `Refused` for a statement of the store.
         """
         return await self._call(sql, parameters)
 
@@ -101,14 +102,15 @@ class StoreTransaction:
         Raises `HandlersFailed` for statements of handlers, and `Refused` for those of the store.
         """
         await self._call(NOTHING)
+        self.register.require_no_failure()
 
     def forget(self) -> None:
         """Drop the statements that wait, and the failures of those before; undo those yourself."""
         self.statements.take()
         self.register.forget()
 
-    def add(self, sql: str, rows: Iterable[Parameters] = ((),)) -> None:
-        """Add a statement of the store itself, for each row of parameters, to those that wait."""
+    def add(self, sql: str, rows: Iterable[Parameters] | None = None) -> None:
+        """Add a statement of the store itself to those that wait: for each row, or once."""
         self.statements.add(sql, rows)
 
     @asynccontextmanager
@@ -150,15 +152,16 @@ class StoreTransaction:
         return int(commits)
 
     async def run(self, sql: str) -> None:
-        """Run what waits, and then one statement of the store itself."""
-        await self._call(sql)
+        """Run what waits, and then one statement of the store itself; raises what `flush` does."""
+        self.add(sql)
+        await self.flush()
 
     async def _call(
         self, sql: str, parameters: Parameters = (), author: Author | None = None
     ) -> list[Row]:
         register = self.register
         # A handler that catches an error must not make the batch look whole.
-        register.require_none(author)
+        register.require_none_for(author)
         before = self.statements.take()
         try:
             rows = await self._connection.execute_fetchall(
@@ -169,5 +172,5 @@ class StoreTransaction:
             if blamed is error:
                 raise
             raise blamed from error
-        register.require_none(author)
+        register.require_none_for(author)
         return list(rows)
