@@ -1,7 +1,4 @@
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import pairwise
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -9,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.builders import Message, message
+from tests.builders import Message
 from tests.unit.projecting import arrivals, audited, project, projecting, projecting_with
 from tests.unit.projecting import rows as rows_of
+from tests.unit.tales import TALES, Word, expected, telling, word
 from worker import Message as Message_
-from worker import Payload, Transaction, fold, late
+from worker import Transaction, fold, late
 from worker.deliveries import Folding
 from worker.errors import StoreUnavailable
 from worker.fold import Addition
@@ -23,80 +21,6 @@ from worker.store import log, streams
 from worker.store.connection import Writer
 from worker.store.streams import Snapshot
 from worker.store.transaction import StoreTransaction
-
-TALES = """
-    SELECT event_id, text, value FROM tales LEFT JOIN marks USING (event_id)
-    UNION SELECT event_id, NULL, value FROM marks WHERE event_id NOT IN (SELECT event_id FROM tales)
-    ORDER BY event_id
-"""
-
-
-class Word(Payload):
-    text: str
-
-
-def telling(runs: list[int] | None = None) -> Registry:
-    """Return two projections whose rows tell in which order their handlers ran."""
-    registry = Registry()
-    registry.projection(
-        table="tales",
-        version=1,
-        schema=("CREATE TABLE tales (event_id TEXT PRIMARY KEY, text TEXT, odd) WITHOUT ROWID",),
-    )
-    registry.projection(
-        table="marks",
-        version=1,
-        schema=("CREATE TABLE marks (event_id TEXT PRIMARY KEY, value REAL, data BLOB)",),
-    )
-
-    @registry.on("told")
-    async def told(tx: Transaction, message: Message_[Word]) -> None:
-        if runs is not None:
-            runs.append(message.sequence)
-        await tx.execute(
-            "INSERT INTO tales VALUES (?, ?, 'x') ON CONFLICT DO UPDATE SET text = text || ?",
-            (message.event_id, message.payload.text, message.payload.text),
-        )
-
-    @registry.on("marked")
-    async def marked(tx: Transaction, message: Message_[Word]) -> None:
-        row = await tx.fetch_one("SELECT value FROM marks WHERE event_id = ?", (message.event_id,))
-        value = (row["value"] if row else 0.5) * 3 + len(message.payload.text)
-        await tx.execute(
-            "INSERT OR REPLACE INTO marks VALUES (?, ?, x'00ff')", (message.event_id, value % 1_000)
-        )
-
-    @registry.on("wiped")
-    async def wiped(tx: Transaction, message: Message_[Word]) -> None:
-        await tx.execute("DELETE FROM marks WHERE event_id = ?", (message.event_id,))
-        if message.payload.text:
-            await tx.execute("DELETE FROM tales WHERE event_id = ?", (message.event_id,))
-
-    return registry
-
-
-def expected(messages: list[Message]) -> list[tuple[str, str | None, float | None]]:
-    """Return the rows of both tables, folded without the worker."""
-    tales: dict[str, str] = {}
-    marks: dict[str, float] = {}
-    unique = {(m["payload"]["event_id"], m["id"]): m for m in messages}
-    for each in sorted(unique.values(), key=lambda m: (m["sequence"], m["occurred_at"], m["id"])):
-        event_id, text = each["payload"]["event_id"], each["payload"]["text"]
-        match each["kind"]:
-            case "told":
-                tales[event_id] = tales.get(event_id, "") + text
-            case "marked":
-                marks[event_id] = (marks.get(event_id, 0.5) * 3 + len(text)) % 1_000
-            case _:
-                marks.pop(event_id, None)
-                if text:
-                    tales.pop(event_id, None)
-    return [(e, tales.get(e), marks.get(e)) for e in sorted({*tales, *marks})]
-
-
-def word(sequence: int, text: str = "", *, event_id: str = "e", kind: str = "told") -> Message:
-    payload = {"event_id": event_id, "text": text or f"{sequence},"}
-    return message(kind, payload, sequence=sequence)
 
 
 @pytest.fixture
@@ -283,78 +207,6 @@ async def insist(projector: Projector, each: Message) -> None:
         await projector.project(batch)
         return
     await projector.project(batch)
-
-
-@contextmanager
-def watching(runs: list[int]) -> Iterator[list[int]]:
-    """Note how many handlers have run at each turn of the event loop."""
-    turns: list[int] = [0]
-    loop = asyncio.get_running_loop()
-
-    def watch() -> None:
-        nonlocal handle
-        turns.append(len(runs))
-        handle = loop.call_soon(watch)
-
-    handle = loop.call_soon(watch)
-    yield turns
-    handle.cancel()
-    turns.append(len(runs))
-
-
-def most_between(turns: list[int]) -> int:
-    return max(later - earlier for earlier, later in pairwise(turns))
-
-
-# Of messages as short as these.
-A_TURN = log.PIECE_SIZE // log.MESSAGE_SIZE
-
-
-class TestTurns:
-    """However long a fold takes, the other tasks of the event loop go on."""
-
-    async def test_are_taken_while_a_late_message_folds_its_stream(self, tmp_path: Path) -> None:
-        """A bounded number of messages is folded between two turns."""
-        runs: list[int] = []
-        registry = telling(runs)
-        async with projecting(tmp_path / "p.db", registry) as projector:
-            await projector.project(arrivals([word(n) for n in range(1, 3_000)], registry))
-            runs.clear()
-
-            with watching(runs) as turns:
-                await projector.project(arrivals([word(0)], registry))
-
-        assert len(runs) == 3_000
-        assert most_between(turns) <= A_TURN
-
-    async def test_are_taken_while_a_batch_comes_in_order(self, tmp_path: Path) -> None:
-        """Also where nothing is late: of one stream, and of many."""
-        runs: list[int] = []
-        registry = telling(runs)
-        for name, events in (("one", 1), ("many", 1_000)):
-            batch = [word(n, event_id=f"e-{n % events}") for n in range(2_000)]
-            async with projecting(tmp_path / f"{name}.db", registry) as projector:
-                arrived = arrivals(batch, registry)
-                runs.clear()
-                with watching(runs) as turns:
-                    await projector.project(arrived)
-
-            assert len(runs) == 2_000
-            assert most_between(turns) <= A_TURN
-
-    async def test_are_taken_in_a_rebuild(self, tmp_path: Path) -> None:
-        """Long streams and short ones are folded in pieces."""
-        runs: list[int] = []
-        registry = telling(runs)
-        short = [word(n, event_id=f"e-{n % 100}") for n in range(1_500)]
-        await project(tmp_path / "p.db", [word(n) for n in range(1_500)], short, registry=registry)
-        runs.clear()
-
-        with watching(runs) as turns:
-            found = await audited(tmp_path / "p.db", registry)
-
-        assert (found.messages, found.differing, len(runs)) == (3_000, 0, 3_000)
-        assert most_between(turns) <= A_TURN
 
 
 class TestFailures:
