@@ -1,4 +1,4 @@
-"""Two projections whose rows tell in which order their handlers ran, and their fold written apart."""
+"""Two projections whose rows tell in which order their handlers ran; and the same fold again."""
 
 from tests.builders import Message, message
 from worker import Message as Message_

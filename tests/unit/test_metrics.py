@@ -11,6 +11,7 @@ from worker.telemetry.metrics import Metrics
 NAMES = [
     "projection_messages_total",
     "projection_redelivered_messages_total",
+    "projection_long_folds_total",
     "projection_batch_messages",
     "projection_commit_seconds",
     "projection_oldest_unsettled_seconds",

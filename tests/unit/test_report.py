@@ -4,6 +4,9 @@ import pytest
 
 from worker.deliveries import Delivery, Folding, Outcome, Verdict
 from worker.errors import BreakerOpen, BrokerRefused, SessionLost, StoreUnavailable
+
+
+from worker.errors import BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
@@ -226,3 +229,33 @@ class TestTheOldestUnsettled:
         assert facts.oldest_unsettled_at == began is not None
         report.blocked(None)
         assert facts.oldest_unsettled_at is None
+
+
+class TestALongFold:
+    """The operator learns which event keeps the others waiting, while it does so."""
+
+    async def test_is_named_once_when_it_takes_long_and_when_it_ends(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One line at the first second, one with the figures, and one fold in the metric."""
+        report, _ = consuming()
+        for seconds in (0.4, 1.1, 1.8, 2.5):
+            report.folding(Folding("e-1", round(1_000 * seconds), seconds))
+        report.folding(Folding("e-1", 2_500, 2.5, is_done=True))
+
+        said = [line for line in capsys.readouterr().out.splitlines() if "long_fold" in line]
+        assert len(said) == 2
+        assert all(word in said[0] for word in ("e-1", "1100", "1.1"))
+        assert all(word in said[1] for word in ("long_fold_ended", "e-1", "2500", "2.5"))
+        assert b"projection_long_folds_total 1.0" in report._metrics.render()[0]
+
+    async def test_of_less_than_a_second_is_not_worth_a_line(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Late messages are an everyday matter."""
+        report, _ = consuming()
+        report.folding(Folding("e-1", 10, 0.9))
+        report.folding(Folding("e-1", 20, 0.99, is_done=True))
+
+        assert "long_fold" not in capsys.readouterr().out
+        assert b"projection_long_folds_total 0.0" in report._metrics.render()[0]
