@@ -4,9 +4,6 @@ import pytest
 
 from worker.deliveries import Delivery, Folding, Outcome, Verdict
 from worker.errors import BreakerOpen, BrokerRefused, SessionLost, StoreUnavailable
-
-
-from worker.errors import BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
