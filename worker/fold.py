@@ -12,6 +12,7 @@ AMQP, and no kind.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
 
 from pydantic import ValidationError
 
@@ -21,6 +22,9 @@ from worker.store.log import MESSAGE_SIZE, PIECE_SIZE, Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
 from worker.store.transaction import StoreTransaction
+
+# Others are to wait no longer than 50 milliseconds, of which one message may take some.
+TURN_SECONDS = 0.02
 
 Apply = Callable[[Registry, StoreTransaction, str, AnyMessage], Awaitable[None]]
 """Applies one message of an event, as `apply` does."""
@@ -82,17 +86,20 @@ class Addition:
 class Turns:
     """Lets the other tasks of the event loop run while much is folded."""
 
-    __slots__ = ("size",)
+    __slots__ = ("due_at", "size")
 
     def __init__(self) -> None:
         """Begin right after a turn."""
         self.size = 0
         """What has been folded since the last turn, as the log measures it."""
+        self.due_at = monotonic() + TURN_SECONDS
+        """For handlers that take long."""
 
     async def take(self) -> None:
         """Let the event loop turn."""
-        self.size = 0
         await asyncio.sleep(0)
+        self.size = 0
+        self.due_at = monotonic() + TURN_SECONDS
 
 
 def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -> AnyMessage:
@@ -142,8 +149,8 @@ async def fold(
     """Run the handlers of messages of one stream in the order of position.
 
     The rows stay as they are until then: all of these messages come after those that were folded
-    before. `size` is the number of characters in their bodies: after every `PIECE_SIZE`, the event
-    loop turns. Raises whatever `apply` raises.
+    before. `size` is the number of characters in their bodies. After every `PIECE_SIZE`, or
+    `TURN_SECONDS`, the event loop turns. Raises whatever `apply` raises.
     """
     if not messages:
         return
@@ -152,7 +159,7 @@ async def fold(
     for message in sorted(messages, key=position):
         await apply(registry, tx, event_id, message)
         turns.size += of_each
-        if turns.size > PIECE_SIZE:
+        if turns.size > PIECE_SIZE or monotonic() > turns.due_at:
             await turns.take()
 
 

@@ -4,8 +4,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from tests.unit.projecting import arrivals, audited, project, projecting
 from tests.unit.tales import telling, word
+from worker import fold
 from worker.store import log
 
 
@@ -66,6 +69,20 @@ class TestTurns:
 
             assert len(runs) == 2_000
             assert most_between(turns) <= A_TURN
+
+    async def test_are_taken_while_handlers_take_long(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A few slow messages have as long as many fast ones."""
+        runs: list[int] = []
+        registry = telling(runs)
+        async with projecting(tmp_path / "p.db", registry) as projector:
+            batch = arrivals([word(n) for n in range(100)], registry)
+            monkeypatch.setattr(fold, "monotonic", lambda: len(runs) * fold.TURN_SECONDS / 5)
+            with watching(runs) as turns:
+                await projector.project(batch)
+
+        assert most_between(turns) <= 6
 
     async def test_are_taken_in_a_rebuild(self, tmp_path: Path) -> None:
         """Long streams and short ones are folded in pieces."""
