@@ -20,26 +20,36 @@ from worker.store.transaction import StoreTransaction
 HANDLER_ATTEMPTS = 3
 
 
-class MessagesRejected(Exception):
-    """New messages were rejected; the others are to be written without them."""
+class TrialEnded(Exception):
+    """All messages of a trial have been applied or rejected; what it wrote is to be undone."""
 
 
 class Isolation:
     """What is known of the failing messages of one stream."""
 
-    def __init__(self, suspect: Author) -> None:
-        """Begin with what has failed first."""
+    def __init__(self, suspect: Author, good: Iterable[str] = ()) -> None:
+        """Begin with what has failed first, and with the ids of new messages that do not."""
         self.rejected: dict[str, Rejected] = {}
         """Message id -> why."""
+        self._suspect = suspect
         self._suspects: Collection[str] = [] if isinstance(suspect, str) else [suspect.id]
-        self._new: Collection[str] = ()
+        self._good = frozenset(good)
+        self._new: frozenset[str] = frozenset()
         self._late: Sequence[str] = ()
         self._attempts = 0
+
+    def after(self, good: Iterable[str]) -> "Isolation":
+        """Return what is known before a trial of other messages, with some good ones."""
+        return Isolation(self._suspect, good)
 
     def begin(self, accepted: Sequence[AnyMessage], head: Position | None) -> None:
         """Note which new messages are about to be applied, to a stream with this head."""
         self._new = frozenset(each.id for each in accepted)
-        self._late = [each.id for each in accepted if is_late(position(each), head)]
+        self._late = [
+            each.id
+            for each in accepted
+            if is_late(position(each), head) and each.id not in self._good
+        ]
 
     async def apply(
         self, registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
@@ -63,11 +73,6 @@ class Isolation:
         )
         return None
 
-    def require_none(self) -> None:
-        """Raise `MessagesRejected` if one of the messages just applied has been rejected."""
-        if not self.rejected.keys().isdisjoint(self._new):
-            raise MessagesRejected
-
     def suspects_more(self, failure: Failure) -> bool:
         """Return whether a new message has failed; all new ones are suspects from then on."""
         if isinstance(failure.author, str) or failure.author.id not in self._new:
@@ -77,14 +82,16 @@ class Isolation:
 
     @property
     def has_several_late(self) -> bool:
-        """Whether more than one of the messages just applied is late."""
+        """Whether more than one of the messages just applied is late, and not known to be good."""
         return len(self._late) > 1
 
     def reject_late(self, failure: Failure) -> None:
         """Reject the late messages, if each is to blame or a single one has had its attempts."""
         self._attempts += 1
         if self.has_several_late or self._attempts == HANDLER_ATTEMPTS:
-            self._reject(self._late or self._new, f"The message is late, and {_broken(failure)}")
+            self._reject(
+                self._late or self._new - self._good, f"The message is late, and {_broken(failure)}"
+            )
 
     def _reject(self, ids: Iterable[str], detail: str) -> None:
         for each in ids:

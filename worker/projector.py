@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
 from worker.fold import Addition, Turns, apply, fold
-from worker.isolation import Isolation, MessagesRejected
+from worker.isolation import Isolation, TrialEnded
 from worker.late import fold_late, fold_whole
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
-from worker.store.failures import Author, Failure, HandlersFailed, Refused
+from worker.store.failures import Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
 
@@ -111,26 +111,32 @@ class Projector:
     async def _commit_apart(
         self, messages: Sequence[_Message], failures: Mapping[str, Failure]
     ) -> list[Outcome]:
-        """Commit a batch of which some streams fail: each of these is written by itself."""
+        """Commit a batch without the messages that fail, which are found stream by stream."""
+        streams_of_batch: dict[str, list[_Message]] = {}
+        for each in messages:
+            streams_of_batch.setdefault(each[2], []).append(each)
+        rejected: dict[str, dict[str, Rejected]] = {event_id: {} for event_id in streams_of_batch}
         while True:
-            others: list[_Message] = []
-            apart: dict[str, list[_Message]] = {event_id: [] for event_id in failures}
-            for each in messages:
-                apart.get(each[2], others).append(each)
             try:
                 async with self._transaction(messages) as (tx, streams):
-                    good = iter(await self._write(tx, others, streams))
-                    outcomes = {
-                        event_id: iter(
-                            await self._write_apart(tx, part, streams, failures[event_id].author)
-                        )
-                        for event_id, part in apart.items()
-                    }
+                    for event_id, failure in failures.items():
+                        left = _without(rejected[event_id], streams_of_batch[event_id])
+                        isolation = Isolation(failure.author)
+                        found = await self._find_failing(tx, streams, isolation, [], left)
+                        rejected[event_id].update(found)
+                    left = [each for each in messages if each[1].id not in rejected[each[2]]]
+                    outcomes = iter(await self._write(tx, left, streams))
             except HandlersFailed as failed:
                 # A handler that fails now and then.
-                failures = {**failures, **failed.failures}
+                failures = failed.failures
             else:
-                return [next(outcomes.get(event_id, good)) for _, _, event_id in messages]
+                break
+        return [
+            _rejected(each, rejected[each[2]][each[1].id])
+            if each[1].id in rejected[each[2]]
+            else next(outcomes)
+            for each in messages
+        ]
 
     @asynccontextmanager
     async def _transaction(
@@ -143,42 +149,40 @@ class Projector:
             yield tx, streams
         self._streams = streams
 
-    async def _write_apart(
+    async def _find_failing(
         self,
         tx: StoreTransaction,
-        messages: Sequence[_Message],
         streams: Streams,
-        suspect: Author,
-    ) -> list[Outcome]:
-        """Write one stream, without those of its messages that cannot be applied."""
-        isolation = Isolation(suspect)
-        outcomes: list[Outcome] = []
-        while left := [each for each in messages if each[1].id not in isolation.rejected]:
-            event_id = left[0][2]
+        isolation: Isolation,
+        good: Sequence[_Message],
+        messages: Sequence[_Message],
+    ) -> Mapping[str, Rejected]:
+        """Return which messages of a stream cannot be applied after some good ones; write nothing.
+
+        They are given by their ids, with the reasons.
+        """
+        while left := _without(isolation.rejected, messages):
             try:
                 async with tx.savepoint():
-                    outcomes = await self._write(tx, left, streams, isolation=isolation)
-                break
-            except MessagesRejected:
-                continue
+                    await self._write(tx, [*good, *left], streams, isolation=isolation)
+            except TrialEnded:
+                return isolation.rejected
             except HandlersFailed as failed:
-                failure = failed.failures[event_id]
+                (failure,) = failed.failures.values()
             if isolation.suspects_more(failure):
                 continue
+            event_id = messages[0][2]
             if isolation.has_several_late and await self._can_be_folded(tx, event_id, streams):
-                # One of them breaks an older message: which, shows when fewer are written at once.
+                # One of them breaks an older message: which, shows when fewer are tried at once.
                 middle = len(left) // 2
                 for half in (left[:middle], left[middle:]):
-                    outcomes += await self._write_apart(tx, half, streams, suspect)
-                break
+                    apart = isolation.after(each[1].id for each in good)
+                    found = await self._find_failing(tx, streams, apart, good, half)
+                    good = [*good, *_without(found, half)]
+                    isolation.rejected.update(found)
+                return isolation.rejected
             isolation.reject_late(failure)
-        following = iter(outcomes)
-        return [
-            _rejected(each, isolation.rejected[each[1].id])
-            if each[1].id in isolation.rejected
-            else next(following)
-            for each in messages
-        ]
+        return isolation.rejected
 
     async def _write(
         self,
@@ -195,8 +199,8 @@ class Projector:
         known = await log.known(tx, keys) if looks_first else {}
         outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
         if isolation is not None:
-            (addition,) = additions.values()
-            isolation.begin(addition.messages, addition.stream.head)
+            for addition in additions.values():
+                isolation.begin(addition.messages, addition.stream.head)
         orphans = await self._apply(tx, additions, isolation)
         streams.remember(
             {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
@@ -251,7 +255,7 @@ class Projector:
     ) -> set[str]:
         """Bring the rows of the streams up to their logs; return the events that have no row then.
 
-        Raises `HandlersFailed` with all streams that fail, and `MessagesRejected`.
+        Raises `HandlersFailed` with all streams that fail; `TrialEnded` if messages are isolated.
         """
         changed = {event_id: a for event_id, a in additions.items() if a.messages}
         late = {event_id: a for event_id, a in changed.items() if a.newest_late}
@@ -271,7 +275,8 @@ class Projector:
                 continue
         tx.register.require_no_failure()
         if isolation is not None:
-            isolation.require_none()
+            await tx.flush()
+            raise TrialEnded
         # What has been written for all of them is run by this.
         with_rows = await tables.with_rows(tx, self._registry.versions, changed)
         tx.register.require_no_failure()
@@ -286,6 +291,10 @@ class Projector:
         except HandlersFailed:
             return False
         return True
+
+
+def _without(rejected: Mapping[str, Rejected], messages: Sequence[_Message]) -> list[_Message]:
+    return [each for each in messages if each[1].id not in rejected]
 
 
 def _rejected(each: _Message, rejected: Rejected) -> Outcome:

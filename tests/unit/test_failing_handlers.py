@@ -243,7 +243,7 @@ class TestRetry:
     async def test_applies_a_message_that_fails_for_a_while(
         self, tmp_path: Path, failures: int
     ) -> None:
-        """Once with its batch and three times alone; what failed left nothing behind."""
+        """Three times alone after its batch, and then with its batch; no failure leaves a trace."""
         counted = Failures(failures)
 
         outcomes = await project(
@@ -251,7 +251,7 @@ class TestRetry:
         )
 
         assert verdicts(outcomes) == ["applied"]
-        assert counted.runs == failures + 1
+        assert counted.runs == failures + 2
         assert rows(tmp_path / "p.db", NOTES) == [("a", "1")]
 
     async def test_ends(self, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class StoreTransaction:
         self.register = Register(path)
         """What has gone wrong."""
         self._for_handlers = Transaction(self)
+        self._depth = 0
 
     def of_stream(self, event_id: str, message: AnyMessage | None = None) -> Transaction:
         """Return what the handler of a stream's message writes and reads through until the next."""
@@ -119,7 +120,10 @@ class StoreTransaction:
 
         Raises what `flush` does for statements of the block, or for some that waited before it.
         """
-        await self.run("SAVEPOINT part")
+        # A name of its own: what undoes this one must not be taken for one within it.
+        name = f"part_{self._depth}"
+        await self.run(f"SAVEPOINT {name}")
+        self._depth += 1
         try:
             yield
             await self.flush()
@@ -127,10 +131,12 @@ class StoreTransaction:
             self.forget()
             # Also where a handler has caught it and raised another: no message is at fault.
             self.register.require_house()
-            self.add("ROLLBACK TO part")
-            await self.run("RELEASE part")
+            self.add(f"ROLLBACK TO {name}")
             raise
-        self.add("RELEASE part")
+        finally:
+            self._depth -= 1
+            # With the next call, before anything else.
+            self.add(f"RELEASE {name}")
 
     async def commit(self, meanwhile: Callable[[], None] | None = None) -> int:
         """Run what waits, and commit; `meanwhile` is called while SQLite does.
