@@ -120,7 +120,7 @@ FAILING = {
         "must not begin or end transactions",
     ),
     "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
-    "log": (said("ran_sql", "x", "DELETE FROM log"), "must only read, and write rows of proj"),
+    "log": (said("ran_sql", "x", "DELETE FROM log"), "must only read, and"),
     "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "must only read, and"),
     "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "must only read, and"),
     "from a query": (
@@ -380,11 +380,12 @@ class TestTheCostOfAFailure:
         """A hundred bad messages of one stream are found in one go."""
         registry = notebook()
         counter = Counter(registry)
-        batch = [said("written", "a", "1"), *(said("raised", "a") for _ in range(100))]
+        good = [said("written", "a", "1") for _ in range(20)]
+        batch = [*good, *(said("raised", "a") for _ in range(100))]
 
         outcomes = await project(tmp_path / "p.db", batch, registry=registry)
 
-        assert verdicts(outcomes) == ["applied"] + ["handler_failed"] * 100
+        assert verdicts(outcomes) == ["applied"] * 20 + ["handler_failed"] * 100
         assert counter.runs <= 5 * len(batch)
 
 

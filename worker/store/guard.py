@@ -37,8 +37,8 @@ class Guard:
         except sqlite3.DatabaseError as error:
             if self._has_refused:
                 raise ValueError(
-                    "A handler's statement must only read, and write rows of projections: "
-                    f"{' '.join(sql.split())}"
+                    "A handler's statement must only read, and write rows of tables that are not "
+                    f"the worker's own: {' '.join(sql.split())}"
                 ) from error
             raise
         finally:
