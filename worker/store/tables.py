@@ -35,7 +35,7 @@ Values = tuple[Value, ...]
 
 # What is read of other streams at once; a row may have a megabyte.
 ROWS_AT_ONCE = 50
-STREAMS_AT_ONCE = 1_000
+STREAMS_AT_ONCE = 200
 
 # Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
 _NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
