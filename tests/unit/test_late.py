@@ -87,7 +87,7 @@ class TestSnapshots:
         """Many folds begin with one: with a tail and without, with rows and without."""
         rng = Random(seed)
         history = [
-            word(n, "ab", event_id=rng.choice("efg"), kind=rng.choice(["told", "marked", "wiped"]))
+            word(n, event_id=rng.choice("efg"), kind=rng.choice(["told", "marked", "wiped"]))
             for n in range(120)
         ]
         arriving = sorted(history, key=lambda m: m["sequence"] + rng.choice([0, 3, 20]))
