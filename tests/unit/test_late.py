@@ -117,6 +117,17 @@ class TestSnapshots:
         assert rows_of(tmp_path / "p.db", TALES) == expected([*arriving, future])
         assert len(runs) == 1 + 200 + 200 / batch_size
 
+    async def test_do_not_serve_what_comes_before_them(
+        self, tmp_path: Path, used: list[Snapshot]
+    ) -> None:
+        """A message from before a snapshot needs the whole fold, and the next one does not."""
+        history = [word(n) for n in (1, 9, 5, 3, 7)]
+
+        await project(tmp_path / "p.db", *([each] for each in history), registry=telling())
+
+        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert [snapshot.position[0] for snapshot in used] == [3]
+
     async def test_follow_what_comes_in_order_in_between(
         self, tmp_path: Path, used: list[Snapshot]
     ) -> None:
