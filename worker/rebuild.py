@@ -5,6 +5,7 @@ new ones are complete, and a rebuild that is interrupted has changed nothing.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from worker.fold import Turns, fold, stored
 from worker.registry import Registry
 from worker.store import log, schemas, tables
 from worker.store.connection import Database, Writer
-from worker.store.failures import HandlersFailed
+from worker.store.failures import Failures, HandlersFailed
 from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.log import BEFORE_ALL
 from worker.store.tables import Difference, FreshTables
@@ -112,6 +113,7 @@ async def _fold_log(
     messages = await fresh.count_messages()
     folded = 0
     turns = Turns()
+    events: dict[int, str] = {}
     try:
         async for events in fresh.streams():
             async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
@@ -120,15 +122,23 @@ async def _fold_log(
                     size = sum(map(len, bodies))
                     await fold(registry, fresh.tx, read, turns, size)
                     folded += len(read)
+                # Statements run with the next read, and their failures stop none.
+                fresh.tx.register.require_no_failure()
                 progress(folded, messages)
         await fresh.tx.flush()
     except HandlersFailed as error:
-        raise _unfoldable(error) from error
+        # Statements of streams before may be waiting, and fail as well.
+        with suppress(HandlersFailed):
+            await fresh.tx.flush()
+        raise _unfoldable(fresh.tx.register.of_handlers, events) from error
     return await _compare(fresh, registry, messages, examples)
 
 
-def _unfoldable(failed: HandlersFailed) -> StoreUnusable:
-    event_id, failure = next(iter(failed.failures.items()))
+def _unfoldable(failures: Failures, events: Mapping[int, str]) -> StoreUnusable:
+    """Return the error that names the first stream that fails; `events` are those read last."""
+    numbers = {event_id: number for number, event_id in events.items()}
+    event_id = min(failures, key=lambda each: numbers.get(each, 0))
+    failure = failures[event_id]
     cause = (
         failure.error.errors(include_url=False, include_input=False)
         if isinstance(failure.error, ValidationError)
