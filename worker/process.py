@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from worker.broker_settings import address_of
 from worker.registry import Registry
-from worker.service import Service, address_of
+from worker.service import Service
 from worker.settings import Settings
 from worker.store.library import dotted
 from worker.tasks import end

@@ -17,7 +17,7 @@ from worker.broker.claim import DatabaseFile
 from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
-from worker.broker.topology import Topology
+from worker.broker_settings import topology_of
 from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
 from worker.messages import Arrival, receive
@@ -30,11 +30,12 @@ from worker.rebuild import (
     require_same_columns,
 )
 from worker.registry import Registry
-from worker.settings import Settings, SettingsError
+from worker.settings import Settings
+from worker.sources import SettingsError
 from worker.store import log
 from worker.store.connection import Writer
+from worker.store.inspection import wal_bytes
 from worker.store.lock import WriterLock
-from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions, require_log
 from worker.tasks import in_time
 from worker.telemetry.report import Report
@@ -326,21 +327,6 @@ async def _in_time(work: Awaitable[T]) -> T:
             f"The broker did not answer within {OPEN_SECONDS} seconds.",
             "see whether it is starting, overloaded or without a quorum.",
         ) from error
-
-
-def topology_of(settings: Settings) -> Topology:
-    """Give the topology that the settings name."""
-    return Topology(settings.exchange, settings.queue, settings.delivery_limit)
-
-
-def address_of(settings: Settings) -> BrokerAddress:
-    """Give the broker's address and the proofs of identity that the settings name."""
-    return BrokerAddress(
-        settings.amqp_urls,
-        settings.amqp_ca_file,
-        settings.amqp_certificate_file,
-        settings.amqp_key_file,
-    )
 
 
 def _backoff(attempt: int, bounds: tuple[float, float]) -> float:

@@ -22,6 +22,7 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
 )
 
+from worker.addresses import shown, vhost_of
 from worker.broker import decoders
 from worker.broker.intake import Intake
 from worker.broker.transport import Transport
@@ -57,7 +58,7 @@ class BrokerAddress:
     @property
     def vhost(self) -> str:
         """The virtual host, which is / if the address names none."""
-        return unquote(urlsplit(self.urls[0]).path[1:]) or "/"
+        return vhost_of(self.urls[0])
 
     def tls(self) -> ssl.SSLContext:
         """Return a context that verifies the broker's certificate and name, with TLS 1.2 at least.
@@ -168,12 +169,6 @@ async def closing(part: AbstractConnection | AbstractChannel) -> None:
         # It may have ended already, and a timeout is an OSError.
         if not is_loss(error):
             raise
-
-
-def shown(url: str) -> str:
-    """Return a broker's address as people may see it: without the user and the password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def sentence(error: BaseException) -> str:

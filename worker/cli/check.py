@@ -7,16 +7,17 @@ from pathlib import Path
 
 import typer
 
-from worker.broker import probe as broker
+from worker.broker import commands as broker
 from worker.broker.claim import ClaimNotPermitted, claimed_by_another
+from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
 from worker.errors import BrokerRefused, WorkerError
 from worker.projections import load
 from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
-from worker.service import address_of, topology_of
-from worker.settings import PREFIX, Settings, load_settings, unknown_variables
-from worker.store import probe as store
+from worker.settings import Settings, load_settings, unknown_variables
+from worker.sources import variable_of
+from worker.store import inspection as store
 from worker.store.connection import Reader
 from worker.store.library import dotted, require_safe_commits
 from worker.store.lock import WriterLock
@@ -77,7 +78,7 @@ async def _look(settings: Settings) -> list[Line]:
 
 
 async def _settings(settings: Settings) -> Line:
-    known = [f"{PREFIX}{name}".upper() for name in sorted(Settings.model_fields)]
+    known = map(variable_of, sorted(Settings.model_fields))
     if unknown := unknown_variables():
         return Line(
             "warn",

@@ -20,6 +20,7 @@ from threading import Thread
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from worker.addresses import health_url
 from worker.errors import HealthUnavailable
 from worker.telemetry.health import Facts, Health, live, ready
 from worker.telemetry.metrics import Metrics
@@ -99,7 +100,9 @@ class HealthServer:
             return
         async with server:
             host, port = server.sockets[0].getsockname()[:2]
-            listens.set_result((url(host, port), lambda: loop.call_soon_threadsafe(stop.set)))
+            listens.set_result(
+                (health_url(host, port), lambda: loop.call_soon_threadsafe(stop.set))
+            )
             await stop.wait()
             # From Python 3.12 on, the end of the block waits for them.
             for connection in self._connections:
@@ -151,11 +154,6 @@ class HealthServer:
         return Answer(HTTPStatus.OK, body, content_type)
 
 
-def url(host: str, port: int) -> str:
-    """Give the URL of an address; one of IPv6 stands in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _plain(status: HTTPStatus) -> Answer:
     return Answer(status, f"{status.phrase}\n".encode())
 
@@ -177,7 +175,7 @@ def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
 
 def _unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
     return HealthUnavailable(
-        f"Health cannot be served at {url(host, port)} ({error}).",
+        f"Health cannot be served at {health_url(host, port)} ({error}).",
         "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"
         " address of this machine.",
     )

@@ -1,4 +1,4 @@
-"""What `check` and the metrics ask the database and the disk; makes nothing."""
+"""What is asked of the database and the disk without changing either."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What `check` and `topology` ask the broker."""
+"""What `check` and `topology` ask of the broker, each on a connection of its own."""
 
 from worker.broker import claim
 from worker.broker.connection import BrokerAddress, connection
