@@ -4,6 +4,7 @@ Imports next to nothing, because `healthcheck` runs every few seconds.
 """
 
 import re
+from ipaddress import ip_address
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 DEFAULT_HEALTH_HOST = "127.0.0.1"
@@ -40,6 +41,15 @@ def health_port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text[:6]) > MAX_PORT:
         raise ValueError(f"must be a port number from 0 to {MAX_PORT}")
     return int(text[:6])
+
+
+def is_ip_address(host: str) -> bool:
+    """Return whether a host is an address, and no name that has addresses."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def vhost_of(url: str) -> str:
