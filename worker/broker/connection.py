@@ -7,12 +7,12 @@ import asyncio
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
@@ -31,6 +31,8 @@ from worker.broker.intake import Intake
 from worker.broker.transport import Transport
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import first_of, in_time
+
+T = TypeVar("T")
 
 # aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
 # advises 5 to 20 (rabbitmq.com/docs/heartbeats).
@@ -208,6 +210,18 @@ async def closing(part: AbstractConnection | AbstractChannel) -> None:
         # It may have ended already, and a timeout is an OSError.
         if not is_loss(error):
             raise
+
+
+async def answer_within(work: Awaitable[T], seconds: float) -> T:
+    """Return what the broker is asked for; raises `SessionLost` if no answer comes in time."""
+    try:
+        return await in_time(work, seconds)
+    except TimeoutError as error:
+        # A node without a quorum may never answer.
+        raise SessionLost(
+            f"The broker did not answer within {seconds} seconds.",
+            "see whether it is starting, overloaded or without a quorum.",
+        ) from error
 
 
 def sentence(error: BaseException) -> str:

@@ -40,7 +40,7 @@ def show(*, as_json: AsJson = False) -> None:
         found = {"waiting": waiting, "not_verified": verified.not_permitted, "database_file": owner}
         print_json({**definitions(wanted, settings.vhost), **found})
     else:
-        seen = f"All of it is on {settings.broker}."
+        seen = f"All of it is on {settings.broker}, but for the bindings, which no client can see."
         if verified.not_permitted:
             hidden = ", ".join(verified.not_permitted)
             seen = f"The user may not see all of it on {settings.broker}: not {hidden}."
@@ -51,6 +51,8 @@ def show(*, as_json: AsJson = False) -> None:
 @topology.command("apply")
 def apply() -> None:
     """Make what is missing on the broker; what is there otherwise is an error, and is left.
+
+    Bindings that somebody removed are put back, too, which the worker never does by itself.
 
     The queue belongs to no database file then: the first worker that starts claims it for its own.
     """
