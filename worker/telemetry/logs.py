@@ -3,6 +3,7 @@
 Called "logs" because the log is the table of messages.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 # A reader that is alive takes a line within microseconds.
 WRITE_SECONDS = 0.05
-FLUSH_SECONDS = 0.5
+FINISH_SECONDS = 0.5
 # What waits for a reader that stands still: less than a hundred kilobytes.
 MAX_WAITING_LINES = 250
 
@@ -63,11 +64,11 @@ class Lines(TextIOBase):
                 self._emptied.wait(WRITE_SECONDS)
         return len(line)
 
-    def flush(self) -> None:
-        """Wait a moment for a reader that is slow; called when the process ends."""
+    def finish(self) -> None:
+        """Wait a moment for a reader that is slow: what has not been read then is lost."""
         with self._emptied:
             if self._waiting:
-                self._emptied.wait(FLUSH_SECONDS)
+                self._emptied.wait(FINISH_SECONDS)
 
     def _write_all(self) -> None:
         while True:
@@ -127,7 +128,9 @@ def configure(log_format: str, level: str) -> None:
         if for_people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
-    lines = cast("TextIO", Lines(sys.stdout.fileno()))
+    output = Lines(sys.stdout.fileno())
+    atexit.register(output.finish)
+    lines = cast("TextIO", output)
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
