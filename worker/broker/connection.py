@@ -4,6 +4,7 @@ Knows nothing of what is sent over them.
 """
 
 import asyncio
+import logging
 import random
 import socket
 import ssl
@@ -33,6 +34,11 @@ from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import first_of, in_time
 
 T = TypeVar("T")
+
+# What these libraries have to say arrives as exceptions, and is reported once, as a change of
+# state; at DEBUG they would print whole frames, new secrets among them.
+for library in ("aio_pika", "aiormq"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 
 # aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
 # advises 5 to 20 (rabbitmq.com/docs/heartbeats).

@@ -58,9 +58,6 @@ def _code(arguments: list[str]) -> str | int | None:
     except WorkerError as error:
         complain(error.message, error.hint)
         return 1
-    except KeyboardInterrupt:
-        complain("Interrupted.")
-        return 1
     return 0
 
 

@@ -96,7 +96,7 @@ class HealthServer:
             )
         except (OSError, ValueError) as error:
             # ValueError is what a host that is no name raises.
-            listens.set_exception(_unavailable(self._host, self._port, error))
+            listens.set_exception(unavailable(self._host, self._port, error))
             return
         async with server:
             host, port = server.sockets[0].getsockname()[:2]
@@ -173,7 +173,8 @@ def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
 
 
-def _unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
+def unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
+    """Return the error for an address at which nobody can listen."""
     return HealthUnavailable(
         f"Health cannot be served at {health_url(host, port)} ({error}).",
         "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"

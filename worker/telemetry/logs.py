@@ -144,10 +144,6 @@ def configure(log_format: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # What these libraries have to say arrives as exceptions, and is reported once, as a change of
-    # state; at DEBUG they would print whole frames, new secrets among them.
-    for name in ("aio_pika", "aiormq"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _lead(logger: object, method: str, fields: EventDict) -> EventDict:
