@@ -69,6 +69,8 @@ def _resolved(path: Path) -> Path:
             _mode(Path(f"{resolved}{LONGEST_COMPANION}"))
     except OSError as error:
         raise ValueError(f"cannot be the path of a file ({error.strerror})") from None
+    if not str(resolved).isprintable():
+        raise ValueError("must be in a folder whose name is printable text in UTF-8")
     if mode is not None and not stat.S_ISREG(mode):
         raise ValueError("must be the path of a file, but a folder or a device is there")
     return resolved

@@ -181,6 +181,16 @@ class TestRefused:
         assert f"WORKER_{name.upper()}" in sentence.partition(" Hint: ")[0]
         assert sentence.partition(" Hint: ")[2]
 
+    def test_database_in_a_folder_of_odd_bytes_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQLite takes no such path."""
+        folder = tmp_path / "\udcff"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+
+        assert "WORKER_DATABASE: must be in a folder" in refused(monkeypatch)
+
     def test_all_are_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody has to start the worker once for each mistake."""
         sentence = refused(monkeypatch, prefetch=0, log_level="loud")
