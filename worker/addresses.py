@@ -38,9 +38,10 @@ def health_port(text: str) -> int:
             "must be a port number, but this is what Kubernetes sets for a Service named "
             "worker-health; set enableServiceLinks: false in the pod's spec, or set the port there"
         )
-    if not (text.isascii() and text.isdigit()) or int(text[:6]) > MAX_PORT:
+    digits = text.lstrip("0") or "0"
+    if not (text.isascii() and text.isdigit()) or len(digits) > 5 or int(digits) > MAX_PORT:
         raise ValueError(f"must be a port number from 0 to {MAX_PORT}")
-    return int(text[:6])
+    return int(digits)
 
 
 def is_ip_address(host: str) -> bool:

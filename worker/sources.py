@@ -67,7 +67,7 @@ def unknown_variables(names: set[str]) -> list[str]:
 
 def value_shown(text: str) -> str:
     """Return a value for people: short, on one line, without the password of a URL in it."""
-    hidden = re.sub(r"//[^/\s]*@", "//***@", text)
+    hidden = re.sub(r"//\S*@", "//***@", text)
     short = hidden if len(hidden) <= SHOWN_CHARACTERS else f"{hidden[:SHOWN_CHARACTERS]}..."
     return f"'{escaped(short)}'"
 

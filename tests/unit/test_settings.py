@@ -232,7 +232,7 @@ class TestRefused:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A value is named in the sentence, but not what is secret in it."""
-        url = f"amqps://worker:{PASSWORD}@broker.example"
+        url = f"amqps://worker:{PASSWORD}/@{PASSWORD}@broker.example"
 
         sentence = refused(monkeypatch, health_port=url)
 
