@@ -69,12 +69,13 @@ async def first_of(
     """Return what the first of several attempts to succeed returns.
 
     Each begins when the one before has failed, or after a delay; so one that hangs holds up none.
-    An attempt has failed that raises `failure`; the last one's is raised if all have. Whatever else
-    one raises is raised at once. All others are ended, and what they return is discarded.
+    An attempt has failed if it raises `failure`; if all have, raises an `ExceptionGroup` of these.
+    Whatever else one raises is raised at once. All others are ended, and what they return is
+    discarded.
     """
     waiting = list(attempts)
     running: set[asyncio.Task[T]] = set()
-    failed: Exception | None = None
+    failures: list[Exception] = []
     try:
         while waiting or running:
             if waiting:
@@ -89,13 +90,13 @@ async def first_of(
                 try:
                     result = task.result()
                 except failure as error:
-                    failed = error
+                    failures.append(error)
                 else:
                     running |= done
                     return result
     finally:
         await _end_losers(running, discard)
-    raise failed or ValueError("there is nothing to attempt")
+    raise ExceptionGroup("all attempts have failed", failures)
 
 
 async def _end_losers(losers: set[asyncio.Task[T]], discard: Callable[[T], None]) -> None:

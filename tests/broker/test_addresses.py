@@ -72,6 +72,18 @@ class TestAName:
         with pytest.raises(SessionLost, match=NAME):
             await reach(BrokerAddress((f"amqp://{NAME}:{port}/",)))
 
+    async def test_is_told_with_what_each_address_said(
+        self, node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The reason that matters may be any of them."""
+        resolve(monkeypatch, SILENT, "127.0.0.3")
+
+        with pytest.raises(SessionLost) as lost:
+            await reach(BrokerAddress((f"amqp://{NAME}:{node.port}/",)))
+
+        assert SILENT in lost.value.message
+        assert "127.0.0.3" in lost.value.message
+
     async def test_that_is_not_known_is_told(self) -> None:
         """Whatever the resolver calls that."""
         with pytest.raises(SessionLost, match=r"nowhere\.invalid"):

@@ -8,7 +8,7 @@ import logging
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +54,8 @@ LOST = (AMQPError, OSError, RuntimeError)
 # aiormq 7.2 does not say what the broker said with it.
 REFUSALS = (AuthenticationError, InvalidFrameError, ProbableAuthenticationError)
 
+UNREACHABLE = "The broker cannot be reached ("
+
 Opened: TypeAlias = tuple[AbstractConnection, Transport]
 
 
@@ -81,14 +83,15 @@ class BrokerAddress:
     def tls(self) -> ssl.SSLContext:
         """Return a context that verifies the broker's certificate and name, with TLS 1.2 at least.
 
-        Read anew for each connection, so that renewed files need no restart.
+        Read again for each connection, so that renewed files need no restart.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
             # Left to the system otherwise, which may take less.
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate_file is not None:
-                context.load_cert_chain(self.certificate_file, self.key_file)
+                # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+                context.load_cert_chain(self.certificate_file, self.key_file, password="")
         except (OSError, ValueError) as error:
             files = [self.ca_file, self.certificate_file, self.key_file]
             raise BrokerRefused(
@@ -126,7 +129,7 @@ async def _connect_to_any(address: BrokerAddress, name: str, intake: Intake | No
     decoders.install()
     urls = random.sample(address.urls, len(address.urls))
     nodes = [partial(_connect_to_node, url, address, name, intake) for url in urls]
-    return await first_of(nodes, NEXT_SECONDS, SessionLost, _abort)
+    return await _first_to_answer(nodes)
 
 
 async def _connect_to_node(
@@ -135,7 +138,20 @@ async def _connect_to_node(
     """Connect to the first address of a node that answers; a name may have several."""
     hosts = await _hosts(url)
     attempts = [partial(_connect, url, host, address, name, intake) for host in hosts]
-    return await first_of(attempts, NEXT_SECONDS, SessionLost, _abort)
+    return await _first_to_answer(attempts)
+
+
+async def _first_to_answer(attempts: Iterable[Callable[[], Coroutine[Any, Any, Opened]]]) -> Opened:
+    try:
+        return await first_of(attempts, NEXT_SECONDS, SessionLost, _abort)
+    except ExceptionGroup as failed:
+        # All of them, because the one that matters may be any: a certificate that has expired at
+        # one address, beside another at which nobody listens.
+        reasons = [
+            str(each.args[0]).removeprefix(UNREACHABLE).removesuffix(").")
+            for each in failed.exceptions
+        ]
+        raise _cannot_be_reached("; ".join(dict.fromkeys(reasons))) from failed
 
 
 async def _hosts(url: str) -> list[str]:
@@ -185,8 +201,12 @@ def _refused(url: str, error: Exception) -> BrokerRefused:
 
 
 def _unreachable(url: str, error: Exception) -> SessionLost:
+    return _cannot_be_reached(f"{shown(url)}: {sentence(error)}")
+
+
+def _cannot_be_reached(reasons: str) -> SessionLost:
     return SessionLost(
-        f"The broker cannot be reached ({shown(url)}: {sentence(error)}).",
+        f"{UNREACHABLE}{reasons}).",
         "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for amqps, "
         "that its certificate is for that host and from the right authority.",
     )
@@ -237,7 +257,7 @@ def sentence(error: BaseException) -> str:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Tell whether a call of the library failed because its connection or channel has ended.
+    """Return whether a call of the library failed because its connection or channel has ended.
 
     aiormq 7.2 rejects or cancels what waits on a channel that closes, with a bare `Exception` where
     it knows no reason (its base.py, `reject_all`); a cancellation of this task is no loss.
