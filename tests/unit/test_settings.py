@@ -12,7 +12,13 @@ from pydantic import SecretStr
 from worker.addresses import amqp_urls_problem, vhost_of
 from worker.broker.claim import exchange_of
 from worker.broker_settings import topology_of
-from worker.settings import Settings, load_settings, unknown_variables
+from worker.settings import (
+    DATABASE,
+    DEAD_LETTERS,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 from worker.sources import SettingsError
 
 # In parts, so that no file of ours holds what looks like a credential.
@@ -223,6 +229,8 @@ class TestRefused:
 
         topology = topology_of(load_settings())
 
+        own = [f"{topology.queue}{suffix}" for suffix in (DEAD_LETTERS, DATABASE)]
+        assert [topology.dead_letters, exchange_of(topology.queue)] == own
         for name in (*topology.exchanges, exchange_of(topology.queue)):
             commands.Exchange.Declare(exchange=name).validate()
         for name in topology.queues:
