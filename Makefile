@@ -32,7 +32,7 @@ chaos: setup ## Inject faults for SECONDS (600) and check that nothing is lost; 
 
 # Both start a broker of their own. Run nothing else meanwhile: the machine has few cores.
 .PHONY: bench
-bench: setup ## Measure the worker beside what people use instead, in some minutes
+bench: setup ## Measure the worker against its limits and alternatives, in less than five minutes
 	@$(BIN)/python -m tests.benchmarks quick
 
 .PHONY: bench-full
@@ -41,8 +41,16 @@ bench-full: setup ## Measure everything, in half an hour, and rewrite docs/perfo
 
 # After lint, even under -j: the cheap answer comes first.
 .PHONY: test
-test: setup lint ## Check everything: lint, then all tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: setup lint ## Check everything: lint, then all tests, JOBS (3) files at a time
+	@$(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+
+# For the inner loop: needs no broker and no other service.
+.PHONY: test-fast
+test-fast: venv ## Check style, then run the tests that need no broker, in under a minute
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-broker \
+		tests/unit tests/store tests/docs tests/deploy
 
 # Uses docker, podman or buildah, whichever works. PYTHON_IMAGE names another base image;
 # tests/image/engine.py explains ENGINE and BUILD_OPTIONS.

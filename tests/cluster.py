@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from tests.rabbitmq import NodeFailed, RabbitMQNode
-from tests.waiting import eventually
+from tests.waiting import LISTING_SECONDS, eventually
 
 PATIENCE_SECONDS = 90
 # A node that was away for a minute restarts by itself, and does not go on as a broker of its own
@@ -38,7 +38,7 @@ class Cluster:
                 return next((n for n in self.nodes if n.name == leaders.get(queue)), None)
             return None
 
-        return await eventually(look, PATIENCE_SECONDS)
+        return await eventually(look, PATIENCE_SECONDS, LISTING_SECONDS)
 
     async def whole(self) -> None:
         """Start what was stopped, and wait until all nodes see each other."""
@@ -48,7 +48,7 @@ class Cluster:
             status = json.loads(await self.nodes[0].ctl("cluster_status", "--formatter", "json"))
             return len(status["running_nodes"]) == len(self.nodes)
 
-        await eventually(is_whole, PATIENCE_SECONDS)
+        await eventually(is_whole, PATIENCE_SECONDS, LISTING_SECONDS)
 
 
 @asynccontextmanager

@@ -18,6 +18,40 @@ from tests.rabbitmq import RabbitMQNode, server_program
 # (signal(7): what is ignored stays so through execve, what has a handler does not).
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Each of the hundreds of processes that are started here would compile the worker again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The files that take longest, and begin first: one that began last would be waited for alone.
+LONGEST = (
+    "chaos/test_chaos.py",
+    "broker/test_cluster.py",
+    "broker/test_every_moment.py",
+    "broker/test_session.py",
+    "security/test_rights.py",
+    "broker/test_network.py",
+    "broker/test_requeue.py",
+    "broker/test_claim.py",
+    "crash/test_kill.py",
+    "benchmarks/test_benchmarks.py",
+    "broker/test_topology.py",
+    "crash/test_every_boundary.py",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-broker", action="store_true", help="leave out what needs RabbitMQ")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first, and leave the others in their order."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+    if config.getoption("--no-broker"):
+        needing = [item for item in items if "running_node" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+
 
 # The node belongs to no event loop, so that one may start it and those of the tests use it.
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

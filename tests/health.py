@@ -7,13 +7,13 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from tests.processes import WorkerProcess
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 
 def asked(url: str) -> tuple[bool, str]:
     """Give whether a worker says that it is well, and its reason."""
     try:
-        with urlopen(url, timeout=30) as answer:
+        with urlopen(url, timeout=patience()) as answer:
             document = json.load(answer)
     except HTTPError as error:
         with error:
@@ -22,7 +22,7 @@ def asked(url: str) -> tuple[bool, str]:
 
 
 def read(url: str) -> str:
-    with urlopen(url, timeout=30) as answer:
+    with urlopen(url, timeout=patience()) as answer:
         return str(answer.read().decode())
 
 

@@ -11,6 +11,7 @@ from tests.builders import Message, body
 from tests.queues import Queues
 from tests.waiting import eventually
 from worker.broker.connection import BrokerAddress
+from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.topology import Topology
 
 REASON = "unknown_kind"
@@ -56,3 +57,19 @@ async def take_back(queues: Queues) -> list[AbstractIncomingMessage]:
 def place_of(queues: Queues, url: str | None = None) -> tuple[BrokerAddress, Topology]:
     """Give what a command makes of the settings."""
     return BrokerAddress((url or queues.url,)), Topology(queues.exchange, queues.name, 20)
+
+
+EVERY = Selection()
+
+
+async def requeue_all(queues: Queues, selection: Selection = EVERY) -> list[list[str]]:
+    """Requeue the selected ones; return what was left out of each."""
+    left_out: list[list[str]] = []
+    async with dead_letter_queue(*place_of(queues)) as queue:
+        async for page in queue.pages(selection):
+            await queue.requeue(page, lambda _, names: left_out.append(names))
+    return left_out
+
+
+def unheard(*_: object) -> None:
+    """Hear of a letter that is done, and do nothing."""

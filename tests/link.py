@@ -15,10 +15,10 @@ from tests.processes import WorkerProcess, environment, worker_process
 from tests.proxy import Proxy
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode
-from tests.waiting import eventually
+from tests.waiting import LISTING_SECONDS, LOOK_SECONDS, eventually
 
-# The worker finds a silent peer within 33 seconds, the broker a silent worker within 30; a machine
-# that does both for several workers at once may be slow.
+# The worker finds a silent peer within 33 seconds, and the broker a silent worker within 30.
+# Several workers wait for both at once.
 PATIENCE_SECONDS = 120
 
 _numbers = itertools.count()
@@ -64,7 +64,7 @@ class Link:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that can be seen here; fail with what the worker said meanwhile."""
         try:
-            await eventually(condition, PATIENCE_SECONDS)
+            await eventually(condition, PATIENCE_SECONDS, LOOK_SECONDS)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.worker.output}") from error
 
@@ -78,19 +78,11 @@ class Link:
 
     async def until_delivered(self) -> None:
         """Wait until the broker has handed everything out."""
-
-        async def is_delivered() -> bool:
-            return (await self.queues.depth()).ready == 0
-
-        await eventually(is_delivered, PATIENCE_SECONDS)
+        await self.queues.until(lambda depth: depth.ready == 0, PATIENCE_SECONDS)
 
     async def until_dropped(self) -> None:
         """Wait until the broker has given the worker up."""
-
-        async def is_dropped() -> bool:
-            return (await self.queues.depth()).consumers == 0
-
-        await eventually(is_dropped, PATIENCE_SECONDS)
+        await self.queues.until(lambda depth: depth.consumers == 0, PATIENCE_SECONDS)
 
     async def until_acked(self) -> None:
         """Wait until the broker has forgotten everything."""
@@ -99,7 +91,7 @@ class Link:
             listed = await self.node.ctl("list_queues", "name", "messages")
             return f"{self.queues.name}\t0\n" in listed
 
-        await eventually(is_acked, PATIENCE_SECONDS)
+        await eventually(is_acked, PATIENCE_SECONDS, LISTING_SECONDS)
 
     async def end(self) -> Ending:
         """Let the worker finish, drain it, and give what there is."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,10 +111,8 @@ class WorkerProcess:
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         async with self._changed:
             try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: condition() or self._has_ended),
-                    PATIENCE_SECONDS,
-                )
+                async with patiently():
+                    await self._changed.wait_for(lambda: condition() or self._has_ended)
             except TimeoutError:
                 raise AssertionError(f"no {what} in time:\n{self.output}") from None
         assert condition(), f"ended without {what}:\n{self.output}"

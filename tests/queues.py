@@ -1,7 +1,7 @@
 """The exchanges and queues of one test: names of their own, filled and looked at from outside."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from tests.builders import Message, body
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import LOOK_SECONDS, PATIENCE_SECONDS, eventually, patiently
 from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
@@ -63,31 +63,55 @@ class Queues:
     async def publish(self, messages: Iterable[Message | bytes], **properties: Any) -> None:
         """Publish as chat servers do; return once the broker has confirmed all, in their order."""
         async with self.channel() as channel:
-            exchange = await channel.get_exchange(self.exchange)
-            waiting = list(messages)
-            for start in range(0, len(waiting), UNCONFIRMED):
-                chunk = [
-                    _message(each, properties) for each in waiting[start : start + UNCONFIRMED]
-                ]
-                await asyncio.gather(*(exchange.publish(each, ROUTING_KEY) for each in chunk))
+            await self._publish(channel, messages, properties)
+
+    async def replace(self, messages: Iterable[Message | bytes]) -> None:
+        """Wait until nobody consumes, and publish these in the place of what is left."""
+        await self.left()
+        async with self.channel() as channel:
+            await (await channel.get_queue(self.name, ensure=False)).purge()
+            await self._publish(channel, messages, {})
+
+    async def _publish(
+        self,
+        channel: AbstractChannel,
+        messages: Iterable[Message | bytes],
+        properties: dict[str, Any],
+    ) -> None:
+        exchange = await channel.get_exchange(self.exchange)
+        waiting = list(messages)
+        for start in range(0, len(waiting), UNCONFIRMED):
+            chunk = [_message(each, properties) for each in waiting[start : start + UNCONFIRMED]]
+            await asyncio.gather(*(exchange.publish(each, ROUTING_KEY) for each in chunk))
 
     async def depth(self) -> Depth:
         """Ask how many messages wait in the queue, and for how many consumers."""
         async with self.channel() as channel:
-            queue = await channel.declare_queue(self.name, passive=True)
-            found = queue.declaration_result
-            return Depth(found.message_count or 0, found.consumer_count or 0)
+            return await self._depth(channel)
+
+    async def _depth(self, channel: AbstractChannel) -> Depth:
+        queue = await channel.declare_queue(self.name, passive=True)
+        found = queue.declaration_result
+        return Depth(found.message_count or 0, found.consumer_count or 0)
 
     async def left(self) -> int:
         """Wait until nobody consumes any more, and give how many messages were not acked.
 
         The broker takes back what a consumer had not acked in the step that removes it.
         """
-        return (await eventually(self._unconsumed))[0]
+        return (await self.until(lambda depth: depth.consumers == 0)).ready
 
-    async def _unconsumed(self) -> tuple[int] | None:
-        depth = await self.depth()
-        return None if depth.consumers else (depth.ready,)
+    async def until(
+        self, condition: Callable[[Depth], bool], within: float = PATIENCE_SECONDS
+    ) -> Depth:
+        """Look at the queue until a condition holds, and return what was seen then."""
+        async with self.channel() as channel:
+
+            async def look() -> Depth | None:
+                depth = await self._depth(channel)
+                return depth if condition(depth) else None
+
+            return await eventually(look, within, LOOK_SECONDS)
 
     async def die_of_a_delivery(self) -> None:
         """Consume until a message is delivered, and end without an ack."""
@@ -99,7 +123,8 @@ class Queues:
         async with self.channel() as channel:
             queue = await channel.get_queue(self.name)
             await queue.consume(consume)
-            await asyncio.wait_for(delivered.wait(), PATIENCE_SECONDS)
+            async with patiently():
+                await delivered.wait()
 
     async def take_dead_letters(self) -> list[AbstractIncomingMessage]:
         """Take everything out of the dead-letter queue."""

@@ -19,12 +19,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
+from tests.waiting import Patience, patience
+
 # Debian's name for it on the path is a wrapper that demands root or the user rabbitmq.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
-CTL_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 # Below the range from which the kernel takes the ports of outgoing connections (32768 up), so that
@@ -161,7 +162,7 @@ class RabbitMQNode:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=CTL_SECONDS,
+            timeout=patience(),
             check=False,
         )
 
@@ -275,9 +276,9 @@ def _answer(port: int, greeting: bytes = b"") -> bytes | None:
 
 
 async def _poll(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+    waiting = Patience(seconds)
     while not condition():
-        if time.monotonic() > deadline:
+        if waiting.is_over():
             return False
         await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
     return True
@@ -298,9 +299,9 @@ def _kill_family(leader: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     leader.wait()
-    deadline = time.monotonic() + STOP_SECONDS
+    waiting = Patience(STOP_SECONDS)
     while survivors := _parents().keys() & set(family):
-        if time.monotonic() > deadline:
+        if waiting.is_over():
             raise NodeFailed(f"Processes survive SIGKILL: {survivors}")
         time.sleep(POLL_SECONDS / 10)  # noqa: TID251 - another process gives no event
 

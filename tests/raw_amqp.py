@@ -10,6 +10,8 @@ from typing import TypeVar
 from pamqp import body, commands, frame, header
 from pamqp.common import FieldTable
 
+from tests.waiting import patiently
+
 # Basic.Properties: the bit of each property that is there (AMQP 0-9-1, section 4.2.6.1).
 HEADERS = 0x2000
 DELIVERY_MODE = 0x1000
@@ -80,7 +82,7 @@ class RawPublisher:
 @asynccontextmanager
 async def raw_publisher(port: int) -> AsyncIterator[RawPublisher]:
     """Hold a raw connection to a broker of this machine."""
-    async with asyncio.timeout(30):
+    async with patiently():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         publisher = RawPublisher(reader, writer)
         try:

@@ -1,35 +1,105 @@
-"""Waiting for what other processes do. The one place where a test polls."""
+"""Waiting for what other processes do: the one place where a test polls, and has a deadline.
+
+A deadline is there for what never happens, not for what happens slowly. So it counts the time of a
+machine that has nothing else to do: with four programs running on two cores, a minute of patience
+lasts two, and while the machine stands still it does not pass at all.
+"""
 
 import asyncio
 import inspect
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.01
+# For looks into another process, where many tests go on at once.
+LOOK_SECONDS = 0.05
+# What RabbitMQ lists may be five seconds old, and rabbitmqctl takes half a second of CPU.
+LISTING_SECONDS = 1.0
+# A look takes less, and so does a turn of the loop, unless the machine or the process stood still.
+LONGEST_STEP_SECONDS = 2.0
+CORES = os.cpu_count() or 1
 
 T = TypeVar("T")
 
 
-@overload
-async def eventually(look: Callable[[], Awaitable[T | None]], within: float = ...) -> T: ...
-@overload
-async def eventually(look: Callable[[], T | None], within: float = ...) -> T: ...
-async def eventually(look: Callable[[], Any], within: float = PATIENCE_SECONDS) -> Any:
-    """Look until something true is seen, and give it; fail if that takes too long.
+def crowding() -> float:
+    """Return how many times slower than alone a program runs here: 1 on a quiet machine."""
+    return max(1.0, os.getloadavg()[0] / CORES)
 
-    Looks at least once more after the deadline, so that a stalled machine fails no test.
+
+def patience(seconds: float = PATIENCE_SECONDS) -> float:
+    """Return how many seconds a wait may take now that would be given these on a quiet machine.
+
+    For calls that take a timeout and wait by themselves, such as those of sockets and threads.
     """
-    deadline = time.monotonic() + within
+    return seconds * crowding()
+
+
+class Patience:
+    """A deadline in seconds of a quiet machine; it has to be asked all the time."""
+
+    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Begin to wait."""
+        self._left = seconds
+        self._seen_at = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Return whether the time has passed."""
+        now = time.monotonic()
+        step, self._seen_at = now - self._seen_at, now
+        self._left -= min(step, LONGEST_STEP_SECONDS) / crowding()
+        return self._left < 0
+
+
+@overload
+async def eventually(
+    look: Callable[[], Awaitable[T | None]], within: float = ..., every: float = ...
+) -> T: ...
+@overload
+async def eventually(
+    look: Callable[[], T | None], within: float = ..., every: float = ...
+) -> T: ...
+async def eventually(
+    look: Callable[[], Any], within: float = PATIENCE_SECONDS, every: float = POLL_SECONDS
+) -> Any:
+    """Look until something true is seen, and return it; fail if that takes too long.
+
+    `every` is the pause between two looks; a look that costs much should be rare.
+    """
+    waiting = Patience(within)
     while True:
-        is_last = time.monotonic() > deadline
         seen = look()
         found = await seen if inspect.isawaitable(seen) else seen
         if found:
             return found
-        assert not is_last, f"not within {within} seconds; seen last: {found!r}"
-        await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
+        assert not waiting.is_over(), f"not within {within} seconds; seen last: {found!r}"
+        await asyncio.sleep(every)  # noqa: TID251 - another process gives no event
+
+
+@asynccontextmanager
+async def patiently(seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
+    """End the block with `TimeoutError` if it takes too long."""
+    loop = asyncio.get_running_loop()
+    waiting = Patience(seconds)
+    timer: asyncio.Handle
+
+    def look() -> None:
+        nonlocal timer
+        if waiting.is_over():
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(LONGEST_STEP_SECONDS / 2, look)
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_soon(look)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def turns(number: int) -> None:

@@ -16,6 +16,7 @@ from tests.benchmarks import page, report
 from tests.benchmarks.batch_size import batch_size
 from tests.benchmarks.bench import Bench, Result, private_bench
 from tests.benchmarks.contenders import COMPARED
+from tests.benchmarks.dead_lettering import dead_lettering
 from tests.benchmarks.footprint import idle, memory
 from tests.benchmarks.latency import latency, latency_by_load
 from tests.benchmarks.log_size import log_size
@@ -34,12 +35,15 @@ Part = Callable[[Bench], Awaitable[Result]]
 
 
 def quick(
-    rounds: int = 3, messages: int = 100_000, only: Sequence[str] = COMPARED
+    rounds: int = 3, messages: int = 60_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
-    """Give the parts of some minutes."""
+    """Return the parts that together take less than five minutes."""
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
+        "dead_lettering": lambda bench: dead_lettering(
+            bench, rounds=rounds, messages=messages // 10
+        ),
         "memory": lambda bench: memory(bench, messages=messages),
         "idle": lambda bench: idle(bench, seconds=10),
         "latency": lambda bench: latency(bench, rates={"1,000/s": 1_000.0}, seconds=5, rounds=1),
@@ -61,6 +65,9 @@ def full(
         ),
         "log_size": lambda bench: log_size(bench, sizes=sizes, rounds=rounds, messages=messages),
         "outage": lambda bench: outage(bench, catch_up_seconds=messages / 2_500),
+        "dead_lettering": lambda bench: dead_lettering(
+            bench, rounds=rounds, messages=messages // 10
+        ),
         "memory": lambda bench: memory(bench, messages=most),
         "idle": lambda bench: idle(bench, seconds=60),
     }
@@ -95,7 +102,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("part", choices=["quick", "full", *full()])
     parser.add_argument("--rounds", type=int, help="each contender's turns")
-    parser.add_argument("--messages", type=int, help="waiting for each (100,000)")
+    parser.add_argument("--messages", type=int, help="waiting for each (100,000; quick: 60,000)")
     parser.add_argument("--only", nargs="+", choices=COMPARED, help="of the contenders")
     parser.add_argument("--document", action="store_true", help=f"rewrite {page.PAGE}")
     options = parser.parse_args()

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel
 from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.usage import cpu_seconds
 from tests.rabbitmq import RabbitMQNode
-from tests.waiting import eventually
+from tests.waiting import LISTING_SECONDS, eventually
 from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
@@ -91,7 +91,7 @@ class Broker:
             table = await self._node.ctl("list_queues", "--no-table-headers", "name", "messages")
             return dict(line.split("\t") for line in table.splitlines())[queue] == "0"
 
-        await eventually(is_empty)
+        await eventually(is_empty, every=LISTING_SECONDS)
 
     @asynccontextmanager
     async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:

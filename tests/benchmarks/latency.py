@@ -4,7 +4,6 @@ Counted from the moment at which it was due to be published, so that a publisher
 hides nothing.
 """
 
-import asyncio
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.benchmarks.figures import percentile
 from tests.benchmarks.running import running_worker
 from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.traffic import Traffic
+from tests.waiting import patiently
 
 QUEUE = "benchmark.latency"
 # The first second is for caches and for the broker to find its pace.
@@ -126,7 +126,7 @@ async def _publish(bench: Bench, file: Path, rate: float, watcher: Program) -> f
     async with bench.broker.publishing(file, rate) as publishing:
         began = await publishing.began()
         await publishing.ended()
-        async with asyncio.timeout(FINISH_SECONDS):
+        async with patiently(FINISH_SECONDS):
             await watcher.finish()
     return began
 

@@ -12,30 +12,32 @@ it began and when the last confirm came, on the clock that all processes share.
 import argparse
 import json
 import select
-import socket
 import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from pamqp import commands, frame, header
+from pamqp import commands
 
 from tests.benchmarks import traffic
+from tests.benchmarks.connection import (
+    BODY,
+    CHANNEL,
+    FRAME,
+    FRAME_END,
+    HEADER,
+    METHOD,
+    Connection,
+)
+from tests.waiting import patience
 
 # So many at once, and so many unconfirmed: more make nothing faster.
 BLOCK = 100
 UNCONFIRMED = 2_000
-RECEIVE_BYTES = 65_536
-SILENT_SECONDS = 60
 # No more wake-ups than this: at high rates a few messages become due together.
 TICK_SECONDS = 0.0005
-CHANNEL = 1
 
-FRAME = struct.Struct(">BHI")
-METHOD, HEADER, BODY = 1, 2, 3
-FRAME_END = b"\xce"
 # Class, method, and a field that is no longer used (AMQP 0-9-1, section 1.8.3.3).
 BASIC_PUBLISH = struct.pack(">HHH", 60, 40, 0)
 # A message that no queue gets comes back.
@@ -47,17 +49,13 @@ PROPERTIES = b"\x10application/json\x02"
 BASIC_ACK = struct.pack(">HH", 60, 80)
 ACK = struct.Struct(">QB")
 
-T = TypeVar("T")
-
 
 class Publisher:
     """A connection with confirms to a broker of this machine."""
 
     def __init__(self, port: int) -> None:
         """Connect, as guest."""
-        self._socket = socket.create_connection(("127.0.0.1", port), SILENT_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._received = bytearray()
+        self._connection = Connection(port)
         self._sent = 0
         self._is_confirmed = bytearray([True])
         self._confirmed_all_to = 0
@@ -66,53 +64,39 @@ class Publisher:
 
     def __enter__(self) -> Self:
         """Open a channel with confirms."""
-        self._socket.sendall(header.ProtocolHeader().marshal())
-        self._expect(commands.Connection.Start)
-        self._send(
-            commands.Connection.StartOk(
-                client_properties={}, mechanism="PLAIN", response="\0guest\0guest"
-            ),
-            0,
-        )
-        tune = self._expect(commands.Connection.Tune)
-        self._send(commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
-        self._send(commands.Connection.Open(), 0)
-        self._expect(commands.Connection.OpenOk)
-        self._send(commands.Channel.Open(), CHANNEL)
-        self._expect(commands.Channel.OpenOk)
-        self._send(commands.Confirm.Select(), CHANNEL)
-        self._expect(commands.Confirm.SelectOk)
+        self._connection.__enter__()
+        self._connection.send(commands.Confirm.Select())
+        self._connection.expect(commands.Confirm.SelectOk)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the connection."""
-        self._socket.close()
+        self._connection.close()
 
     def publish(self, publishes: Sequence[bytes]) -> None:
         """Send what `publish_frames` has made, and wait while too many are unconfirmed."""
-        self._socket.sendall(b"".join(publishes))
+        self._connection.socket.sendall(b"".join(publishes))
         self._sent += len(publishes)
         self._is_confirmed.extend(bytes(len(publishes)))
         while self._sent - self.confirmed > UNCONFIRMED:
-            self.receive(SILENT_SECONDS)
+            self.receive()
 
     def finish(self) -> None:
         """Wait for every confirm."""
         while self.confirmed < self._sent:
-            self.receive(SILENT_SECONDS)
+            self.receive()
 
-    def receive(self, seconds: float) -> None:
-        """Take the confirms that come within this time; return as soon as any have."""
-        if not select.select([self._socket], [], [], seconds)[0]:
-            if seconds == SILENT_SECONDS:
-                raise TimeoutError(f"no confirm in {SILENT_SECONDS} seconds")
+    def receive(self, seconds: float | None = None) -> None:
+        """Take the confirms that come within this time; return as soon as any have.
+
+        Without a time, it waits until some have come; raises `TimeoutError` if none do.
+        """
+        limit = patience() if seconds is None else seconds
+        if not select.select([self._connection.socket], [], [], limit)[0]:
+            if seconds is None:
+                raise TimeoutError(f"no confirm in {limit:.0f} seconds")
             return
-        for whole in self._receive():
+        for whole in self._connection.receive():
             if not whole.startswith(BASIC_ACK, FRAME.size):
                 raise ConnectionError(f"the broker does not confirm: {whole[:200]!r}")
             self._confirm(*ACK.unpack_from(whole, FRAME.size + len(BASIC_ACK)))
@@ -124,34 +108,6 @@ class Publisher:
             self._is_confirmed[each] = True
         if multiple:
             self._confirmed_all_to = tag
-
-    def _receive(self) -> list[bytes]:
-        """Wait for bytes, and give the frames that are whole now."""
-        received = self._socket.recv(RECEIVE_BYTES)
-        if not received:
-            raise ConnectionError("the broker closed the connection")
-        self._received += received
-        frames = []
-        place = 0
-        while place + FRAME.size < len(self._received):
-            end = place + FRAME.size + FRAME.unpack_from(self._received, place)[2] + 1
-            if end > len(self._received):
-                break
-            frames.append(bytes(self._received[place:end]))
-            place = end
-        del self._received[:place]
-        return frames
-
-    def _expect(self, kind: type[T]) -> T:
-        frames: list[bytes] = []
-        while not frames:
-            frames = self._receive()
-        _, _, found = frame.unmarshal(frames[0])
-        assert isinstance(found, kind), found
-        return found
-
-    def _send(self, value: frame.FrameTypes, channel: int) -> None:
-        self._socket.sendall(frame.marshal(value, channel))
 
 
 def publish_frames(exchange: str, routing_key: bytes, body: bytes) -> bytes:

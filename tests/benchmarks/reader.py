@@ -15,9 +15,9 @@ from array import array
 from pathlib import Path
 
 from tests.benchmarks import traffic
+from tests.waiting import patience
 
 LOOK_SECONDS = 0.0005
-SILENT_SECONDS = 30
 IS_THERE = "SELECT 1 FROM messages WHERE event_id = ? AND id = ?"
 
 
@@ -39,11 +39,11 @@ def main() -> None:
 
 
 def watch(connection: sqlite3.Connection, keys: list[tuple[str, str]]) -> "array[float]":
-    """Give the moment at which each was first seen; fewer if nothing comes any more."""
+    """Return the moment at which each was first seen; fewer if nothing comes any more."""
     seen = array("d")
     version = 0
-    progressed = time.monotonic()
-    while len(seen) < len(keys) and time.monotonic() - progressed < SILENT_SECONDS:
+    progressed, limit = time.monotonic(), patience()
+    while len(seen) < len(keys) and time.monotonic() - progressed < limit:
         (found,) = connection.execute("PRAGMA data_version").fetchone()
         if found == version:
             time.sleep(LOOK_SECONDS)  # noqa: TID251 - SQLite tells no other process of a commit

@@ -13,11 +13,11 @@ from tests.benchmarks.spawning import program
 from tests.benchmarks.usage import cpu_seconds, peak_bytes
 from tests.health import read
 from tests.processes import WorkerProcess, environment, worker_process
+from tests.waiting import patience, patiently
 
 POLL_SECONDS = 0.05
 SHORTEST_POLL_SECONDS = 0.005
 SETTLED = "projection_messages_total{"
-SILENT_SECONDS = 60
 CONTENDER_SECONDS = 900
 
 
@@ -77,7 +77,7 @@ class MeasuredWorker:
                 return now
             if settled > before:
                 before, progressed = settled, now
-            assert now - progressed < SILENT_SECONDS, self._process.output
+            assert now - progressed < patience(), self._process.output
             to_go = (messages - settled) * (now - began) / max(1, settled)
             pause = min(POLL_SECONDS, max(SHORTEST_POLL_SECONDS, to_go / 2))
             await asyncio.sleep(pause)  # noqa: TID251 - what is measured must not wait for us
@@ -132,7 +132,7 @@ async def run(broker: Broker, name: str, queue: str, database: Path, messages: i
         return await drain(broker, queue, database, messages)
     module = f"contenders.{CONTENDERS[name].module}"
     async with (
-        asyncio.timeout(CONTENDER_SECONDS),
+        patiently(CONTENDER_SECONDS),
         program(module, broker.url, queue, database, messages) as contender,
     ):
         began = await contender.told()

@@ -26,8 +26,9 @@ def tables(results: Result) -> list[Table]:
     reached = [target.cells() for target in targets(results)]
     if not reached:
         return found
-    columns = ("target", "wanted", "measured", "")
-    return [Table("Targets: ratios of medians within one run", columns, reached), *found]
+    columns = ("target", "wanted", "measured", "", "what stands in the way")
+    title = "Targets: ratios of medians within one run"
+    return [Table(title, columns, reached, has_remarks=True), *found]
 
 
 def throughput(part: Result) -> Table:

@@ -9,6 +9,7 @@ from tests.benchmarks import page
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.broker import broker_on
 from tests.benchmarks.contenders import COMPARED, FASTSTREAM, HANDWRITTEN
+from tests.benchmarks.dead_lettering import dead_lettering
 from tests.benchmarks.footprint import memory
 from tests.benchmarks.latency import delays, receiving, summary
 from tests.benchmarks.log_size import log_size
@@ -52,12 +53,12 @@ class TestThroughput:
 
         assert set(found["runs"]) == set(COMPARED)
         assert [found["runs"][name][0]["messages"] for name in (FASTSTREAM, HANDWRITTEN)] == [
-            300,
-            300,
+            150,
+            150,
         ]
         assert all(run["cpu_seconds"] > 0 for (run,) in found["runs"].values())
         (targets, table) = tables({"throughput": found})
-        assert [len(targets.rows), len(table.rows)] == [4, len(COMPARED)]
+        assert [len(targets.rows), len(table.rows)] == [6, len(COMPARED)]
 
 
 class TestTheOtherParts:
@@ -72,6 +73,14 @@ class TestTheOtherParts:
         assert [len(runs) for runs in rebuilt["runs"].values()] == [1, 1]
         assert [len(each["runs"]) for each in sizes["sizes"]] == [2, 1]
         assert 20_000_000 < peak["peak_bytes"] < 200_000_000
+
+    async def test_measure_dead_letters(self, bench: Bench) -> None:
+        """What the client publishes, the worker dead-letters, and their ratio has a target."""
+        found = await dead_lettering(bench, rounds=1, messages=100)
+
+        (targets,) = tables({"dead_lettering": found})
+        assert [len(runs) for runs in found["runs"].values()] == [1, 1]
+        assert [row[1] for row in targets.rows] == ["≥ 0.50"]
 
     async def test_measure_latency(self, bench: Bench, tmp_path: Path) -> None:
         """Every message that is published evenly is seen; the page shows the figures."""

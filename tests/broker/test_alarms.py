@@ -130,16 +130,19 @@ class TestTheDeadLetterQueue:
         await queues.declare()
         await node.ctl("set_policy", policy, f"^{queues.dead_letters}$", full)
         try:
-            await queues.publish([b"broken 1", b"broken 2", *MESSAGES, b"broken 3"])
+            # The broker refuses what comes after it has noticed that the queue is full.
+            await queues.publish([b"broken 1", b"broken 2"])
             worker = await start_worker()
+            await worker.wait_until_settled(2)
+            await queues.publish([b"broken 3", *MESSAGES, b"broken 4"])
             await worker.wait_for_log("blocked")
             await eventually(lambda: rows(database) == expected_rows(MESSAGES))
             assert await queues.take_dead_letters()
         finally:
             await node.ctl("clear_policy", policy)
-        await worker.wait_until_settled(len(MESSAGES) + 3)
+        await worker.wait_until_settled(len(MESSAGES) + 4)
 
-        assert worker.total("rejected") == 3
+        assert worker.total("rejected") == 4
         assert worker.said("connection_lost") == []
 
     async def test_without_its_exchange_is_waited_for(

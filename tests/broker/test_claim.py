@@ -18,7 +18,7 @@ from tests.oracle import expected_rows
 from tests.processes import Line, StartWorker, WorkerProcess
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode
-from tests.waiting import eventually
+from tests.waiting import LISTING_SECONDS, eventually
 from worker.broker.claim import exchange_of
 
 # One message for all, because each that is built has a time of its own.
@@ -40,6 +40,17 @@ async def declare_claim(queues: Queues, file_id: str) -> None:
             exchange_of(queues.name), ExchangeType.FANOUT, durable=True, internal=True,
             arguments={"alternate-exchange": f"{exchange_of(queues.name)}.{file_id}"},
         )  # fmt: skip
+
+
+async def take_claim(queues: Queues, file_id: str) -> None:
+    """Claim a queue that another file has, whose worker may claim it again at any moment."""
+
+    async def is_taken() -> bool:
+        async with queues.channel() as channel:
+            await channel.exchange_delete(exchange_of(queues.name))
+        return await belongs_to(queues, file_id)
+
+    await eventually(is_taken)
 
 
 async def belongs_to(queues: Queues, file_id: str) -> bool:
@@ -257,9 +268,7 @@ class TestAClaimWhileTheWorkerRuns:
     ) -> None:
         """Within seconds it is not ready and consumes nothing, until it may have the queue."""
         ask = asking(first)
-        async with queues.channel() as channel:
-            await channel.exchange_delete(exchange_of(queues.name))
-        await declare_claim(queues, SOMEBODY)
+        await take_claim(queues, SOMEBODY)
 
         line = await first.wait_for_log("connection_refused")
         assert SOMEBODY in await until_not_ready(ask)
@@ -283,7 +292,7 @@ class TestAClaimWhileTheWorkerRuns:
         async def is_there() -> bool:
             return exchange_of(queues.name) in await node.ctl("list_exchanges", "name")
 
-        await eventually(is_there)
+        await eventually(is_there, every=LISTING_SECONDS)
         assert await belongs_to(queues, identity(database))
         assert len(first.said("connected")) == 1
 

@@ -75,6 +75,8 @@ async def a_frozen_worker(link: Link) -> None:
         link.worker.send(signal.SIGSTOP)
         await link.until_dropped()
         link.worker.send(signal.SIGCONT)
+        # It may have settled everything before it was stopped.
+        await link.worker.wait_for_log("connected", times=2)
         await link.until_committed()
         assert second.said("taking_over") == []
 

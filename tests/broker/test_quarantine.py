@@ -120,7 +120,7 @@ class TestAMessageThatKillsTheConnection:
         await queues.publish(GOOD[40:])
 
         await start("tests.intolerant", delivery_limit=limit)
-        await eventually(lambda: has_dead_letter(queues), within=60)
+        await eventually(lambda: has_dead_letter(queues))
         await eventually(lambda: rows(database) == expected_rows(GOOD))
 
         listed = await start_command("dead-letters", "list")

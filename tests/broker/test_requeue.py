@@ -1,6 +1,5 @@
 import re
 import signal
-import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +9,13 @@ import pytest
 
 from tests.builders import body, planned, started
 from tests.database import log, rows
-from tests.letters import headers, place_of, put, take_back
+from tests.letters import EVERY, headers, place_of, put, requeue_all, take_back, unheard
 from tests.oracle import expected_rows
 from tests.processes import StartWorker
-from tests.proxy import BASIC_ACK, Proxy
+from tests.proxy import BASIC_ACK, Proxy, Way
 from tests.queues import Queues
-from tests.rabbitmq import RabbitMQNode
-from tests.raw_amqp import raw_publisher
 from tests.waiting import eventually
+from worker.broker import pages
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.pages import FIRST_PAGE
 from worker.errors import BrokerRefused, SessionLost
@@ -25,18 +23,6 @@ from worker.errors import BrokerRefused, SessionLost
 MANY = 2_000
 REQUEUE_ALL = ("dead-letters", "requeue", "--all", "--yes")
 SENT_AT = datetime(2026, 4, 27, 10, 39, tzinfo=UTC)
-EVERY = Selection()
-
-
-async def requeue_all(queues: Queues, selection: Selection = EVERY) -> list[list[str]]:
-    """Requeue the selected ones; give what was left out of each."""
-    async with dead_letter_queue(*place_of(queues)) as queue:
-        return [await queue.requeue(letter) async for letter in queue.letters(selection)]
-
-
-def long_text(name: bytes, value: bytes) -> bytes:
-    """Give one entry of a table of headers, in the bytes of the wire."""
-    return bytes([len(name)]) + name + b"S" + struct.pack(">I", len(value)) + value
 
 
 class TestARequeue:
@@ -100,9 +86,13 @@ class TestARequeue:
         assert requeued == [letters[1], letters[3]]
         assert left == [letters[0], letters[2], letters[4]]
 
-    @pytest.mark.parametrize("stop", [3, 250])
-    async def test_keeps_the_order_of_many(self, queues: Queues, stop: int) -> None:
-        """Look after look, each stopping anywhere, with some letters discarded."""
+    @pytest.mark.parametrize(("stop", "page"), [(3, 1_000), (250, 10)])
+    async def test_keeps_the_order_of_many(
+        self, queues: Queues, monkeypatch: pytest.MonkeyPatch, stop: int, page: int
+    ) -> None:
+        """Look after look, each stopping anywhere, with some discarded, on one page or seventy."""
+        monkeypatch.setattr(pages, "PAGE", page)
+        monkeypatch.setattr(pages, "FIRST_PAGE", min(page, FIRST_PAGE))
         await queues.declare()
         expected = list(range(700))
         await put(queues, [str(number).encode() for number in expected])
@@ -111,7 +101,7 @@ class TestARequeue:
             async with dead_letter_queue(*place_of(queues)) as queue:
                 async for letter in queue.letters(EVERY):
                     if letter.number % 3 == 0:
-                        await queue.discard(letter)
+                        await queue.discard([letter], unheard)
                         expected.remove(int(letter.body))
                     if letter.number == last:
                         break
@@ -128,12 +118,29 @@ class TestARequeue:
         async with dead_letter_queue(*place_of(queues)) as queue:
             async for letter in queue.letters(EVERY):
                 seen.append(letter.body)
-                await queue.requeue(letter)
+                await queue.requeue([letter], unheard)
                 if letter.number == 1:
                     await put(queues, [b"again", b"again"])
 
         assert seen == more_than_a_page
         assert len(await queues.take_dead_letters()) == 2
+
+    async def test_sends_no_letter_back_twice(
+        self, queues: Queues, start_worker: StartWorker, start_command: StartWorker
+    ) -> None:
+        """A worker that rejects them again at once does not use up their three requeues."""
+        await queues.declare()
+        await put(queues, [b"%d" % number for number in range(FIRST_PAGE + 200)])
+        worker = await start_worker()
+        await worker.wait_for_log("connected")
+
+        command = await start_command(*REQUEUE_ALL)
+        assert await command.exit_code() == 0
+        await worker.wait_until_settled(FIRST_PAGE + 200)
+
+        letters = await queues.take_dead_letters()
+        assert "300 of 300 dead letters requeued." in command.output
+        assert [letter.headers["x-requeue-count"] for letter in letters] == [1] * 300
 
     async def test_that_the_queue_does_not_take_leaves_the_letter(self, queues: Queues) -> None:
         """The broker is asked to say so, and the dead letter stays."""
@@ -163,7 +170,7 @@ class TestTheCount:
                 (letter,) = [letter async for letter in queue.letters(EVERY)]
                 assert (letter.requeue_count, letter.routing_key) == (times - 1, "chat-1")
                 assert (letter.reason, letter.kind) == ("not_json", None)
-                await queue.requeue(letter)
+                await queue.requeue([letter], unheard)
 
     async def test_stops_at_three(
         self, queues: Queues, start_worker: StartWorker, start_command: StartWorker
@@ -192,62 +199,42 @@ class TestTheCount:
         assert letter.headers["x-requeue-count"] == 4
 
 
-class TestGarbage:
-    """What no client library would publish can be looked at, requeued and discarded."""
-
-    async def test_in_headers_is_left_out_and_named(
-        self, queues: Queues, node: RabbitMQNode
-    ) -> None:
-        """A header that cannot be encoded again costs the message nothing else."""
-        await queues.declare()
-        table = long_text(b"odd", b"\xff\xfe") + long_text(b"trace", b"abc")
-        async with raw_publisher(node.port) as raw:
-            await raw.publish(queues.dead_letters, b"\xff", headers=table)
-
-        assert await requeue_all(queues) == [["odd"]]
-
-        (message,) = await take_back(queues)
-        assert message.body == b"\xff"
-        assert message.headers["trace"] == "abc"
-        assert message.headers["x-requeue-count"] == 1
-
-    async def test_does_not_hide_the_reason_of_the_broker(
-        self, queues: Queues, node: RabbitMQNode
-    ) -> None:
-        """Neither headers that cannot be decoded nor a body that is no message."""
-        await queues.declare()
-        table = long_text(b"\xff", b"?") + long_text(b"x-first-death-reason", b"delivery_limit")
-        async with raw_publisher(node.port) as raw:
-            await raw.publish(queues.dead_letters, b"\x00\xff", headers=table)
-            await raw.publish(queues.dead_letters, b"{}", headers=table, timestamp=b"\xff" * 8)
-
-        async with dead_letter_queue(*place_of(queues)) as queue:
-            letters = [letter async for letter in queue.letters(EVERY)]
-            for letter in letters:
-                await queue.requeue(letter)
-
-        assert [letter.reason for letter in letters] == ["delivery_limit", "delivery_limit"]
-        assert [each.body for each in await take_back(queues)] == [b"\x00\xff", b"{}"]
-
-    async def test_that_the_broker_dead_lettered_has_its_reason_and_time(
-        self, queues: Queues
-    ) -> None:
-        """A message that expired says so, with the queue that it was in."""
-        await queues.declare()
-        await queues.publish([b"\xff"], headers={"x-reason": "the publisher's"}, expiration=0)
-
-        async def look() -> str | None:
-            async with dead_letter_queue(*place_of(queues)) as queue:
-                async for letter in queue.letters(EVERY):
-                    assert queues.name in letter.detail
-                    assert letter.rejected_at is not None
-                    return letter.reason
-            return None
-
-        assert await eventually(look) == "expired"
-
-
 class TestABreakInTheMiddle:
+    @pytest.mark.parametrize("way", list(Way), ids=str)
+    async def test_by_a_broker_that_falls_silent_is_said(
+        self, queues: Queues, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, way: Way
+    ) -> None:
+        """Whether nothing reaches the broker or nothing comes from it, the letters are there."""
+        for name in ("pages.ANSWER_SECONDS", "dead_letter_queue.CONFIRM_SECONDS"):
+            monkeypatch.setattr(f"worker.broker.{name}", 0.2)
+        await queues.declare()
+        await put(queues, [b"1", b"2"])
+        await proxy.listen()
+
+        with pytest.raises(SessionLost, match="has not confirmed a requeued message"):
+            await _requeue_after(lambda: proxy.stall(way), queues, proxy.url)
+        proxy.flow()
+
+        await eventually(lambda: _has_all(queues, 2))
+
+    async def test_by_a_broker_that_closes_is_a_sentence(
+        self, queues: Queues, proxy: Proxy, start_command: StartWorker
+    ) -> None:
+        """The command says what it has done and what to do, and fails; there is no traceback."""
+        await queues.declare()
+        await _lengthen(proxy)
+        await put(queues, [b"raw"] * MANY)
+        command = await start_command(*REQUEUE_ALL, amqp_url=proxy.url)
+        await eventually(lambda: command.output.count("\n") > 100)
+        proxy.cut()
+
+        assert await command.exit_code() == 1
+        assert re.search(r"[\d,]+ of 2,000 dead letters requeued", command.output)
+        assert "The connection ended while" in command.output
+        assert "run the command again" in command.output
+        assert "Traceback" not in command.output
+        await eventually(lambda: _has_all(queues, MANY))
+
     async def test_by_a_kill_loses_nothing(
         self,
         queues: Queues,
@@ -331,7 +318,7 @@ class TestABreakInTheMiddle:
         await proxy.listen()
 
         with pytest.raises(SessionLost, match="ended while message a-1 was requeued"):
-            await _cut_and_requeue(proxy, queues)
+            await _requeue_after(proxy.cut, queues, proxy.url)
 
         await eventually(lambda: _has_all(queues, 2))
 
@@ -345,17 +332,17 @@ async def _lengthen(proxy: Proxy) -> None:
 async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> None:
     """Requeue all, and do something before the queue is let go."""
     async with dead_letter_queue(*place_of(queues, url)) as queue:
-        async for letter in queue.letters(EVERY):
-            await queue.requeue(letter)
+        async for page in queue.pages(EVERY):
+            await queue.requeue(page, unheard)
         act()
 
 
-async def _cut_and_requeue(proxy: Proxy, queues: Queues) -> None:
-    """Cut the connection before the first is requeued."""
-    async with dead_letter_queue(*place_of(queues, proxy.url)) as queue:
-        async for letter in queue.letters(EVERY):
-            proxy.cut()
-            await queue.requeue(letter)
+async def _requeue_after(act: Callable[[], None], queues: Queues, url: str) -> None:
+    """Requeue all, and do something before the first one."""
+    async with dead_letter_queue(*place_of(queues, url)) as queue:
+        async for page in queue.pages(EVERY):
+            act()
+            await queue.requeue(page, unheard)
 
 
 async def _depth(queues: Queues, name: str) -> int:

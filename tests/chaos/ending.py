@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from tests.oracle import expected_rows
 from tests.processes import worker_process
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
+from tests.waiting import Patience, patience
 
 DRAIN_SECONDS = 300
 COMMAND_SECONDS = 600
 LOOK_SECONDS = 1.0
 # What RabbitMQ lists of a quorum queue is up to five seconds old; just restarted, it lists nothing.
 STEADY_LOOKS = 8
-TAKE_SECONDS = 30
 SHOWN = 3
 LOG = "SELECT event_id, id, body FROM messages"
 
@@ -42,12 +41,12 @@ class Letter:
 
 async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
     """Wait until nothing is ready or unacked; say what still is if that takes too long."""
-    deadline = time.monotonic() + DRAIN_SECONDS
+    waiting = Patience(DRAIN_SECONDS)
     looks = 0
     while looks < STEADY_LOOKS:
         left = await left_in(node, queues)
         looks = 0 if left else looks + 1
-        if left and time.monotonic() > deadline:
+        if waiting.is_over() and left:
             return left
         await pause(LOOK_SECONDS)
     return ""
@@ -70,7 +69,7 @@ async def take_all(queues: Queues, name: str) -> list[Letter]:
         if not (count := queue.declaration_result.message_count):
             return []
         # As a consumer: a queue with a single active consumer lets nobody get from it.
-        async with queue.iterator(no_ack=True, timeout=TAKE_SECONDS) as messages:
+        async with queue.iterator(no_ack=True, timeout=patience()) as messages:
             async for found in messages:
                 letters.append(Letter(found.message_id or "", _reason(found.headers)))
                 if len(letters) == count:
@@ -87,7 +86,7 @@ def _reason(headers: HeadersType) -> str:
 async def command(fleet: Fleet, folder: Path, *arguments: str) -> tuple[int, str]:
     """Run a command of the worker to its end, however long the log is."""
     async with worker_process(*arguments, settings=fleet.settings, folder=folder) as process:
-        await process.outlives(COMMAND_SECONDS)
+        await process.outlives(patience(COMMAND_SECONDS))
         return await process.exit_code(), process.output
 
 

@@ -24,6 +24,8 @@ from tests.waiting import eventually
 
 # A worker starts and commits its first batch in less, unless something else is wrong, too.
 COMMIT_SECONDS = 1.8
+# Longer than the kills of another fault at the same time take.
+ACK_SECONDS = 15.0
 # From the commit of a batch to its ack, and to the next commit.
 BATCH_SECONDS = 0.03
 # A page of SQLite's; every write behind it fails.
@@ -146,7 +148,7 @@ async def unacked(stage: Stage, rng: Random) -> None:
     stage.proxy.swallows = BASIC_ACK
     try:
         with suppress(AssertionError):
-            await eventually(lambda: stage.proxy.swallowed > before, COMMIT_SECONDS)
+            await eventually(lambda: stage.proxy.swallowed > before, ACK_SECONDS)
             stage.injected["unacked"] += 1
         await pause(rng.uniform(0, BATCH_SECONDS))
     finally:

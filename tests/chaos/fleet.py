@@ -11,13 +11,12 @@ from signal import Signals
 
 from tests.chaos.moments import pause
 from tests.processes import WorkerProcess, worker_process
+from tests.waiting import patience
 from worker.deliveries import Verdict
 
 LONG_SECONDS = 3_600
 # As long as one that cannot start may take to say so before the next one tries.
 RESTART_SECONDS = 0.2
-# A drain has 4.5 seconds; a machine with other things to do gets more.
-DRAIN_SECONDS = 30
 CHANGES = (
     "connected", "connection_lost", "holding", "resumed", "blocked", "unblocked", "standing_by",
     "taking_over", "draining", "drain_timed_out", "ended_at_once", "quarantined", "topology_wrong",
@@ -73,7 +72,7 @@ class Fleet:
                 stopped.cancel()
                 if stop.is_set():
                     self.send(worker, Signals.SIGTERM)
-                    await worker.outlives(DRAIN_SECONDS)
+                    await worker.outlives(patience())
                 ended.cancel()
             if worker.said("failed"):
                 await pause(RESTART_SECONDS)

@@ -5,9 +5,9 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 from tests.chaos.fleet import Fleet
+from tests.health import read
 from tests.processes import WorkerProcess
 from tests.proxy import Proxy
 
@@ -69,11 +69,11 @@ def free_port() -> int:
 
 
 async def metrics(port: int) -> bytes:
-    """Ask a worker for its metrics; nothing if it serves none."""
+    """Return a worker's metrics, or nothing if it serves none."""
 
     def ask() -> bytes:
-        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return bytes(answer.read())
+        with suppress(OSError):
+            return read(f"http://127.0.0.1:{port}/metrics").encode()
         return b""
 
     return await asyncio.to_thread(ask)

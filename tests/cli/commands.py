@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes import environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import patiently
 
 
 async def run_command(
@@ -19,7 +19,7 @@ async def run_command(
         cwd=folder, env=environment(**settings), stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with patiently():
             out, err = await process.communicate(stdin)
     finally:
         if process.returncode is None:

@@ -5,6 +5,7 @@ from tests.builders import planned, started
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
 from tests.letters import headers, put
+from worker.cli.dead_letters import LISTED
 
 BROKEN = b'{"kind": "event_startd", "id": "m-1", "payload": {}}'
 LONG_AGO = "2020-04-27T10:39:03.120000Z"
@@ -117,6 +118,22 @@ class TestDeadLetters:
             "event_planned": 2, "event_started": 1, None: 1,
         }  # fmt: skip
         assert "event_planned" in table
+
+    async def test_of_many_groups_are_cut_short(self, place: Place) -> None:
+        """Publishers choose the kinds: beyond a hundred, the smallest groups are one."""
+        await place.queues.declare()
+        kinds = [b'{"kind": "k-%d"}' % number for number in range(LISTED + 2)]
+        await put(place.queues, [*kinds, kinds[-1]], headers=headers(at=LONG_AGO))
+
+        groups = await listed(place, "--group-by", "kind")
+
+        assert len(groups) == LISTED + 1
+        assert groups[0] == {
+            "kind": f"k-{LISTED + 1}", "count": 2, "oldest": LONG_AGO, "newest": LONG_AGO,
+        }  # fmt: skip
+        assert groups[-1] == {
+            "kind": "(2 others)", "count": 2, "oldest": LONG_AGO, "newest": LONG_AGO,
+        }  # fmt: skip
 
     async def test_do_not_steer_the_terminal(self, place: Place) -> None:
         """Control characters in a header, a reason, a kind or an id are made visible."""

@@ -15,7 +15,7 @@ from tests.letters import headers, put
 from tests.oracle import expected_rows
 from tests.processes import environment
 from tests.unit.projecting import project
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import patiently
 
 
 async def answered(place: Place, answer: str, *arguments: str) -> int | None:
@@ -29,7 +29,7 @@ async def answered(place: Place, answer: str, *arguments: str) -> int | None:
         )  # fmt: skip
         os.write(terminal, answer.encode() + b"\n")
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with patiently():
                 return await process.wait()
         finally:
             if process.returncode is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.builders import completed, planned, reverted, started
-from tests.unit.projecting import arrivals, projecting
+from tests.unit.projecting import arrivals, projecting, shipped
 from worker.errors import StoreUnavailable
 
 
@@ -71,6 +71,8 @@ async def project(path: Path) -> None:
 
 def main() -> None:
     """Fork a child for each path, and say how it ended."""
+    # What is loaded here, no child loads; each call of a child stops for strace.
+    shipped()
     while True:
         path = Path(hear())
         if not (child := os.fork()):

@@ -17,7 +17,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
 from tests.demo.story import Publication
 from tests.rabbitmq import RabbitMQNode, server_program
-from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.waiting import eventually, patiently
 from worker.broker.claim import exchange_of
 from worker.broker.connection import BrokerAddress
 from worker.broker.permissions import Permissions
@@ -45,7 +45,7 @@ async def until(look: Callable[[], bool | Awaitable[bool]], what: str) -> None:
     try:
         await eventually(look)
     except AssertionError:
-        raise DemoFailed(f"Not within {PATIENCE_SECONDS:.0f} seconds: {what}.") from None
+        raise DemoFailed(f"This takes too long: {what}.") from None
 
 
 @asynccontextmanager
@@ -139,7 +139,7 @@ class Broker:
 
     async def _publish_together(self, to: Publisher, chunk: Sequence[Publication]) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as group:
+            async with patiently(), asyncio.TaskGroup() as group:
                 for each in chunk:
                     group.create_task(to.publish(each.body, routing_key=each.chat_id))
         except TimeoutError:

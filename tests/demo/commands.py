@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.demo.broker import DemoFailed
 from tests.processes import environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import patiently
 from worker.broker.topology import Topology
 
 
@@ -56,7 +56,7 @@ async def command(*arguments: str, settings: dict[str, str], folder: Path) -> An
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with patiently():
             printed, complaint = await process.communicate()
     except TimeoutError:
         raise DemoFailed(f"The command {arguments[0]} does not end.") from None

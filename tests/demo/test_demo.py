@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+from tests.waiting import patience
+
 
 class TestTheDemo:
     def test_proves_what_it_claims(self, broker_url: str) -> None:
@@ -11,7 +13,7 @@ class TestTheDemo:
             env=os.environ | {"WORKER_AMQP_URL": broker_url},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(120),
             check=False,
         )
 

@@ -19,12 +19,10 @@ from tests.oracle import expected_rows
 from tests.processes import StartWorker, WorkerProcess
 from tests.queues import DELIVERY_LIMIT, Queues
 from tests.rabbitmq import RabbitMQNode
-from tests.security.test_secrets import user, with_password
+from tests.security.password import with_password
 from tests.waiting import eventually
 from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
-
-__all__ = ["user"]
 
 NOTHING = "^$"
 EVERYTHING = ".*"

@@ -1,36 +1,18 @@
 """A password that stands nowhere else must not appear in anything that the worker writes."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
-from uuid import uuid4
 
 import pytest
 
 from tests.builders import planned
 from tests.cli.commands import run_command
+from tests.health import read
 from tests.processes import StartWorker, WorkerProcess
 from tests.proxy import Proxy
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
-
-# In parts, so that no file of ours holds what looks like a credential.
-CANARY = "-".join(["S3CR3T", "canary"])
-
-
-@pytest.fixture
-async def user(node: RabbitMQNode) -> AsyncIterator[str]:
-    """Give a user with the password, who may do everything."""
-    name = f"user-{uuid4().hex[:6]}"
-    await node.ctl("add_user", name, CANARY)
-    await node.ctl("set_permissions", name, ".*", ".*", ".*")
-    yield name
-    await node.ctl("delete_user", name)
-
-
-def with_password(url: str, user: str) -> str:
-    return url.replace("guest:guest", f"{user}:{CANARY}")
+from tests.security.password import CANARY, with_password
 
 
 class TestThePassword:
@@ -110,8 +92,3 @@ class TestThePassword:
 def told_to(worker: WorkerProcess, what: str) -> str:
     """Give a process's arguments or environment."""
     return Path(f"/proc/{worker.pid}/{what}").read_text()
-
-
-def read(url: str) -> str:
-    with urlopen(url, timeout=30) as answer:
-        return str(answer.read().decode())

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ EVENTS = "SELECT * FROM events ORDER BY event_id"
 LOG = "SELECT event_id, id FROM messages ORDER BY event_id, id"
 
 
+@cache
+def shipped() -> Registry:
+    """Return the registry of the worker's own projections, loaded once."""
+    return load()
+
+
 @asynccontextmanager
 async def projecting(
     path: Path, registry: Registry | None = None, clock: Callable[[], str] = now
@@ -37,7 +44,7 @@ async def projecting_with(
     opened: Writer, registry: Registry | None = None, clock: Callable[[], str] = now
 ) -> AsyncIterator[Projector]:
     """Open a writer, with or without a lock, and project through it."""
-    registry = registry or load()
+    registry = registry or shipped()
     async with opened as writer:
         if not await noted_versions(writer):
             await create_tables(writer, registry)
@@ -48,7 +55,7 @@ def arrivals(
     bodies: Sequence[bytes | Message], registry: Registry | None = None, *, again: bool = False
 ) -> list[Arrival]:
     """Hand over messages, or bytes as they are; `again` as the broker marks a second delivery."""
-    wire = (registry or load()).wire
+    wire = (registry or shipped()).wire
     raw = [each if isinstance(each, bytes) else body(each) for each in bodies]
     return [
         receive(wire, Delivery(each, tag=tag, redelivered=again), CAP)
@@ -90,4 +97,4 @@ def change(path: Path, sql: str) -> None:
 
 async def audited(path: Path, registry: Registry | None = None) -> Audit:
     """Compare the rows with the log."""
-    return await audit(path, registry or load(), lambda done, total: None, examples=10)
+    return await audit(path, registry or shipped(), lambda done, total: None, examples=10)

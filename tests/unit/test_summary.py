@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from tests.waiting import patiently
 from worker.deliveries import BatchReport, Delivery, Outcome, Reason, Rejected, Verdict
 from worker.telemetry.summary import Summary, verdict_fields
 
@@ -73,7 +74,8 @@ class TestSummary:
         for number in (1, 2):
             summary.add(batch(*["applied"] * number))
             summary.add(batch("orphan"))
-            line = await asyncio.wait_for(lines.get(), 10)
+            async with patiently():
+                line = await lines.get()
 
             assert line["messages"] == number + 1
         assert lines.empty()

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import DeliveredMessage
 
 from worker.broker import headers as known
 from worker.broker.properties import KEPT_PROPERTIES
 from worker.broker.publisher import Publisher
-from worker.deliveries import Outcome
+from worker.deliveries import DETAIL_MAX_CHARACTERS, Outcome
 from worker.messages import now
 
 ID_MAX_CHARACTERS = 255
@@ -51,8 +51,8 @@ class DeadLetter:
 
     number: int
     """Its place in the queue, from 1."""
-    tag: int
-    """The delivery tag: means something only on the channel that delivered it."""
+    delivered: DeliveredMessage
+    """The delivery by which the letter is held."""
     reason: str
     """The worker's reason; the broker's, such as delivery_limit; or unknown."""
     detail: str
@@ -72,52 +72,58 @@ class DeadLetter:
     body: bytes
 
     @classmethod
-    def of(cls, number: int, message: AbstractIncomingMessage) -> "DeadLetter":
+    def of(cls, number: int, delivered: DeliveredMessage) -> "DeadLetter":
         """Read what the worker or the broker, and before them a publisher, wrote."""
-        headers = message.headers
+        properties = delivered.header.properties
+        headers: Mapping[str, object] = properties.headers or {}
         reason, detail, rejected_at = _cause(headers)
-        kind, message_id = _kind_and_id(message.body)
+        kind, message_id = _kind_and_id(delivered.body)
         requeue_count = known.requeue_count(headers)
         original = headers.get(known.ROUTING_KEY) if requeue_count else None
         told = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
         return cls(
             number=number,
-            tag=message.delivery_tag or 0,
+            delivered=delivered,
             reason=reason,
             detail=detail,
             rejected_at=rejected_at,
             kind=kind,
             id=message_id,
-            message_id=message.message_id,
-            routing_key=original if isinstance(original, str) else message.routing_key or "",
+            message_id=properties.message_id,
+            routing_key=original if isinstance(original, str) else delivered.routing_key or "",
             requeue_count=requeue_count,
-            content_type=message.content_type,
+            content_type=properties.content_type,
             properties={
                 name: value
-                for name in KEPT_PROPERTIES
-                if (value := getattr(message, name)) is not None
+                for name, theirs in KEPT_PROPERTIES.items()
+                if (value := getattr(properties, theirs)) is not None
             },
             headers={name: value for name, value in headers.items() if name not in told},
-            body=message.body,
+            body=delivered.body,
         )
 
     @property
     def name(self) -> str:
-        """How people tell it from others: the message's id, or else its place in the queue."""
+        """What people call it: the message's id, or else its place in the queue."""
         return self.id or self.message_id or f"number {self.number}"
 
 
 def _cause(headers: Mapping[str, object]) -> tuple[str, str, datetime | None]:
-    """Give reason, detail and time."""
+    """Return reason, detail and time."""
     own = [headers.get(name) for name in known.OWN_HEADERS]
     # A publisher's header may have one of these names; all four, the worker alone writes.
     if all(isinstance(value, str) for value in own):
         reason, detail, _, rejected_at = own
-        return str(reason), str(detail), known.moment(rejected_at)
+        shortened = str(reason)[:ID_MAX_CHARACTERS], str(detail)[:DETAIL_MAX_CHARACTERS]
+        return *shortened, known.moment(rejected_at)
     broker_reason, queue, died_at = known.death(headers)
     if broker_reason is None:
         return "unknown", "", died_at
-    return broker_reason, f"The broker took it out of queue {queue or 'unknown'}.", died_at
+    return (
+        broker_reason[:ID_MAX_CHARACTERS],
+        f"The broker took it out of queue {queue or 'unknown'}.",
+        died_at,
+    )
 
 
 def _kind_and_id(body: bytes) -> tuple[str | None, str | None]:

@@ -32,7 +32,7 @@ MAX_SHORT_TEXT_BYTES = 255
 
 
 def of_the_publisher(headers: Mapping[str, object]) -> dict[str, object]:
-    """Leave out what the worker and the broker wrote, and what would route copies elsewhere."""
+    """Return the headers without those of the worker and the broker, and without extra routes."""
     return {
         name: value
         for name, value in headers.items()
@@ -42,7 +42,7 @@ def of_the_publisher(headers: Mapping[str, object]) -> dict[str, object]:
 
 
 def sendable(headers: Mapping[str, object]) -> dict[str, object]:
-    """Give those headers that were received and can be sent again, within a bound."""
+    """Return the received headers that can be sent again, within a bound."""
     room = MAX_KEPT_BYTES
     kept: dict[str, object] = {}
     # What a requeue left comes first: no publisher's header may push the count out.
@@ -55,7 +55,7 @@ def sendable(headers: Mapping[str, object]) -> dict[str, object]:
 
 
 def sendable_properties(properties: Mapping[str, object]) -> dict[str, object]:
-    """Give those properties that can be sent again."""
+    """Return the properties that can be sent again."""
     return {
         name: value
         for name, value in properties.items()
@@ -64,7 +64,7 @@ def sendable_properties(properties: Mapping[str, object]) -> dict[str, object]:
 
 
 def sendable_text(value: str | None) -> str | None:
-    """Give a property's text if it can be sent again, else None.
+    """Return a property's text if it can be sent again, else None.
 
     What is not UTF-8 is decoded with escapes, which may not fit where the bytes did.
     """
@@ -72,13 +72,13 @@ def sendable_text(value: str | None) -> str | None:
 
 
 def requeue_count(headers: Mapping[str, object]) -> int:
-    """Give how often the message was requeued; what is no number of ours counts as none."""
+    """Return how often the message was requeued; anything but a positive integer counts as 0."""
     count = headers.get(REQUEUE_COUNT)
     return count if type(count) is int and count > 0 else 0
 
 
 def death(headers: Mapping[str, object]) -> tuple[str | None, str | None, datetime | None]:
-    """Give the broker's reason for its dead letter, the queue and the time, as far as known."""
+    """Return the broker's reason for its dead letter, the queue and the time, as far as known."""
     deaths = headers.get("x-death")
     last: object = deaths[0] if isinstance(deaths, list) and deaths else None
     last = last if isinstance(last, dict) else {}
@@ -89,7 +89,7 @@ def death(headers: Mapping[str, object]) -> tuple[str | None, str | None, dateti
 
 
 def moment(value: object) -> datetime | None:
-    """Read a time that the worker wrote; None for what is none."""
+    """Return a time that the worker wrote; None if the value is not one."""
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:

@@ -1,74 +1,109 @@
-"""A queue that is looked through page by page, and has its order again when it is let go.
+"""A queue that is looked through page by page, and is in its order again when it is let go.
 
-When a channel closes, a quorum queue takes back what was not acked, consumer by consumer, each
-consumer's in its order, and puts it behind what came back from an earlier look. So everything is
-taken, each page by a consumer of its own. (After a `basic.get` for each message, or a `basic.nack`
-of many, RabbitMQ 3.10 puts them back in no order at all.)
+When a channel closes, a quorum queue takes back what was not acked: consumer by consumer, each
+consumer's messages in their order, behind what came back from the channels before. So every message
+is taken, each page by a consumer of its own, and the channels are closed in the order in which they
+were opened. (After a `basic.get` for each message, or a `basic.nack` of many, RabbitMQ 3.10 puts
+them back in no order at all.)
 """
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import AbstractChannel as UnderlayChannel
+from aiormq.abc import DeliveredMessage
 
-# How many messages are in memory at a time, on both sides: so many at first, and then as many as
-# fit into the bytes by the sizes seen so far. The broker goes through up to 32 consumers in the
-# order of their tags (beyond, an Erlang map has none), so few large pages are better.
+from worker.tasks import in_time
+
+# How many messages are in memory at a time: this many at first, and then as many as fit into the
+# bytes by the sizes on the page before.
 FIRST_PAGE = 100
 PAGE = 1_000
 PAGE_BYTES = 16 * 1024 * 1024
-# Deliveries take milliseconds; what does not come is held by another command.
+# The broker goes through the consumers of a channel in the order of their tags if they are no more
+# than 32: a larger map has no order in Erlang.
+PAGES_OF_A_CHANNEL = 32
+# Deliveries take milliseconds; what does not come is held by another program.
 DELIVERY_SECONDS = 5
+# Answers take milliseconds, too. The heartbeat finds a dead broker a few seconds later.
+ANSWER_SECONDS = 30
+
+T = TypeVar("T")
 
 
 class Pages:
-    """Reads as many messages as it is told, each once. Raises what the library raises."""
+    """Reads a given number of messages, each once. Raises what the library raises.
 
-    def __init__(self, channel: AbstractChannel, queue: str, count: int) -> None:
-        """Use a channel that nobody else uses."""
-        self._channel = channel
+    Raises `TimeoutError` if the broker does not answer.
+    """
+
+    def __init__(self, connection: AbstractConnection, queue: str, count: int) -> None:
+        """Read on channels of its own."""
+        self._connection = connection
         self._queue = queue
         self._left = count
         self._size = FIRST_PAGE
-        self._pages = 0
+        self._number = 0
+        self._channels: list[AbstractChannel] = []
+        self._changed: set[UnderlayChannel] = set()
         self._inbox: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
-        channel.closing.add_done_callback(lambda _: self._inbox.put_nowait(None))
+        self.missing = 0
+        """How many did not come."""
 
     async def next(self) -> list[DeliveredMessage]:
-        """Give the next page; empty when all have been given."""
+        """Return the next page; empty after the last one."""
         wanted = min(self._size, self._left)
         if not wanted:
             return []
-        await self._channel.basic_qos(prefetch_count=wanted)
-        self._pages += 1
-        tag = f"page-{self._pages:06}"
-        await self._channel.basic_consume(self._queue, self._on_delivery, consumer_tag=tag)
+        channel = await self._channel()
+        await _answer(channel.basic_qos(prefetch_count=wanted))
+        tag = f"page-{self._number:06}"
+        self._number += 1
+        await _answer(channel.basic_consume(self._queue, self._on_delivery, consumer_tag=tag))
         page = await self._receive(wanted)
         # Before anything is acked, which would let the consumer have more.
-        await self._channel.basic_cancel(tag)
-        self._left = self._left - wanted if len(page) == wanted else 0
+        await _answer(channel.basic_cancel(tag))
+        self._left -= len(page)
+        if len(page) < wanted:
+            self.missing, self._left = self._left, 0
         size = 1 + sum(len(message.body) for message in page) // max(len(page), 1)
         self._size = max(1, min(PAGE, PAGE_BYTES // size))
         return page
 
-    async def ack(self, tag: int) -> None:
-        """Remove a message of the last page from the queue."""
-        await self._channel.basic_ack(tag)
+    async def ack(self, message: DeliveredMessage) -> None:
+        """Remove a message of any page from the queue."""
+        self._changed.add(message.channel)
+        await message.channel.basic_ack(message.delivery_tag or 0)
 
     async def finish(self) -> None:
-        """Take the pages that are left: those in them would overtake the ones that come back."""
+        """Let the messages that are left go back to their places."""
+        # Those that nobody has taken would overtake the ones that come back.
         while await self.next():
             pass
         await self.flush()
+        for channel in self._channels:
+            await _answer(channel.close())
 
     async def flush(self) -> None:
         """Return when the queue has all acks: a channel that closes drops those it still holds.
 
         A channel hands a quorum queue 32 commands at a time. A get waits until those that the
         queue has are done, and a second one until the channel has handed over the others. What
-        they may give is new, and goes back with the rest.
+        they may return is new, and goes back with the rest.
         """
-        for _ in range(2):
-            await self._channel.basic_get(self._queue, timeout=DELIVERY_SECONDS)
+        for channel in self._changed:
+            for _ in range(2):
+                await _answer(channel.basic_get(self._queue))
+
+    async def _channel(self) -> UnderlayChannel:
+        if self._number % PAGES_OF_A_CHANNEL == 0:
+            channel = await _answer(self._connection.channel(publisher_confirms=False))
+            self._channels.append(channel)
+            underlay = await channel.get_underlay_channel()
+            underlay.closing.add_done_callback(lambda _: self._inbox.put_nowait(None))
+        return await self._channels[-1].get_underlay_channel()
 
     async def _on_delivery(self, message: DeliveredMessage) -> None:
         self._inbox.put_nowait(message)
@@ -85,3 +120,7 @@ class Pages:
                 break
             page.append(message)
         return page
+
+
+async def _answer(asked: Awaitable[T]) -> T:
+    return await in_time(asked, ANSWER_SECONDS)

@@ -5,9 +5,18 @@ publish, and acks on the same connection would wait with them (rabbitmq.com/docs
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+)
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, HeadersType
@@ -19,12 +28,31 @@ from worker.broker.permissions import DEFAULT_EXCHANGE, Permissions, requiring
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
 
-# Confirms come in groups; enough must be on the way that the broker never waits for us.
+# Confirms come in groups; enough publishes must be in flight that the broker never waits for us.
 IN_FLIGHT = 1_000
+
+T = TypeVar("T")
+
+
+class _SameId:
+    """The publishes of one message id that are in flight together.
+
+    aiormq 7.2 finds the publish that the broker has returned by its message id alone, so it may
+    report one as confirmed whose twin was returned (its channel.py, `_on_return_frame`). The first
+    return always reaches one of them, and then none of them counts as confirmed.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: BaseException | None = None
 
 
 class Publisher:
-    """Publishes to one exchange; every publish that returns has been confirmed."""
+    """Publishes to one exchange; every publish that returns has been confirmed.
+
+    Many may be called at once. The caller bounds their number and their bytes.
+    """
 
     def __init__(
         self,
@@ -43,6 +71,7 @@ class Publisher:
         self._address = address
         self._needed = needed
         self._opening = asyncio.Lock()
+        self._same_id: dict[str, _SameId] = {}
 
     def call_when_lost(self, callback: Callable[[str], None]) -> None:
         """Call with the reason when the connection ends, also while nothing is published."""
@@ -77,7 +106,8 @@ class Publisher:
         with telling_loss(_unconfirmed), requiring(self._needed, self._address, to):
             try:
                 exchange = await self._open()
-                await exchange.publish(message, _fitting(routing_key), mandatory=True)
+                async with self._sharing_fate(message.message_id):
+                    await exchange.publish(message, _fitting(routing_key), mandatory=True)
             except aio_pika.exceptions.DeliveryError as error:
                 raise BrokerRefused(
                     f"The broker did not take a message for exchange {self._name!r} "
@@ -85,6 +115,28 @@ class Publisher:
                     "see that a queue is bound to it and is not full; 'projection-worker topology "
                     "apply' binds the worker's own.",
                 ) from error
+
+    @asynccontextmanager
+    async def _sharing_fate(self, message_id: str | None) -> AsyncIterator[None]:
+        """Fail with the publishes of the same id that are in flight, and only end with them."""
+        if message_id is None:
+            yield  # aiormq makes one up, which no other message has.
+            return
+        same = self._same_id.setdefault(message_id, _SameId())
+        same.in_flight += 1
+        try:
+            yield
+        except BaseException as error:
+            same.error = error
+            raise
+        finally:
+            same.in_flight -= 1
+            if not same.in_flight:
+                del self._same_id[message_id]
+                same.ended.set_result(None)
+        await asyncio.shield(same.ended)
+        if same.error is not None:
+            raise same.error
 
     async def _open(self) -> AbstractExchange:
         """Return the exchange, on a new channel where a refusal has closed the one before."""
@@ -108,6 +160,78 @@ def _fitting(routing_key: str) -> str:
     return routing_key.encode(errors="ignore")[:255].decode(errors="ignore")
 
 
+@asynccontextmanager
+async def in_flight(
+    works: Iterable[Coroutine[Any, Any, T]],
+) -> AsyncIterator[asyncio.Future[list[T]]]:
+    """Start publishes together; yield what has all their results, or the first failure.
+
+    Those that have not ended by the end of the block are cancelled. When a connection ends, aiormq
+    leaves some that it has not sent yet waiting for ever.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    all_of_them = asyncio.gather(*tasks)
+    # The block may end before it fails, and then nobody asks why.
+    all_of_them.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    try:
+        yield all_of_them
+    finally:
+        await asyncio.gather(*(end(task) for task in tasks if not task.done()))
+
+
+class _Window:
+    """Work of which `IN_FLIGHT` goes on at once; after a failure, no more is started.
+
+    The block ends when what was started has ended, and raises the first failure.
+    """
+
+    def __init__(self) -> None:
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._failures: list[Exception] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # An interrupted command does not wait for confirms, which in an alarm do not come.
+        if not isinstance(error, asyncio.CancelledError):
+            ends: set[asyncio.Future[Any]] = {asyncio.gather(*self._running), self._lost}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*map(end, self._running))
+        if error is None:
+            self._require()
+
+    async def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start this when there is room; raises the first failure of what was started before."""
+        await self._room.acquire()
+        self._require()
+        task = asyncio.create_task(self._do(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - raised by whoever waits
+            self._failures.append(error)
+            # When a connection ends, aiormq leaves some publishes waiting for ever.
+            if isinstance(error, SessionLost) and not self._lost.done():
+                self._lost.set_result(None)
+        finally:
+            self._room.release()
+
+    def _require(self) -> None:
+        if self._failures:
+            raise self._failures[0]
+
+
 async def publish_all(
     target: Publisher,
     messages: AsyncIterable[tuple[bytes, str]],
@@ -116,39 +240,16 @@ async def publish_all(
     """Publish bodies with their routing keys, many at once, started in their order.
 
     `on_confirmed` is called for each that the broker has confirmed. After a failure no further one
-    is started; it is raised when those on the way have ended.
+    is started; it is raised when those in flight have ended.
     """
-    window = asyncio.Semaphore(IN_FLIGHT)
-    failures: list[Exception] = []
 
     async def publish_one(body: bytes, routing_key: str) -> None:
-        try:
-            await target.publish(body, routing_key=routing_key)
-            on_confirmed()
-        except Exception as error:  # noqa: BLE001 - raised below: a task that ends takes it along
-            failures.append(error)
-        finally:
-            window.release()
+        await target.publish(body, routing_key=routing_key)
+        on_confirmed()
 
-    running: set[asyncio.Task[None]] = set()
-    try:
+    async with _Window() as window:
         async for body, routing_key in messages:
-            await window.acquire()
-            if failures:
-                break
-            task = asyncio.create_task(publish_one(body, routing_key))
-            running.add(task)
-            task.add_done_callback(running.discard)
-    except asyncio.CancelledError:
-        # Nobody waits for the confirms, which in an alarm do not come.
-        await asyncio.gather(*map(end, running))
-        raise
-    except BaseException:
-        await asyncio.gather(*running)
-        raise
-    await asyncio.gather(*running)
-    if failures:
-        raise failures[0]
+            await window.start(partial(publish_one, body, routing_key))
 
 
 @asynccontextmanager

@@ -154,6 +154,7 @@ async def session(
                     underlay,
                     partial(dead_letters.publish, dead_letter_publisher, topology.queue),
                     life,
+                    reception.prefetch,
                     on_blocked,
                     on_settled_late,
                 )

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 called wrongly.
 """
 
 import gc
+import logging
 import sys
 from importlib import import_module
 
@@ -75,6 +76,7 @@ def _run(arguments: list[str]) -> None:
     for name in COMMANDS:
         import_module(f"{__name__}.{name}")
     _collect_rarely()
+    _silence_libraries()
     import_module(f"{__name__}.app").app()
 
 
@@ -87,3 +89,11 @@ def _collect_rarely() -> None:
     # imported with them, took a tenth of the worker's time.
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
+
+
+def _silence_libraries() -> None:
+    # What they have to say of a connection that ends arrives as an exception, too; here they would
+    # print it with a traceback.
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)

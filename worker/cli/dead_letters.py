@@ -43,7 +43,9 @@ def list_(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, show_default=False, help=f"Most to list ({LISTED}) or to count in groups (all)."
+            min=1,
+            show_default=False,
+            help=f"The most to list ({LISTED} unless given) or to count in groups (all).",
         ),
     ] = None,
     group_by: Annotated[Grouping | None, typer.Option(help="Only count them.")] = None,
@@ -68,7 +70,7 @@ def list_(
 
     waiting = asyncio.run(_look(wanted, add))
     if group_by is not None:
-        rows = sorted(groups.values(), key=lambda group: -group["count"])
+        rows = _largest(groups, group_by)
     if as_json:
         print_json(rows)
     elif not rows:
@@ -125,13 +127,30 @@ def _find(which: str) -> DeadLetter:
 
 
 async def _look(wanted: Selection, add: Callable[[DeadLetter], bool]) -> int:
-    """Hand over the selected ones until that is enough; give how many there are in all."""
+    """Hand over the selected ones until that is enough; return how many there are in all."""
     settings = load_settings()
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
         async for letter in queue.letters(wanted):
             if add(letter):
                 break
         return queue.count
+
+
+def _largest(groups: dict[str | None, dict[str, Any]], group_by: Grouping) -> list[dict[str, Any]]:
+    """Return the groups, the largest first; the smallest as one if there are too many to print."""
+    rows = sorted(groups.values(), key=lambda group: -group["count"])
+    rest = rows[LISTED:]
+    if not rest:
+        return rows
+    return [
+        *rows[:LISTED],
+        {
+            group_by.value: f"({len(rest):,} others)",
+            "count": sum(row["count"] for row in rest),
+            "oldest": min((row["oldest"] for row in rest if row["oldest"]), default=None),
+            "newest": max((row["newest"] for row in rest if row["newest"]), default=None),
+        },
+    ]
 
 
 def _count(

@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.dead_letters import DeadLetter
 from worker.broker_settings import address_of, topology_of
-from worker.cli.output import plain, print_json, say, table
+from worker.cli.output import JsonList, plain, say, table
 from worker.cli.selecting import summary
 from worker.deliveries import Delivery
-from worker.preview import Preview, preview
+from worker.preview import preview
 from worker.projections import load
+from worker.registry import Registry
 from worker.settings import Settings
 from worker.store.connection import Reader
 
@@ -29,8 +31,7 @@ async def dry_run(
 ) -> None:
     """Project each selected letter by itself on a copy of its event, and print what comes of it."""
     counts: Counter[str] = Counter()
-    documents: list[dict[str, Any]] = []
-    registry = load()
+    printed = JsonList() if as_json else None
     async with AsyncExitStack() as stack:
         # Before the worker's first start there is no database, and no event has a row.
         reader = None
@@ -39,38 +40,36 @@ async def dry_run(
         queue = await stack.enter_async_context(
             dead_letter_queue(address_of(settings), topology_of(settings))
         )
+        foresee = partial(_foresee, reader, load(), settings.max_message_bytes)
         async for letter in queue.letters(wanted):
             if is_skipped(letter):
                 document = {**summary(letter), "outcome": SKIPPED}
             elif counts.total() - counts[SKIPPED] == limit:
                 break
             else:
-                delivery = _delivery(letter)
-                seen = await preview(reader, registry, delivery, settings.max_message_bytes)
-                document = {**summary(letter), **_told(seen)}
+                document = await foresee(letter)
             counts[document["outcome"]] += 1
-            documents.append(document)
-            if not as_json:
-                _print(document)
-                documents.clear()
-    if as_json:
-        print_json(documents)
+            printed.add(document) if printed else _print(document)
+    if printed:
+        printed.close()
     else:
         told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
         say(f"Of {queue.count:,} dead letters: {told or 'none selected'}. Nothing was changed.")
 
 
-def _delivery(letter: DeadLetter) -> Delivery:
-    return Delivery(
+async def _foresee(
+    reader: Reader | None, registry: Registry, max_bytes: int, letter: DeadLetter
+) -> dict[str, Any]:
+    """Return what would become of a letter, and of the rows of its event."""
+    delivery = Delivery(
         body=letter.body,
         routing_key=letter.routing_key,
         content_type=letter.content_type,
     )
-
-
-def _told(seen: Preview) -> dict[str, Any]:
+    seen = await preview(reader, registry, delivery, max_bytes)
     rejected = seen.outcome.rejected
     return {
+        **summary(letter),
         "outcome": seen.outcome.verdict.value,
         "would_be": None
         if rejected is None

@@ -59,9 +59,32 @@ def confirm(question: str) -> None:
         raise typer.Exit(1)
 
 
+def say_all(lines: Iterable[str]) -> None:
+    """Print many lines, a thousand in a few milliseconds."""
+    print("\n".join(map(escaped, lines)), flush=True)
+
+
 def print_json(document: object) -> None:
     """Print one JSON document."""
     print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+class JsonList:
+    """A JSON list that is printed as it grows: nobody has to hold all of it."""
+
+    def __init__(self, opening: str = "[") -> None:
+        """Begin a list that stands behind this text."""
+        self._before = opening
+
+    def add(self, element: object) -> None:
+        """Print one more element."""
+        print(self._before)
+        print(json.dumps(element, ensure_ascii=False, default=str), end="")
+        self._before = ","
+
+    def close(self, closing: str = "]") -> None:
+        """Print what stands behind the last element."""
+        print(closing if self._before == "," else self._before + closing, flush=True)
 
 
 def print_raw(text: str) -> None:

@@ -1,15 +1,17 @@
 """`dead-letters requeue` and `discard`: what an operator does about the selected dead letters."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
 from worker.broker.dead_letter_queue import (
     MAX_REQUEUES,
     DeadLetterQueue,
+    OnDone,
     Selection,
     dead_letter_queue,
 )
@@ -17,7 +19,7 @@ from worker.broker.dead_letters import DeadLetter
 from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes
 from worker.cli.dry_run import dry_run
-from worker.cli.output import confirm, print_json, say
+from worker.cli.output import JsonList, confirm, say, say_all
 from worker.cli.selecting import ByAge, ById, ByKind, ByReason, selection, summary
 from worker.settings import Settings, load_settings
 
@@ -26,6 +28,8 @@ Limit = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Select every dead letter.")]
 OFTEN = f"was requeued {MAX_REQUEUES} times already"
+# Printed together: thousands of letters are done in the time of a few hundred prints.
+LINES = 50
 
 
 def requeue(  # noqa: PLR0913 - one parameter for each option of the command
@@ -55,7 +59,7 @@ def requeue(  # noqa: PLR0913 - one parameter for each option of the command
     if is_dry:
         asyncio.run(dry_run(load_settings(), wanted, limit, order.is_skipped, as_json=as_json))
     else:
-        _give("requeued", order, lambda queue, letter: queue.requeue(letter), yes=yes)
+        _give("requeued", order, DeadLetterQueue.requeue, yes=yes)
 
 
 def discard(  # noqa: PLR0913 - one parameter for each option of the command
@@ -71,57 +75,86 @@ def discard(  # noqa: PLR0913 - one parameter for each option of the command
 ) -> None:
     """Remove selected dead letters for good."""
     wanted = _selection(selection(message_id, reason, kind, older_than), select_all)
-
-    async def remove(queue: DeadLetterQueue, letter: DeadLetter) -> list[str]:
-        await queue.discard(letter)
-        return []
-
-    _give("discarded", Order(wanted, limit, as_json, _is_never), remove, yes=yes)
+    order = Order(wanted, limit, as_json, _is_never)
+    _give("discarded", order, DeadLetterQueue.discard, yes=yes)
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which letters, and how many of them at most."""
+    """Which letters, and the most of them."""
 
     selection: Selection
     limit: int | None
     as_json: bool
     is_skipped: Callable[[DeadLetter], bool]
 
+    def choose(
+        self, letters: Sequence[DeadLetter], most: int
+    ) -> tuple[list[DeadLetter], list[DeadLetter]]:
+        """Return the first letters to take, and those skipped among them.
 
-Deed = Callable[[DeadLetterQueue, DeadLetter], Awaitable[list[str]]]
-"""Does it to one letter; gives the names of what it had to leave out."""
+        They are fewer than were given if the next one would be one too many.
+        """
+        chosen: list[DeadLetter] = []
+        skipped: list[DeadLetter] = []
+        for letter in letters:
+            if self.is_skipped(letter):
+                skipped.append(letter)
+            elif len(chosen) < most:
+                chosen.append(letter)
+            else:
+                break
+        return chosen, skipped
 
 
-@dataclass
+Deed = Callable[[DeadLetterQueue, Sequence[DeadLetter], OnDone], Awaitable[None]]
+"""Does it to letters of one page, and says of each when it is done."""
+
+
 class _Account:
-    """What has been done so far."""
+    """Tells what becomes of each letter, and how many there were in the end."""
 
-    participle: str
-    as_json: bool
-    done: int = 0
-    skipped: int = 0
-    looked_for_in: int = 0
-    letters: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, participle: str, *, as_json: bool, of: int) -> None:
+        self._participle = participle
+        self._of = of
+        self._done = self._skipped = 0
+        self._lines: list[str] = []
+        self._json = JsonList('{"letters": [') if as_json else None
 
-    def note(self, letter: DeadLetter, outcome: str, left_out: list[str]) -> None:
-        if self.as_json:
-            self.letters.append({**summary(letter), "outcome": outcome, "left_out": left_out})
+    def done(self, letter: DeadLetter, left_out: list[str]) -> None:
+        self._done += 1
+        self._note(letter, self._participle, left_out)
+
+    def skipped(self, letter: DeadLetter) -> None:
+        self._skipped += 1
+        self._note(letter, "skipped", [])
+
+    def close(self) -> None:
+        self._print_lines()
+        if self._json:
+            counts = {self._participle: self._done, "skipped": self._skipped, "of": self._of}
+            self._json.close("], " + json.dumps(counts)[1:])
+            return
+        often = f"; {self._skipped:,} skipped, which --force requeues" if self._skipped else ""
+        say(f"{self._done:,} of {self._of:,} dead letters {self._participle}{often}.")
+
+    def _note(self, letter: DeadLetter, outcome: str, left_out: list[str]) -> None:
+        if self._json:
+            self._json.add({**summary(letter), "outcome": outcome, "left_out": left_out})
             return
         line = f"{outcome}  {letter.name}  ({letter.reason}, {letter.kind or 'no kind'})"
         if outcome == "skipped":
             line += f": it {OFTEN}"
         if left_out:
             line += f", without {', '.join(left_out)}, which cannot be sent"
-        say(line)
+        self._lines.append(line)
+        if len(self._lines) == LINES:
+            self._print_lines()
 
-    def close(self) -> None:
-        if self.as_json:
-            counts = {self.participle: self.done, "skipped": self.skipped}
-            print_json({**counts, "of": self.looked_for_in, "letters": self.letters})
-            return
-        often = f"; {self.skipped:,} skipped, which --force requeues" if self.skipped else ""
-        say(f"{self.done:,} of {self.looked_for_in:,} dead letters {self.participle}{often}.")
+    def _print_lines(self) -> None:
+        if self._lines:
+            say_all(self._lines)
+            self._lines.clear()
 
 
 def _give(participle: str, order: Order, deed: Deed, *, yes: bool) -> None:
@@ -133,34 +166,34 @@ def _give(participle: str, order: Order, deed: Deed, *, yes: bool) -> None:
             confirm(f"{limit:,} of {count:,} dead letters will be {participle}. Go on?")
         elif not skipped:
             # Nobody is asked about nothing; what is skipped is still told, one by one.
-            _Account(participle, order.as_json, looked_for_in=count).close()
+            _Account(participle, as_json=order.as_json, of=count).close()
             return
-    asyncio.run(_carry_out(settings, order, limit, deed, _Account(participle, order.as_json)))
+    asyncio.run(_carry_out(settings, order, limit, (participle, deed)))
 
 
 async def _carry_out(
-    settings: Settings, order: Order, limit: int | None, deed: Deed, account: _Account
+    settings: Settings, order: Order, limit: int | None, what: tuple[str, Deed]
 ) -> None:
-    """Do it to one letter after the other; however that ends, say how far it came."""
+    """Do it to the letters, page by page; however that ends, say how far it came."""
+    participle, deed = what
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
-        account.looked_for_in = queue.count
+        account = _Account(participle, as_json=order.as_json, of=queue.count)
+        left = queue.count if limit is None else limit
         try:
-            async for letter in queue.letters(order.selection):
-                if order.is_skipped(letter):
-                    account.skipped += 1
-                    account.note(letter, "skipped", [])
-                    continue
-                if account.done == limit:
+            async for page in queue.pages(order.selection):
+                letters, skipped = order.choose(page, left)
+                for letter in skipped:
+                    account.skipped(letter)
+                await deed(queue, letters, account.done)
+                if len(letters) + len(skipped) < len(page):
                     break
-                left_out = await deed(queue, letter)
-                account.done += 1
-                account.note(letter, account.participle, left_out)
+                left -= len(letters)
         finally:
             account.close()
 
 
 async def _count(settings: Settings, order: Order) -> tuple[int, int, int]:
-    """Give how many letters it is about, how many are skipped, and how many there are."""
+    """Return how many letters it is about, how many are skipped, and how many there are."""
     done = skipped = 0
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
         async for letter in queue.letters(order.selection):

@@ -41,7 +41,7 @@ def selection(
 
 
 def summary(letter: DeadLetter) -> dict[str, Any]:
-    """Give what every list of dead letters tells."""
+    """Return what every list of dead letters tells."""
     return {
         "number": letter.number,
         "reason": letter.reason,
@@ -55,5 +55,5 @@ def summary(letter: DeadLetter) -> dict[str, Any]:
 
 
 def written(moment: datetime | None) -> str | None:
-    """Give a time as it stands everywhere else."""
+    """Return a time as it is written everywhere else."""
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")

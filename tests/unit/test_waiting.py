@@ -1,0 +1,70 @@
+import asyncio
+import os
+import time
+
+import pytest
+
+from tests import waiting
+from tests.waiting import LONGEST_STEP_SECONDS, Patience, crowding, patience, patiently
+
+
+class Machine:
+    """A machine whose clock and load a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        self.load = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(os, "getloadavg", lambda: (self.load, 0.0, 0.0))
+        monkeypatch.setattr(waiting, "CORES", 2)
+
+    def outlasts(self, deadline: Patience, seconds: int) -> bool:
+        """Let so many seconds pass; return whether the deadline is still ahead."""
+        for _ in range(seconds):
+            self.seconds += 1
+            if deadline.is_over():
+                return False
+        return True
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+class TestPatience:
+    def test_is_what_was_asked_for_on_a_quiet_machine(self, machine: Machine) -> None:
+        """With a core for everybody, seconds are seconds."""
+        machine.load = 1.5
+
+        assert (crowding(), patience(10)) == (1, 10)
+        assert machine.outlasts(Patience(10), 10)
+        assert not machine.outlasts(Patience(10), 11)
+
+    def test_grows_with_the_load(self, machine: Machine) -> None:
+        """Three programs for each core make all of them three times as slow."""
+        machine.load = 6
+
+        assert (crowding(), patience(10)) == (3, 30)
+        assert machine.outlasts(Patience(10), 29)
+        assert not machine.outlasts(Patience(10), 31)
+
+    def test_is_not_used_up_while_the_machine_stands_still(self, machine: Machine) -> None:
+        """Nobody could have done anything in that time."""
+        deadline = Patience(2 * LONGEST_STEP_SECONDS)
+
+        machine.seconds += 3_600
+
+        assert not deadline.is_over()
+
+    async def test_ends_a_block(self) -> None:
+        """Whoever waits in it for what never happens is told so."""
+        with pytest.raises(TimeoutError):
+            async with patiently(0):
+                await asyncio.Event().wait()
+
+    async def test_leaves_a_block_alone_that_ends_by_itself(self) -> None:
+        """Also one that raises."""
+        with pytest.raises(ZeroDivisionError):
+            async with patiently():
+                raise ZeroDivisionError
