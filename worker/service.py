@@ -6,7 +6,7 @@ wants the process to end. One task runs the loop that commits and acks, and noth
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from worker import backoff
 from worker.breaker import Breaker
 from worker.broker.claim import DatabaseFile
-from worker.broker.connection import BrokerAddress
+from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
-from worker.broker.topology import Topology
+from worker.broker_settings import topology_of
 from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, MustHold, SessionLost, WriterLocked
 from worker.messages import Arrival, receive
@@ -31,13 +31,13 @@ from worker.rebuild import (
     require_same_columns,
 )
 from worker.registry import Registry
-from worker.settings import Settings, SettingsError
+from worker.settings import Settings
+from worker.sources import SettingsError
 from worker.store import log
 from worker.store.connection import Writer
+from worker.store.inspection import wal_bytes
 from worker.store.lock import WriterLock
-from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions, require_log
-from worker.tasks import in_time
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ class Service:
             try:
                 async with AsyncExitStack() as stack:
                     opened = await self._unless_stopped(
-                        _in_time(stack.enter_async_context(self._session()))
+                        answer_within(stack.enter_async_context(self._session()), OPEN_SECONDS)
                     )
                     if opened is None:
                         return
@@ -244,7 +244,7 @@ class Service:
         """Look at the topology now and again, as long as the session lasts."""
         while await opened.lasts(VERIFY_SECONDS):
             try:
-                verified = await _in_time(opened.verify())
+                verified = await answer_within(opened.verify(), OPEN_SECONDS)
             except (BrokerRefused, SessionLost) as error:
                 self._report.topology(error)
             else:
@@ -254,9 +254,9 @@ class Service:
 
     async def _begin(self, opened: Session) -> bool:
         """Consume once it is this worker's turn; False if told to stop before."""
-        if not await self._stand_by(lambda: _in_time(opened.rival())):
+        if not await self._stand_by(lambda: answer_within(opened.rival(), OPEN_SECONDS)):
             return False
-        await self._unless_stopped(_in_time(opened.consume()))
+        await self._unless_stopped(answer_within(opened.consume(), OPEN_SECONDS))
         return not self._stopped.done()
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
@@ -318,29 +318,3 @@ class Service:
     async def _pause(self, seconds: float) -> None:
         """Wait, but not once told to stop."""
         await asyncio.wait({self._stopped}, timeout=seconds)
-
-
-async def _in_time(work: Awaitable[T]) -> T:
-    """Do what asks the broker, or give up: a node without a quorum may never answer."""
-    try:
-        return await in_time(work, OPEN_SECONDS)
-    except TimeoutError as error:
-        raise SessionLost(
-            f"The broker did not answer within {OPEN_SECONDS} seconds.",
-            "see whether it is starting, overloaded or without a quorum.",
-        ) from error
-
-
-def topology_of(settings: Settings) -> Topology:
-    """Give the topology that the settings name."""
-    return Topology(settings.exchange, settings.queue, settings.delivery_limit)
-
-
-def address_of(settings: Settings) -> BrokerAddress:
-    """Give the broker's address and the proofs of identity that the settings name."""
-    return BrokerAddress(
-        settings.amqp_urls,
-        settings.amqp_ca_file,
-        settings.amqp_certificate_file,
-        settings.amqp_key_file,
-    )

@@ -15,13 +15,13 @@ import typer
 
 from worker.broker.permissions import Permissions
 from worker.broker.publisher import publish_all, publisher
+from worker.broker_settings import address_of
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, progress_bar, say
 from worker.deliveries import Delivery, Rejected
 from worker.errors import WorkerError
 from worker.messages import decode, now
 from worker.projections import load
-from worker.service import address_of
 from worker.settings import Settings, load_settings
 
 SHOW_EVERY = 100
