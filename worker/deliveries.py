@@ -98,6 +98,17 @@ class Outcome(NamedTuple):
     """The last three are None where the delivery could not be decoded."""
 
 
+class Folding(NamedTuple):
+    """How far the fold of one stream is, to which late messages have come."""
+
+    event_id: str
+    messages: int
+    """Folded so far."""
+    seconds: float
+    """Taken so far."""
+    is_done: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class BatchReport:
     """What one committed batch did, for the log and the metrics."""

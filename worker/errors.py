@@ -6,7 +6,7 @@ Whatever is neither is a bug and shows its traceback.
 
 
 class WorkerError(Exception):
-    """The house is not as it must be; `hint` says what to do about it."""
+    """Something is not as it must be; `hint` says what to do about it."""
 
     def __init__(self, message: str, hint: str) -> None:
         """Keep the two sentences apart, so that tables and log lines can show them apart."""
@@ -15,7 +15,7 @@ class WorkerError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Give both sentences, as the log, `check` and the CLI print them."""
+        """Return both sentences, as the log, `check` and the CLI print them."""
         return f"{self.message} Hint: {self.hint}"
 
 
@@ -23,8 +23,16 @@ class RegistrationError(WorkerError):
     """A handler or projection cannot be registered; raised while its module is imported."""
 
 
-class StoreUnavailable(WorkerError):
+class MustHold(WorkerError):
+    """The batch cannot be settled now, and is held until it can."""
+
+
+class StoreUnavailable(MustHold):
     """The database cannot commit now: locked, full or failing. No message is at fault."""
+
+
+class BreakerOpen(MustHold):
+    """A kind fails for every message (breaker.py)."""
 
 
 class StoreUnusable(WorkerError):

@@ -1,46 +1,174 @@
 """All rules of order. The row of an event is the fold of its stream, in the order of position.
 
 Rule 1: a message's position in its stream is (sequence, occurred_at, id), and nothing else.
-Rule 2: a message before the stream's head is late; its stream is folded anew.
-From both follows the theorem: whatever the order of arrival, the handlers' last run over a stream
-saw all its messages in the order of position. Knows no SQL beyond "remove the rows of a stream",
-no AMQP, and no kind.
+Rule 2: a message before the stream's head is late; its stream is folded again.
+Rule 3: a fold may begin with the rows that an earlier one had at some position, if all that is new
+to the stream comes after that position.
+From these follows the theorem: whatever the order of arrival, the rows are what the handlers make
+of all messages in the order of position. Knows no SQL beyond "replace the rows of a stream", no
+AMQP, and no kind.
 """
 
-from collections.abc import Iterable
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
 
-from worker.messages import AnyMessage
+from pydantic import ValidationError
+
+from worker.messages import AnyMessage, Message, Payload
 from worker.registry import Registry
-from worker.store.streams import Position
+from worker.store.log import MESSAGE_SIZE, PIECE_SIZE, Position
+from worker.store.streams import Snapshot, Stream
+from worker.store.tables import Values, insertion
 from worker.store.transaction import StoreTransaction
+
+# Others are to wait no longer than 50 milliseconds, of which one message may take some.
+TURN_SECONDS = 0.02
+
+Apply = Callable[[Registry, StoreTransaction, str, AnyMessage], Awaitable[None]]
+"""Applies one message of an event, as `apply` does."""
 
 
 def position(message: AnyMessage) -> Position:
-    """Give the message's place in its stream."""
+    """Return the message's place in its stream."""
     return (message.sequence, message.occurred_at, message.id)
 
 
 def is_late(place: Position, head: Position | None) -> bool:
-    """Tell whether the stream's head, its last position so far, comes after a message's place."""
+    """Return whether the stream's head, its last position so far, comes after a message's place."""
     return head is not None and place < head
+
+
+class Addition:
+    """What a batch adds to one stream."""
+
+    __slots__ = ("bodies", "head", "messages", "newest_late", "snapshot", "stream")
+
+    def __init__(self, stream: Stream) -> None:
+        """Begin with the stream as of the last commit."""
+        self.stream = stream
+        self.head = stream.head
+        self.snapshot = stream.snapshot
+        """What to remember with the stream once the batch has committed."""
+        self.messages: list[AnyMessage] = []
+        """The new ones, in the order of arrival."""
+        self.bodies: list[str] = []
+        self.newest_late: Position | None = None
+        """Set if messages must be put before what had been folded when the batch began."""
+
+    def accept(self, message: AnyMessage, body: str) -> bool:
+        """Take a new message; return whether one that comes after it arrived before it."""
+        self.messages.append(message)
+        self.bodies.append(body)
+        place = position(message)
+        if not is_late(place, self.head):
+            self.head = place
+            return False
+        # What came in the wrong order within the batch is sorted before it is applied.
+        if is_late(place, self.stream.head):
+            self.newest_late = max(place, self.newest_late or place)
+        return True
+
+    def follow_snapshot(self) -> None:
+        """Note the new messages behind the remembered snapshot; none of them is late."""
+        if self.snapshot is not None:
+            self.snapshot = self.snapshot.followed_by(self.bodies)
+
+    def usable_snapshot(self) -> Snapshot | None:
+        """Return the remembered snapshot, unless one of the new messages comes before it."""
+        snapshot = self.stream.snapshot
+        if snapshot is None or min(map(position, self.messages)) < snapshot.position:
+            return None
+        return snapshot
+
+
+class Turns:
+    """Lets the other tasks of the event loop run while much is folded."""
+
+    __slots__ = ("due_at", "size")
+
+    def __init__(self) -> None:
+        """Begin right after a turn."""
+        self.size = 0
+        """What has been folded since the last turn, as the log measures it."""
+        self.due_at = monotonic() + TURN_SECONDS
+        """For handlers that take long."""
+
+    async def take(self) -> None:
+        """Let the event loop turn."""
+        await asyncio.sleep(0)
+        self.size = 0
+        self.due_at = monotonic() + TURN_SECONDS
+
+
+def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -> AnyMessage:
+    """Return a message of the log; raises `HandlersFailed` if it no longer fits its model."""
+    try:
+        # As `messages.decode`, which has let it into the log.
+        message: AnyMessage = registry.wire.validator.validate_json(body)
+    except ValidationError as error:
+        tx.register.raise_for_handler(error, _misfit(event_id, body))
+        raise
+    return message
+
+
+def _misfit(event_id: str, body: str) -> AnyMessage:
+    """Return what names a message of the log that cannot be read."""
+    try:
+        raw = json.loads(body)
+    except ValueError:
+        raw = None
+    named = {"id": "", "kind": ""} | (raw if isinstance(raw, dict) else {})
+    payload = Payload.model_construct(event_id=event_id)
+    return Message[Payload].model_construct(
+        None, id=named["id"], kind=named["kind"], occurred_at="", payload=payload
+    )
+
+
+async def apply(
+    registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
+) -> None:
+    """Run the handler of a message; raises `HandlersFailed`, which names it, if that fails."""
+    try:
+        await registry.handlers[message.kind](tx.of_stream(event_id, message), message)
+    except BaseException as error:
+        # Also SystemExit and the like: no message may end the process.
+        tx.register.raise_for_handler(error, message)
+        raise
 
 
 async def fold(
     registry: Registry,
     tx: StoreTransaction,
-    event_id: str,
-    messages: Iterable[AnyMessage],
-    *,
-    anew: bool = False,
+    messages: Sequence[AnyMessage],
+    turns: Turns,
+    size: int,
+    apply: Apply = apply,
 ) -> None:
-    """Run the handlers of one stream's messages in the order of position.
+    """Run the handlers of messages of one stream in the order of position.
 
-    Onto the rows as they are, if all messages come after the stream's head; `anew` removes the
-    stream's rows first, and then takes all its messages. Raises whatever a handler raises.
+    The rows stay as they are until then: all of these messages come after those that were folded
+    before. `size` is the number of characters in their bodies. After every `PIECE_SIZE`, or
+    `TURN_SECONDS`, the event loop turns. Raises whatever `apply` raises.
     """
-    stream = tx.of_stream(event_id)
-    if anew:
-        for projection in registry.projections:
-            await stream.execute(projection.removal, (event_id,))
+    if not messages:
+        return
+    event_id = messages[0].event_id
+    of_each = MESSAGE_SIZE + size // len(messages)
     for message in sorted(messages, key=position):
-        await registry.handlers[message.kind](stream, message)
+        await apply(registry, tx, event_id, message)
+        turns.size += of_each
+        if turns.size > PIECE_SIZE or monotonic() > turns.due_at:
+            await turns.take()
+
+
+async def replace_rows(
+    registry: Registry, tx: StoreTransaction, event_id: str, rows: Mapping[str, Values]
+) -> None:
+    """Put rows, table -> values, in place of all that a stream has."""
+    stream = tx.of_stream(event_id)
+    for projection in registry.projections:
+        await stream.execute(projection.removal, (event_id,))
+    for table, values in rows.items():
+        await stream.execute(insertion(table, len(values)), values)

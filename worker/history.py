@@ -1,15 +1,18 @@
-"""What each message of a stream did: the stream folded once more, message by message, in memory.
+"""What each message of a stream did: the stream folded once more, message by message.
 
 For `show`. Uses the handlers and the fold of the projector, on a database that nobody else sees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.fold import fold
 from worker.rebuild import create_tables
 from worker.registry import Registry
-from worker.store import log, tables
+from worker.scratch import ScratchStream
+from worker.store import log
 from worker.store.connection import Database, Writer
+from worker.store.file import SCRATCH
+from worker.store.transaction import Row
 
 LOGGED = ("id", "kind", "sequence", "occurred_at", "appended_at")
 
@@ -33,32 +36,52 @@ class Step:
     """Why today's handlers cannot apply it, if they cannot."""
 
 
-async def history(source: Database, registry: Registry, event_id: str) -> list[Step]:
-    """Give the steps of one event's stream; empty if the log does not know the event."""
-    entries = await log.history(source, event_id)
+@dataclass(frozen=True, slots=True)
+class History:
+    """An event's stream, and the last of its steps."""
+
+    messages: int
+    """All that the log has of the event."""
+    steps: tuple[Step, ...]
+
+
+async def history(
+    source: Database, registry: Registry, event_id: str, limit: int | None
+) -> History:
+    """Return the last steps of one event's stream, all of them without a limit.
+
+    There are none if the log does not know the event.
+    """
+    messages = await log.count(source, event_id)
+    hidden = 0 if limit is None else max(0, messages - limit)
     steps: list[Step] = []
-    async with Writer(":memory:") as scratch:
+    async with Writer(SCRATCH) as scratch:
         await create_tables(scratch, registry)
-        before: list[dict[str, object]] = []
-        for entry in entries:
-            failure = None
-            try:
-                async with scratch.transaction() as tx:
-                    message = registry.wire.validate_json(entry["body"])
-                    await fold(registry, tx, event_id, [message])
-            except Exception as error:  # noqa: BLE001 - handlers may raise anything
-                failure = f"{type(error).__name__}: {error}"
-            async with scratch.transaction() as tx:
-                after = await tables.rows_of(tx, registry.versions, event_id)
-            statuses = [row["status"] for row in after if "status" in row]
-            steps.append(
-                Step(
-                    **{name: entry[name] for name in LOGGED},
-                    has_effect=after != before,
-                    is_late=bool(entry["is_late"]),
-                    status=str(statuses[0]) if statuses else None,
-                    failure=failure,
-                )
+        async with scratch.transaction() as tx:
+            stream = ScratchStream(registry, tx, event_id)
+            async for entries in log.history(source, event_id):
+                await stream.apply(entries[:hidden])
+                steps += await _steps(stream, entries[hidden:])
+                hidden = max(0, hidden - len(entries))
+    return History(messages, tuple(steps))
+
+
+async def _steps(stream: ScratchStream, entries: Sequence[Row]) -> list[Step]:
+    """Fold messages, and return what each of them did."""
+    steps: list[Step] = []
+    before = await stream.rows() if entries else []
+    for entry in entries:
+        failure = await stream.failure([entry])
+        after = before if failure else await stream.rows()
+        statuses = [row["status"] for row in after if "status" in row]
+        steps.append(
+            Step(
+                **{name: entry[name] for name in LOGGED},
+                has_effect=after != before,
+                is_late=bool(entry["is_late"]),
+                status=str(statuses[0]) if statuses else None,
+                failure=failure,
             )
-            before = after
+        )
+        before = after
     return steps

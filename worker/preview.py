@@ -5,17 +5,17 @@ nobody else sees; nothing else is written anywhere.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from worker.deliveries import Delivery, Outcome, Rejected
-from worker.fold import fold
 from worker.messages import AnyMessage, Arrival, decode
 from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.registry import Registry
+from worker.scratch import ScratchStream
 from worker.store import log, tables
 from worker.store.connection import Database, Writer
+from worker.store.file import SCRATCH
 from worker.store.streams import Streams
 from worker.store.transaction import Row
 
@@ -38,29 +38,22 @@ async def preview(
 ) -> Preview:
     """Project a delivery on a copy of its event; `source` is the live database, if there is one."""
     message = decode(registry.wire, delivery, max_message_bytes)
-    async with Writer(":memory:") as scratch:
+    async with Writer(SCRATCH) as scratch:
         await create_tables(scratch, registry)
         if source is not None and not isinstance(message, Rejected):
-            stream = await log.history(source, message.event_id)
-            await _copy(scratch, registry, message.event_id, stream)
+            async for entries in log.history(source, message.event_id):
+                await _copy(scratch, registry, message.event_id, entries)
         before = await _rows(scratch, registry, message)
         (outcome,) = await Projector(registry, scratch).project([Arrival(delivery, message)])
         return Preview(outcome, before, await _rows(scratch, registry, message))
 
 
-async def _copy(scratch: Writer, registry: Registry, event_id: str, stream: Sequence[Row]) -> None:
-    """Give the copy the event's log and, folded from it, its rows."""
-    if not stream:
-        return
+async def _copy(scratch: Writer, registry: Registry, event_id: str, entries: Sequence[Row]) -> None:
+    """Append a piece of the event's stream to the copy's log, and fold it."""
     async with scratch.transaction() as tx:
         opened = (await Streams().of(tx, [event_id]))[event_id]
-        log.append(tx, [(opened.number, *entry) for entry in stream])
-    for entry in stream:
-        # A message that today's handlers cannot apply is in the live row or not; the others are.
-        with suppress(Exception):
-            async with scratch.transaction() as tx:
-                message = registry.wire.validate_json(entry["body"])
-                await fold(registry, tx, event_id, [message])
+        log.append(tx, [(opened.number, *entry) for entry in entries])
+        await ScratchStream(registry, tx, event_id).apply(entries)
 
 
 async def _rows(

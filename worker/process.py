@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from worker.broker_settings import address_of
 from worker.registry import Registry
-from worker.service import Service, address_of
+from worker.service import Service
 from worker.settings import Settings
 from worker.store.library import dotted
 from worker.tasks import end
@@ -17,13 +18,15 @@ from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
+# SIGHUP is what a terminal that closes sends; nohup has it ignored.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A drain ends before this, whatever the broker and the disk do; what is not acked is redelivered.
 DRAIN_SECONDS = 4.5
 TICK_SECONDS = 1
 
 
 async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None:
-    """Run a worker until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Run a worker until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 
     `load_settings` is called at each connection to the broker, for a password that was renewed.
     Raises what `Service.run` raises, and `HealthUnavailable` if its port is taken.
@@ -59,10 +62,11 @@ class _Ending:
         self._report = report
         self._has_begun = False
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for number in ENDING:
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._on_signal, number)
         # One may be waiting since the start of the process (__main__.py).
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._has_begun:

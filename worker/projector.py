@@ -5,21 +5,21 @@ every outcome but a rejection is on the disk; when it raises, nothing is. A mess
 found by itself, and its neighbours commit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
-from worker.deliveries import Delivery, Outcome, Reason, Rejected, Verdict
-from worker.errors import StoreUnavailable
-from worker.fold import fold, is_late, position
+from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
+from worker.fold import Addition, Turns, apply, fold
+from worker.isolation import Isolation, TrialEnded
+from worker.late import fold_late, fold_whole
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
 from worker.store import log, tables
 from worker.store.connection import Writer
+from worker.store.failures import Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
 
-# A handler sees only the message and the database, so one that failed will fail again, but for
-# what nobody can rule out in foreign code. Three tries cost little, as they are rare.
-HANDLER_ATTEMPTS = 3
 # So many arrive together only where a backlog is worked off.
 BACKLOG_MESSAGES = 800
 # To look for duplicates costs a twentieth of a batch, not to have looked a whole one.
@@ -30,43 +30,25 @@ _Message = tuple[Delivery, AnyMessage, str]
 """A delivery, the message in it, and that one's event."""
 
 
-class _Addition:
-    """What a batch brings to one stream."""
-
-    __slots__ = ("accepted", "head", "must_fold_anew", "stream")
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.head = stream.head
-        self.accepted: list[AnyMessage] = []
-        self.must_fold_anew = False
-
-    def accept(self, message: AnyMessage) -> bool:
-        """Take a new message; tell whether one that comes after it arrived before it."""
-        self.accepted.append(message)
-        place = position(message)
-        if not is_late(place, self.head):
-            self.head = place
-            return False
-        # What came in the wrong order within the batch is sorted before it is applied.
-        self.must_fold_anew = self.must_fold_anew or is_late(place, self.stream.head)
-        return True
-
-
-class _Failed(Exception):
-    """A handler failed, or a statement, or a fold; or nobody looked, and the log has a message."""
-
-
 class Projector:
     """The machine that applies batches. Belongs to one task."""
 
     def __init__(
-        self, registry: Registry, writer: Writer, *, clock: Callable[[], str] = now
+        self,
+        registry: Registry,
+        writer: Writer,
+        *,
+        clock: Callable[[], str] = now,
+        folding: Callable[[Folding], None] = lambda _: None,
     ) -> None:
-        """Project by the handlers of a registry into the writer's file."""
+        """Project by the handlers of a registry into the writer's file.
+
+        `folding` is told how far the fold of each stream is to which late messages have come.
+        """
         self._registry = registry
         self._writer = writer
         self._clock = clock
+        self._folding = folding
         self._streams = Streams()
         self._wary_batches = 0
 
@@ -97,47 +79,110 @@ class Projector:
     async def _commit(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
-        # What is remembered is dropped with a transaction that fails.
-        streams, self._streams = self._streams, Streams()
-        in_bulk = len(messages) >= BACKLOG_MESSAGES
         # Where nothing was delivered before, nearly every batch is all new: the log's key would
         # refuse a message that is not.
         must_look = self._wary_batches > 0 or any(d.redelivered for d, _, _ in messages)
         self._wary_batches = max(0, self._wary_batches - 1)
-        for looks_first in [True] if must_look else [False, True]:
-            try:
-                async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
-                    outcomes = await self._write(tx, messages, streams, looks_first=looks_first)
-            except _Failed:
-                streams = Streams()
-                # A publisher that repeats itself does so more than once.
-                self._wary_batches = WARY_BATCHES
-            else:
-                self._streams = streams
-                return outcomes
-        async with self._writer.transaction() as tx:
-            outcomes = [await self._write_alone(tx, each, streams) for each in messages]
-        self._streams = streams
-        return outcomes
+        try:
+            if not must_look:
+                try:
+                    return await self._commit_unseen(messages, meanwhile)
+                except Refused:
+                    # A publisher that repeats itself does so more than once.
+                    self._wary_batches = WARY_BATCHES
+            return await self._commit_together(messages, meanwhile)
+        except HandlersFailed as failed:
+            return await self._commit_apart(messages, failed.failures)
 
-    async def _write_alone(
-        self, tx: StoreTransaction, alone: _Message, streams: Streams
-    ) -> Outcome:
-        """Write one message so that its failure undoes nothing but itself."""
-        for _ in range(HANDLER_ATTEMPTS):
+    async def _commit_unseen(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
+        """Commit a batch of new messages; raises `Refused` if the log knows one of them."""
+        async with self._transaction(messages, meanwhile) as (tx, streams):
+            return await self._write(tx, messages, streams, looks_first=False)
+
+    async def _commit_together(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
+        """Commit a batch, whatever the log knows of it; raises `HandlersFailed`."""
+        async with self._transaction(messages, meanwhile) as (tx, streams):
+            return await self._write(tx, messages, streams)
+
+    async def _commit_apart(
+        self, messages: Sequence[_Message], failures: Mapping[str, Failure]
+    ) -> list[Outcome]:
+        """Commit a batch without the messages that fail, which are found stream by stream."""
+        streams_of_batch: dict[str, list[_Message]] = {}
+        for each in messages:
+            streams_of_batch.setdefault(each[2], []).append(each)
+        rejected: dict[str, dict[str, Rejected]] = {event_id: {} for event_id in streams_of_batch}
+        while True:
+            try:
+                async with self._transaction(messages) as (tx, streams):
+                    for event_id, failure in failures.items():
+                        left = _without(rejected[event_id], streams_of_batch[event_id])
+                        isolation = Isolation(failure.author)
+                        found = await self._find_failing(tx, streams, isolation, [], left)
+                        rejected[event_id].update(found)
+                    left = [each for each in messages if each[1].id not in rejected[each[2]]]
+                    outcomes = iter(await self._write(tx, left, streams))
+            except HandlersFailed as failed:
+                # A handler that fails now and then.
+                failures = failed.failures
+            else:
+                break
+        return [
+            _rejected(each, rejected[each[2]][each[1].id])
+            if each[1].id in rejected[each[2]]
+            else next(outcomes)
+            for each in messages
+        ]
+
+    @asynccontextmanager
+    async def _transaction(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None = None
+    ) -> AsyncIterator[tuple[StoreTransaction, Streams]]:
+        """Begin and commit; what is remembered of streams is dropped if that fails."""
+        streams, self._streams = self._streams, Streams()
+        in_bulk = len(messages) >= BACKLOG_MESSAGES
+        async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
+            yield tx, streams
+        self._streams = streams
+
+    async def _find_failing(
+        self,
+        tx: StoreTransaction,
+        streams: Streams,
+        isolation: Isolation,
+        good: Sequence[_Message],
+        messages: Sequence[_Message],
+    ) -> Mapping[str, Rejected]:
+        """Return which messages of a stream cannot be applied after some good ones; write nothing.
+
+        They are given by their ids, with the reasons.
+        """
+        while left := _without(isolation.rejected, messages):
             try:
                 async with tx.savepoint():
-                    (outcome,) = await self._write(tx, [alone], streams, looks_first=True)
-                    return outcome
-            except _Failed as failure:
-                cause = failure.__cause__
-        delivery, message, event_id = alone
-        detail = (
-            f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: "
-            f"{type(cause).__name__}: {cause}"
-        )
-        rejected = Rejected(Reason.HANDLER_FAILED, detail)
-        return Outcome(delivery, Verdict.REJECTED, rejected, message.kind, event_id, message.id)
+                    await self._write(tx, [*good, *left], streams, isolation=isolation)
+            except TrialEnded:
+                return isolation.rejected
+            except HandlersFailed as failed:
+                (failure,) = failed.failures.values()
+            if isolation.suspects_more(failure):
+                continue
+            event_id = messages[0][2]
+            if isolation.has_several_late and await self._can_be_folded(tx, event_id, streams):
+                # One of them breaks an older message: which, shows when fewer are tried at once.
+                middle = len(left) // 2
+                for half in (left[:middle], left[middle:]):
+                    apart = isolation.after(each[1].id for each in good)
+                    found = await self._find_failing(tx, streams, apart, good, half)
+                    good = [*good, *_without(found, half)]
+                    isolation.rejected.update(found)
+                return isolation.rejected
+            isolation.reject_late(failure)
+        return isolation.rejected
 
     async def _write(
         self,
@@ -145,18 +190,21 @@ class Projector:
         messages: Sequence[_Message],
         streams: Streams,
         *,
-        looks_first: bool,
+        looks_first: bool = True,
+        isolation: Isolation | None = None,
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
-        additions = {event_id: _Addition(stream) for event_id, stream in found.items()}
+        additions = {event_id: Addition(stream) for event_id, stream in found.items()}
         keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
         known = await log.known(tx, keys) if looks_first else {}
         outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
-        if looks_first:
-            # From here on, what fails is a handler's.
-            await tx.flush()
-        orphans = await self._apply(tx, additions)
-        streams.remember({e: Stream(a.stream.number, a.head) for e, a in additions.items()})
+        if isolation is not None:
+            for addition in additions.values():
+                isolation.begin(addition.messages, addition.stream.head)
+        orphans = await self._apply(tx, additions, isolation)
+        streams.remember(
+            {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
+        )
         if not orphans:
             return outcomes
         return [
@@ -171,7 +219,7 @@ class Projector:
         tx: StoreTransaction,
         messages: Sequence[tuple[log.Key, _Message]],
         known: dict[log.Key, str],
-        additions: dict[str, _Addition],
+        additions: dict[str, Addition],
     ) -> list[Outcome]:
         """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
         appended_at = self._clock()
@@ -183,7 +231,7 @@ class Projector:
                 verdict, rejected = _judge_again(message, body, known[key])
             else:
                 known[key] = body
-                is_late = additions[event_id].accept(message)
+                is_late = additions[event_id].accept(message, body)
                 verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
                 entries.append(
                     (
@@ -202,24 +250,56 @@ class Projector:
         log.append(tx, entries)
         return outcomes
 
-    async def _apply(self, tx: StoreTransaction, additions: dict[str, _Addition]) -> set[str]:
-        """Bring the rows of the streams up to their logs; give the events that have no row then."""
-        changed = {event_id: a for event_id, a in additions.items() if a.accepted}
-        anew = [a.stream.number for a in changed.values() if a.must_fold_anew]
+    async def _apply(
+        self, tx: StoreTransaction, additions: dict[str, Addition], isolation: Isolation | None
+    ) -> set[str]:
+        """Bring the rows of the streams up to their logs; return the events that have no row then.
+
+        Raises `HandlersFailed` with all streams that fail; `TrialEnded` if messages are isolated.
+        """
+        changed = {event_id: a for event_id, a in additions.items() if a.messages}
+        late = {event_id: a for event_id, a in changed.items() if a.newest_late}
+        turns = Turns()
+        one = apply if isolation is None else isolation.apply
+        if late:
+            await fold_late(self._registry, tx, late, self._folding, one)
+        for event_id, addition in changed.items():
+            if event_id in late:
+                continue
+            try:
+                size = sum(map(len, addition.bodies))
+                await fold(self._registry, tx, addition.messages, turns, size, one)
+                addition.follow_snapshot()
+            except HandlersFailed:
+                # It is in the register. The other streams are tried, to find all that fail.
+                continue
+        tx.register.require_no_failure()
+        if isolation is not None:
+            await tx.flush()
+            raise TrialEnded
+        # What has been written for all of them is run by this.
+        with_rows = await tables.with_rows(tx, self._registry.versions, changed)
+        tx.register.require_no_failure()
+        return changed.keys() - with_rows
+
+    async def _can_be_folded(self, tx: StoreTransaction, event_id: str, streams: Streams) -> bool:
+        """Return whether the fold of a stream succeeds without any new message."""
+        stream = (await streams.of(tx, [event_id]))[event_id]
         try:
-            bodies = await log.bodies(tx, anew)
-            for event_id, addition in changed.items():
-                if addition.must_fold_anew:
-                    whole = map(self._registry.wire.validate_json, bodies[addition.stream.number])
-                    await fold(self._registry, tx, event_id, whole, anew=True)
-                else:
-                    await fold(self._registry, tx, event_id, addition.accepted)
-            # What has been written for all of them is run by this.
-            return changed.keys() - await tables.with_rows(tx, self._registry.versions, changed)
-        except StoreUnavailable:
-            raise
-        except Exception as error:
-            raise _Failed from error
+            async with tx.savepoint():
+                await fold_whole(self._registry, tx, event_id, stream.number)
+        except HandlersFailed:
+            return False
+        return True
+
+
+def _without(rejected: Mapping[str, Rejected], messages: Sequence[_Message]) -> list[_Message]:
+    return [each for each in messages if each[1].id not in rejected]
+
+
+def _rejected(each: _Message, rejected: Rejected) -> Outcome:
+    delivery, message, event_id = each
+    return Outcome(delivery, Verdict.REJECTED, rejected, message.kind, event_id, message.id)
 
 
 def _judge_again(message: AnyMessage, body: str, first: str) -> tuple[Verdict, Rejected | None]:

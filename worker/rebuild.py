@@ -4,26 +4,25 @@ Uses the one fold that the projector uses (fold.py). Promise: readers see the ol
 new ones are complete, and a rebuild that is interrupted has changed nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.errors import StoreUnavailable, StoreUnusable
-from worker.fold import fold
+from worker.errors import StoreUnusable
+from worker.fold import Turns, fold, stored
 from worker.registry import Registry
 from worker.store import log, schemas, tables
 from worker.store.connection import Database, Writer
+from worker.store.failures import Failures, HandlersFailed
 from worker.store.file import rebuild_file, remove_rebuild_file
+from worker.store.log import BEFORE_ALL
 from worker.store.tables import Difference, FreshTables
 
 Progress = Callable[[int, int], None]
 """Called with the messages folded so far, and all there are."""
-
-# Statements wait in memory for their flush; this bounds how many streams' do.
-STREAMS_A_FLUSH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,57 +114,45 @@ async def _fold_log(
     fresh: FreshTables, registry: Registry, progress: Progress, examples: int
 ) -> Audit:
     messages = await fresh.count_messages()
-    chunk: list[tuple[str, list[str]]] = []
-    async with aclosing(fresh.streams(lambda done: progress(done, messages))) as streams:
-        async for stream in streams:
-            chunk.append(stream)
-            if len(chunk) == STREAMS_A_FLUSH:
-                await _fold_streams(fresh, registry, chunk)
-                chunk = []
-    await _fold_streams(fresh, registry, chunk)
+    folded = 0
+    turns = Turns()
+    events: dict[int, str] = {}
+    try:
+        async for events in fresh.streams():
+            async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
+                for number, bodies in piece.items():
+                    read = [stored(registry, fresh.tx, events[number], body) for body in bodies]
+                    size = sum(map(len, bodies))
+                    await fold(registry, fresh.tx, read, turns, size)
+                    folded += len(read)
+                # Statements run with the next read, and their failures stop none.
+                fresh.tx.register.require_no_failure()
+                progress(folded, messages)
+        await fresh.tx.flush()
+    except HandlersFailed as error:
+        # Statements of streams before may be waiting, and fail as well.
+        with suppress(HandlersFailed):
+            await fresh.tx.flush()
+        raise _unfoldable(fresh.tx.register.of_handlers, events) from error
     return await _compare(fresh, registry, messages, examples)
 
 
-async def _fold_streams(
-    fresh: FreshTables, registry: Registry, streams: Sequence[tuple[str, list[str]]]
-) -> None:
-    try:
-        read = registry.wire.validator.validate_json  # as `messages.decode`
-        for event_id, bodies in streams:
-            await fold(registry, fresh.tx, event_id, map(read, bodies))
-        await fresh.tx.flush()
-    except (StoreUnavailable, StoreUnusable):
-        raise
-    except Exception:
-        # A statement runs long after its handler, with those of other streams: which stream it is
-        # that fails shows when each is folded alone.
-        fresh.tx.forget()
-        for event_id, bodies in streams:
-            await _fold_alone(fresh, registry, event_id, bodies)
-        raise
-
-
-async def _fold_alone(
-    fresh: FreshTables, registry: Registry, event_id: str, bodies: list[str]
-) -> None:
-    try:
-        messages = [registry.wire.validate_json(body) for body in bodies]
-        await fold(registry, fresh.tx, event_id, messages, anew=True)
-        await fresh.tx.flush()
-    except (StoreUnavailable, StoreUnusable):
-        raise
-    except Exception as error:
-        cause = (
-            error.errors(include_url=False, include_input=False)
-            if isinstance(error, ValidationError)
-            else error
-        )
-        raise StoreUnusable(
-            f"The log cannot be folded: the stream of event {event_id!r} fails "
-            f"({type(error).__name__}: {cause}).",
-            "see 'projection-worker show' for the stream; run the version that wrote it, or mend "
-            "its handlers.",
-        ) from error
+def _unfoldable(failures: Failures, events: Mapping[int, str]) -> StoreUnusable:
+    """Return the error that names the first stream that fails; `events` are those read last."""
+    numbers = {event_id: number for number, event_id in events.items()}
+    event_id = min(failures, key=lambda each: numbers.get(each, 0))
+    failure = failures[event_id]
+    cause = (
+        failure.error.errors(include_url=False, include_input=False)
+        if isinstance(failure.error, ValidationError)
+        else failure.error
+    )
+    return StoreUnusable(
+        f"The log cannot be folded: the stream of event {event_id!r} fails "
+        f"({type(failure.error).__name__}: {cause}).",
+        "see 'projection-worker show' for the stream; run the version that wrote it, or mend "
+        "its handlers.",
+    )
 
 
 async def _compare(fresh: FreshTables, registry: Registry, messages: int, examples: int) -> Audit:

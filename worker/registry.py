@@ -16,8 +16,9 @@ from pydantic import Field, PydanticUndefinedAnnotation, TypeAdapter, create_mod
 
 from worker.errors import RegistrationError
 from worker.messages import Message, P, Payload, Wire
+from worker.store.guard import RESERVED
 from worker.store.schemas import SchemaMistake, require_schemas
-from worker.store.tables import REMOVAL, RESERVED, may_be_named
+from worker.store.tables import REMOVAL, may_be_named
 from worker.store.transaction import Transaction
 
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]

@@ -5,21 +5,22 @@ wants the process to end. One task runs the loop that commits and acks, and noth
 """
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from worker import backoff
+from worker.breaker import Breaker
 from worker.broker.claim import DatabaseFile
-from worker.broker.connection import BrokerAddress
+from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
-from worker.broker.topology import Topology
+from worker.broker_settings import topology_of
 from worker.deliveries import Outcome
-from worker.errors import BrokerRefused, SessionLost, StoreUnavailable, WriterLocked
+from worker.errors import BrokerRefused, MustHold, SessionLost, WriterLocked
 from worker.messages import Arrival, receive
 from worker.projector import Projector
 from worker.rebuild import (
@@ -30,13 +31,13 @@ from worker.rebuild import (
     require_same_columns,
 )
 from worker.registry import Registry
-from worker.settings import Settings, SettingsError
+from worker.settings import Settings
+from worker.sources import SettingsError
 from worker.store import log
 from worker.store.connection import Writer
+from worker.store.inspection import wal_bytes
 from worker.store.lock import WriterLock
-from worker.store.probe import wal_bytes
 from worker.store.tables import noted_versions, require_log
-from worker.tasks import in_time
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -44,9 +45,6 @@ T = TypeVar("T")
 # A standby consumes within five seconds of its predecessor's end; opening takes about one.
 STANDBY_SECONDS = 0.5
 OPEN_SECONDS = 10
-# Together with the time to open below ten seconds: what has been cured is noticed within them.
-RECONNECT_SECONDS = (0.5, 8.0)
-HOLD_SECONDS = (0.1, 2.0)
 VERIFY_SECONDS = 5
 # A message is kept in the log, and most of it in a row.
 COPIES_OF_A_MESSAGE = 2
@@ -76,6 +74,7 @@ class Service:
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._losses = 0
         self._held: Sequence[Arrival] = ()
+        self._breaker = Breaker(settings.breaker_failures)
 
     def stop(self) -> None:
         """Take no more, finish what was taken, and let `run` return."""
@@ -132,7 +131,8 @@ class Service:
         if not await self._until_possible(writer.open):
             return
         await self._until_possible(lambda: self._fold_anew(writer))
-        await self._sessions(writer, Projector(self._registry, writer))
+        projector = Projector(self._registry, writer, folding=self._report.folding)
+        await self._sessions(writer, projector)
 
     async def _until_possible(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Do what needs the database, when it can be done; False if told to stop before.
@@ -144,10 +144,10 @@ class Service:
             self._report.step()
             try:
                 await self._unless_stopped(work())
-            except StoreUnavailable as error:
+            except MustHold as error:
                 self._report.holding(error, messages=0)
                 attempt += 1
-                await self._pause(_backoff(attempt, HOLD_SECONDS))
+                await self._pause(backoff.holding(error, attempt))
             else:
                 self._report.commits()
                 return not self._stopped.done()
@@ -187,7 +187,7 @@ class Service:
             try:
                 async with AsyncExitStack() as stack:
                     opened = await self._unless_stopped(
-                        _in_time(stack.enter_async_context(self._session()))
+                        answer_within(stack.enter_async_context(self._session()), OPEN_SECONDS)
                     )
                     if opened is None:
                         return
@@ -207,18 +207,19 @@ class Service:
                     raise
                 self._losses += 1
                 self._report.connection_lost(error, self._losses)
-                await self._pause(_backoff(self._losses, RECONNECT_SECONDS))
+                await self._pause(backoff.reconnecting(self._losses))
 
     async def _prove(self, writer: Writer, projector: Projector) -> None:
         """See that the database commits what it will be asked to, before anything is consumed.
 
-        Each session in which nothing can be committed costs its messages a delivery, and in the
-        end the broker dead-letters them. So the disk must take the largest message, and the batch
-        that the last session held must commit: its messages come again, and are duplicates then.
+        Each session in which nothing can be settled costs its messages a delivery, and in the end
+        the broker dead-letters them. So the disk must take the largest message, and the batch that
+        the last session held must commit and pass the breaker. Its messages come again, and are
+        duplicates then.
         """
         await writer.probe(COPIES_OF_A_MESSAGE * self._settings.max_message_bytes)
         if self._held:
-            await projector.project(self._held)
+            self._breaker.require_closed(await projector.project(self._held))
             self._held = ()
 
     def _session(self) -> AbstractAsyncContextManager[Session]:
@@ -244,7 +245,7 @@ class Service:
         """Look at the topology now and again, as long as the session lasts."""
         while await opened.lasts(VERIFY_SECONDS):
             try:
-                verified = await _in_time(opened.verify())
+                verified = await answer_within(opened.verify(), OPEN_SECONDS)
             except (BrokerRefused, SessionLost) as error:
                 self._report.topology(error)
             else:
@@ -254,9 +255,9 @@ class Service:
 
     async def _begin(self, opened: Session) -> bool:
         """Consume once it is this worker's turn; False if told to stop before."""
-        if not await self._stand_by(lambda: _in_time(opened.rival())):
+        if not await self._stand_by(lambda: answer_within(opened.rival(), OPEN_SECONDS)):
             return False
-        await self._unless_stopped(_in_time(opened.consume()))
+        await self._unless_stopped(answer_within(opened.consume(), OPEN_SECONDS))
         return not self._stopped.done()
 
     async def _consume(self, consumer: Consumer, projector: Projector) -> None:
@@ -282,17 +283,19 @@ class Service:
     async def _project(
         self, batch: Sequence[Arrival], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
-        """Project a batch; hold it while the database cannot commit; None if the worker drains."""
+        """Project a batch; hold it while it cannot be settled; None if the worker drains."""
         attempt = 0
         while True:
             try:
                 with self._report.transaction():
                     outcomes = await projector.project(batch, meanwhile=consumer.look_ahead)
-            except StoreUnavailable as error:
+                # It has committed; what is held is the settlement of all of it, good and bad.
+                self._breaker.require_closed(outcomes)
+            except MustHold as error:
                 self._held = batch
                 self._report.holding(error, len(batch))
                 attempt += 1
-                if await consumer.drains(within_seconds=_backoff(attempt, HOLD_SECONDS)):
+                if await consumer.drains(within_seconds=backoff.holding(error, attempt)):
                     return None
             else:
                 self._held = ()
@@ -316,35 +319,3 @@ class Service:
     async def _pause(self, seconds: float) -> None:
         """Wait, but not once told to stop."""
         await asyncio.wait({self._stopped}, timeout=seconds)
-
-
-async def _in_time(work: Awaitable[T]) -> T:
-    """Do what asks the broker, or give up: a node without a quorum may never answer."""
-    try:
-        return await in_time(work, OPEN_SECONDS)
-    except TimeoutError as error:
-        raise SessionLost(
-            f"The broker did not answer within {OPEN_SECONDS} seconds.",
-            "see whether it is starting, overloaded or without a quorum.",
-        ) from error
-
-
-def topology_of(settings: Settings) -> Topology:
-    """Give the topology that the settings name."""
-    return Topology(settings.exchange, settings.queue, settings.delivery_limit)
-
-
-def address_of(settings: Settings) -> BrokerAddress:
-    """Give the broker's address and the proofs of identity that the settings name."""
-    return BrokerAddress(
-        settings.amqp_urls,
-        settings.amqp_ca_file,
-        settings.amqp_certificate_file,
-        settings.amqp_key_file,
-    )
-
-
-def _backoff(attempt: int, bounds: tuple[float, float]) -> float:
-    """Give seconds to wait: twice as long each time, with jitter, so that workers spread out."""
-    shortest, longest = bounds
-    return random.uniform(0.5, 1.0) * min(longest, shortest * 2.0 ** (attempt - 1))

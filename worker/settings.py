@@ -1,44 +1,55 @@
-"""Every setting: its default, unit and meaning. Read by `cli/` and `service.py` only.
+"""Every setting: its default, unit and meaning. Read by `cli/`, `service.py` and what builds them.
 
-From the environment (prefix WORKER_), a file `.env`, or a directory of secret files, in this order.
+Where the values come from, sources.py says.
 """
 
 import os
+import re
+import stat
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
-from worker.errors import WorkerError
+from worker import sources
+from worker.addresses import (
+    DEFAULT_HEALTH_HOST,
+    DEFAULT_HEALTH_PORT,
+    amqp_urls_problem,
+    health_port,
+    shown,
+    vhost_of,
+)
+from worker.sources import PREFIX, SettingsError, value_shown, variable_of
 
-PREFIX = "WORKER_"
-SECRETS_DIR_VARIABLE = f"{PREFIX}SECRETS_DIR"
-SECRETS_DIR = "/run/secrets"
-
-
-class SettingsError(WorkerError):
-    """A setting cannot be used."""
+AMQP_URL_RULE = "must look like amqps://user:password@host:5671/vhost, or amqp://"
+# What the client library takes as the name of an exchange (pamqp, commands.py and constants.py).
+# A queue may have a longer one, but its dead-letter exchange is named after it.
+NAME_CHARACTERS = 127
+NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
+DEAD_LETTERS, DATABASE = ".dead-letters", ".database"
+QUEUE_CHARACTERS = NAME_CHARACTERS - len(DEAD_LETTERS)
+LONGEST_COMPANION = ".rebuild-journal"
+# What RabbitMQ takes at most, unless it is told otherwise.
+MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 
 
 def _amqp_urls(secret: SecretStr) -> SecretStr:
-    urls = secret.get_secret_value().split()
-    if not urls or not all(map(_is_amqp_url, urls)):
-        raise ValueError("must look like amqps://user:password@host:5671/vhost, or amqp://")
+    if problem := amqp_urls_problem(secret.get_secret_value()):
+        raise ValueError(f"{problem} (it {AMQP_URL_RULE})")
     return secret
-
-
-def _is_amqp_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        is_url = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    # A / ? or # in the password ends the host for a parser: the rest would be shown as a path. And
-    # no options: among the library's is one that verifies no certificate.
-    return is_url and "@" not in parts.path and not parts.query and not parts.fragment
 
 
 def _is_local(url: str) -> bool:
@@ -50,23 +61,58 @@ def _is_local(url: str) -> bool:
 
 
 def _resolved(path: Path) -> Path:
-    # Once, before anything is derived from it: the lock and SQLite's companions go by the name.
-    return Path(os.path.realpath(path))
+    try:
+        # Once, before anything is derived from it: the lock and SQLite's companions go by the name.
+        resolved = Path(os.path.realpath(path))
+        mode = _mode(resolved)
+        if mode is None:
+            _mode(Path(f"{resolved}{LONGEST_COMPANION}"))
+    except OSError as error:
+        raise ValueError(f"cannot be the path of a file ({error.strerror})") from None
+    if not str(resolved).isprintable():
+        raise ValueError("must be in a folder whose name is printable text in UTF-8")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise ValueError("must be the path of a file, but a folder or a device is there")
+    return resolved
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # Whoever opens it says so.
 
 
-class Settings(BaseSettings):
+def _name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "must consist of ASCII letters, digits, spaces and the characters - _ . : @ # , / +, "
+            "which are those that the AMQP client can send"
+        )
+    if name.startswith("amq."):
+        raise ValueError("must not begin with 'amq.', which RabbitMQ keeps for itself")
+    return name
+
+
+def _queue(name: str) -> str:
+    if name.endswith((DEAD_LETTERS, DATABASE)):
+        raise ValueError(
+            f"must not end in '{DEAD_LETTERS}' or '{DATABASE}', as a worker's own names do"
+        )
+    return name
+
+
+def _port(port: object) -> object:
+    return health_port(port) if isinstance(port, str) else port
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
+
+
+class Settings(BaseModel):
     """The worker's settings; each field is an environment variable with the prefix WORKER_."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_file=".env",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True)
 
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp_urls)] = Field(
         SecretStr("amqp://guest:guest@localhost:5672/"),
@@ -91,10 +137,13 @@ class Settings(BaseSettings):
         description="The SQLite file; made if it is missing. Symbolic links are followed.",
     )
     exchange: Name = Field(
-        "chat.events", description="The topic exchange to which chat servers publish."
+        "chat.events",
+        max_length=NAME_CHARACTERS,
+        description="The topic exchange to which chat servers publish.",
     )
-    queue: Name = Field(
+    queue: Annotated[Name, AfterValidator(_queue)] = Field(
         "chat.events.projection",
+        max_length=QUEUE_CHARACTERS,
         description="The worker's queue; its dead letters go to this name and '.dead-letters'.",
     )
     prefetch: int = Field(
@@ -111,13 +160,25 @@ class Settings(BaseSettings):
         description="Lost deliveries of one message before the broker itself dead-letters it.",
     )
     max_message_bytes: int = Field(
-        1024 * 1024, ge=1, description="Larger message bodies are dead-lettered unread."
+        1024 * 1024,
+        ge=1,
+        le=MAX_MESSAGE_BYTES,
+        description="Larger message bodies are dead-lettered unread.",
+    )
+    breaker_failures: int = Field(
+        25,
+        ge=0,
+        le=1_000_000,
+        description="Messages of a kind that fail in a row, with none applied since the start, "
+        "before the worker holds them instead of dead-lettering them; 0: never.",
     )
     health_host: str = Field(
-        "127.0.0.1", description="The address where /livez, /readyz and /metrics are served."
+        DEFAULT_HEALTH_HOST,
+        description="The address where /livez, /readyz and /metrics are served.",
     )
-    health_port: int = Field(
-        8080, ge=0, le=65535, description="Their port; 0 takes any that is free, and logs it."
+    health_port: Annotated[int, BeforeValidator(_port)] = Field(
+        DEFAULT_HEALTH_PORT,
+        description="Their port; 0 takes any that is free, and logs it.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, json elsewhere."
@@ -136,8 +197,15 @@ class Settings(BaseSettings):
                 f"{PREFIX}BATCH_SIZE ({self.batch_size}) must not exceed {PREFIX}PREFETCH "
                 f"({self.prefetch})"
             )
+        own = (f"{self.queue}{DEAD_LETTERS}", f"{self.queue}{DATABASE}")
+        if self.exchange in own or self.exchange.startswith(f"{own[1]}."):
+            raise ValueError(
+                f"{PREFIX}EXCHANGE ({self.exchange}) is a name that the worker gives to an "
+                f"exchange of its own for {PREFIX}QUEUE ({self.queue}); set one of them to another "
+                "name"
+            )
         remote = [
-            url for url in self.amqp_urls if not url.startswith("amqps:") and not _is_local(url)
+            url for url in self.amqp_urls if urlsplit(url).scheme != "amqps" and not _is_local(url)
         ]
         if remote and not self.amqp_allow_plain_text:
             raise ValueError(
@@ -149,48 +217,31 @@ class Settings(BaseSettings):
 
     @property
     def amqp_urls(self) -> tuple[str, ...]:
-        """Give the nodes of the broker, with the password."""
+        """Return the nodes of the broker, with the password."""
         return tuple(self.amqp_url.get_secret_value().split())
 
     @property
     def vhost(self) -> str:
-        """Give the virtual host, which is / if the address names none."""
-        return unquote(urlsplit(self.amqp_urls[0]).path[1:]) or "/"
+        """Return the virtual host, which is / if the address names none."""
+        return vhost_of(self.amqp_urls[0])
 
     @property
     def broker(self) -> str:
-        """Give the nodes of the broker without user and password, for people."""
-        return " ".join(map(_shown, self.amqp_urls))
+        """Return the nodes of the broker without user and password, for people."""
+        return " ".join(map(shown, self.amqp_urls))
 
 
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+NAMES = set(Settings.model_fields)
+SECRET = {"amqp_url"}
 
 
 def load_settings() -> Settings:
     """Read the settings; raises `SettingsError` that names each wrong one and what is allowed."""
-    directory = os.environ.get(SECRETS_DIR_VARIABLE, SECRETS_DIR)
-    is_directory = Path(directory).is_dir()
-    if SECRETS_DIR_VARIABLE in os.environ and not is_directory:
-        raise SettingsError(
-            f"{SECRETS_DIR_VARIABLE} is no directory ({directory}).",
-            "name the directory that holds the secret files, such as worker_amqp_url.",
-        )
+    found = sources.read(NAMES)
     try:
-        return Settings(_secrets_dir=directory if is_directory else None)
-    except OSError as error:
-        raise SettingsError(
-            f"A file with settings cannot be read ({error.filename}: {error.strerror}).",
-            "see that this user may read it.",
-        ) from None
+        return Settings.model_validate(found)
     except ValidationError as error:
-        problems = [
-            f"{PREFIX}{str(each['loc'][0]).upper()}: {_allowed(each['msg'])}"
-            if each["loc"]
-            else _allowed(each["msg"])
-            for each in error.errors(include_url=False, include_input=False)
-        ]
+        problems = map(_told, error.errors(include_url=False))
         raise SettingsError(
             f"Settings cannot be used: {'; '.join(problems)}.",
             "mend them in the environment, in .env, or in the secret files.",
@@ -198,10 +249,15 @@ def load_settings() -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Give the names in the environment that have our prefix and are no setting."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {SECRETS_DIR_VARIABLE}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    """Return the variables that have our prefix and are no setting."""
+    return sources.unknown_variables(NAMES)
 
 
-def _allowed(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _told(problem: ErrorDetails) -> str:
+    """Return which setting is wrong, by which rule, and what it is now unless that is secret."""
+    rule = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return rule
+    name = str(problem["loc"][0])
+    now = "" if name in SECRET else f" (it is {value_shown(str(problem['input']))})"
+    return f"{variable_of(name)}: {rule}{now}"

@@ -11,7 +11,7 @@ tests/unit/test_tasks.py lists with their reasons.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -58,6 +58,55 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
         if not task.done():
             await end(task)
     raise TimeoutError
+
+
+async def first_of(
+    attempts: Iterable[Callable[[], Coroutine[Any, Any, T]]],
+    delay_seconds: float,
+    failure: type[Exception],
+    discard: Callable[[T], None],
+) -> T:
+    """Return what the first of several attempts to succeed returns.
+
+    Each begins when the one before has failed, or after a delay; so one that hangs holds up none.
+    An attempt has failed if it raises `failure`; if all have, raises an `ExceptionGroup` of these.
+    Whatever else one raises is raised at once. All others are ended, and what they return is
+    discarded.
+    """
+    waiting = list(attempts)
+    running: set[asyncio.Task[T]] = set()
+    failures: list[Exception] = []
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.create_task(waiting.pop(0)()))
+            done, running = await asyncio.wait(
+                running,
+                timeout=delay_seconds if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            while done:
+                task = done.pop()
+                try:
+                    result = task.result()
+                except failure as error:
+                    failures.append(error)
+                else:
+                    running |= done
+                    return result
+    finally:
+        await _end_losers(running, discard)
+    raise ExceptionGroup("all attempts have failed", failures)
+
+
+async def _end_losers(losers: set[asyncio.Task[T]], discard: Callable[[T], None]) -> None:
+    def drop(task: asyncio.Task[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            discard(task.result())
+
+    for loser in losers:
+        loser.add_done_callback(drop)
+    await asyncio.gather(*map(end, losers))
 
 
 def _drop(task: asyncio.Future[Any]) -> None:

@@ -18,6 +18,7 @@ from tests.benchmarks.bench import Bench, Result, private_bench
 from tests.benchmarks.contenders import COMPARED
 from tests.benchmarks.dead_lettering import dead_lettering
 from tests.benchmarks.footprint import idle, memory
+from tests.benchmarks.late import late
 from tests.benchmarks.latency import latency, latency_by_load
 from tests.benchmarks.log_size import log_size
 from tests.benchmarks.machine import machine
@@ -44,6 +45,9 @@ def quick(
         "dead_lettering": lambda bench: dead_lettering(
             bench, rounds=rounds, messages=messages // 10
         ),
+        "late": lambda bench: late(
+            bench, rounds=1, messages=messages // 4, long_stream=messages // 2
+        ),
         "memory": lambda bench: memory(bench, messages=messages),
         "idle": lambda bench: idle(bench, seconds=10),
         "latency": lambda bench: latency(bench, rates={"1,000/s": 1_000.0}, seconds=5, rounds=1),
@@ -59,6 +63,9 @@ def full(
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 2),
+        "late": lambda bench: late(
+            bench, rounds=rounds, messages=messages // 2, long_stream=messages
+        ),
         "latency": lambda bench: latency_by_load(bench, seconds=messages / 10_000, rounds=3),
         "batch_size": lambda bench: batch_size(
             bench, sizes=BATCH_SIZES, rounds=2, messages=messages, seconds=messages / 10_000

@@ -15,6 +15,7 @@ def tables(results: Result) -> list[Table]:
     makers: dict[str, Callable[[Result], Table]] = {
         "throughput": throughput,
         "rebuild": rebuild,
+        "late": late,
         "latency": latency,
         "batch_size": batch_size,
         "log_size": log_size,
@@ -75,6 +76,24 @@ def rebuild(part: Result) -> Table:
     return Table(
         f"Rebuild of {part['messages']:,} messages{_rounds(part)}",
         ("", "messages/s", "CPU µs"),
+        rows,
+    )
+
+
+def late(part: Result) -> Table:
+    """Compare late messages with the same in order."""
+    rows = [
+        [
+            case.replace("_", " "),
+            thousands(runs[0]["messages"]),
+            spread(rates(runs), thousands),
+            f"{max(run['longest_turn_seconds'] for run in runs) * 1_000:.0f}",
+        ]
+        for case, runs in part["runs"].items()
+    ]
+    return Table(
+        f"Late messages, without a broker{_rounds(part)}",
+        ("", "messages", "messages/s", "longest turn of the event loop, ms"),
         rows,
     )
 

@@ -34,6 +34,8 @@ RATIOS = (
     (RAW_SOCKET, "raw socket (the broker's limit)", 0.15, "all work on a message, on one core"),
 )
 PAGES = "three pages of indexes for a random event id"
+TAIL_FOLDS = "what comes after a late message is folded again, from rows that are read and put back"
+ONE_MESSAGE = "a piece of the log is decoded in one go; other processes on the machine count, too"
 PYTHON_FOLDS = "pydantic and the handlers"
 WORKER_READS = "the worker also consumes, decodes and acks"
 ONE_PROCESS = "one process; plain sqlite3 has no more"
@@ -86,6 +88,7 @@ def targets(results: Result) -> list[Target]:
         "log_size": _log_size,
         "rebuild": _rebuild,
         "dead_lettering": _dead_lettering,
+        "late": _late,
         "memory": _memory,
         "idle": _idle,
         "latency": _latency,
@@ -123,6 +126,18 @@ def _dead_lettering(part: Result) -> Iterator[Target]:
     ratio = median_rate(part, DEAD_LETTERING) / median_rate(part, CLIENT)
     what = "dead-lettering / aio-pika that publishes the same"
     yield Target(what, 0.5, ratio, _ratio, WORKER_READS)
+
+
+def _late(part: Result) -> Iterator[Target]:
+    for late, in_order, title in (
+        ("shuffled", "in_order", "all messages late, each stream shuffled"),
+        ("wrong_clock", "one_stream", f"one stream of {part['long_stream']:,}, a wrong clock"),
+    ):
+        ratio = median_rate(part, late) / median_rate(part, in_order)
+        yield Target(f"{title} / in order", 1 / 3, ratio, _ratio, TAIL_FOLDS)
+    longest = median(run["longest_turn_seconds"] for run in part["runs"]["one_late"])
+    what = f"event loop's longest turn, {part['long_stream']:,} messages folded again"
+    yield Target(what, 50, longest * 1_000, _milliseconds, ONE_MESSAGE, is_floor=False)
 
 
 def _memory(part: Result) -> Iterator[Target]:

@@ -11,6 +11,7 @@ from tests.benchmarks.broker import broker_on
 from tests.benchmarks.contenders import COMPARED, FASTSTREAM, HANDWRITTEN
 from tests.benchmarks.dead_lettering import dead_lettering
 from tests.benchmarks.footprint import memory
+from tests.benchmarks.late import late
 from tests.benchmarks.latency import delays, receiving, summary
 from tests.benchmarks.log_size import log_size
 from tests.benchmarks.rebuilding import rebuild
@@ -81,6 +82,14 @@ class TestTheOtherParts:
         (targets,) = tables({"dead_lettering": found})
         assert [len(runs) for runs in found["runs"].values()] == [1, 1]
         assert [row[1] for row in targets.rows] == ["≥ 0.50"]
+
+    async def test_measure_late_messages(self, bench: Bench) -> None:
+        """Every order gives the oracle's rows, and has its targets."""
+        found = await late(bench, rounds=1, messages=500, long_stream=300)
+
+        assert [run["messages"] for (run,) in found["runs"].values()] == [500, 500, 300, 300, 1]
+        (targets, table) = tables({"late": found})
+        assert [len(targets.rows), len(table.rows)] == [3, 5]
 
     async def test_measure_latency(self, bench: Bench, tmp_path: Path) -> None:
         """Every message that is published evenly is seen; the page shows the figures."""

@@ -285,7 +285,7 @@ class TestAClaimWhileTheWorkerRuns:
     async def test_that_somebody_deletes_is_made_again(
         self, queues: Queues, database: Path, node: RabbitMQNode, first: WorkerProcess
     ) -> None:
-        """As a binding is that somebody removed."""
+        """Nobody else may take the queue meanwhile."""
         async with queues.channel() as channel:
             await channel.exchange_delete(exchange_of(queues.name))
 

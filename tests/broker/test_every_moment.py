@@ -26,12 +26,13 @@ from tests.waiting import eventually, patience, patiently, turns
 from worker import service
 from worker.broker import connection
 from worker.broker.transport import Transport
+from worker.broker_settings import address_of
 from worker.deliveries import Outcome
 from worker.errors import WorkerError
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
-from worker.service import Service, address_of
+from worker.service import Service
 from worker.settings import Settings
 from worker.store.connection import Writer
 from worker.telemetry.health import Facts, State

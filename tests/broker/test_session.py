@@ -137,6 +137,10 @@ class TestALostSession:
         assert "by an operator" in worker.said("connection_lost")[0]["reason"]
 
 
+async def bindings(node: RabbitMQNode) -> str:
+    return await node.ctl("list_bindings", "source_name", "destination_name")
+
+
 class TestATopologyThatChanged:
     async def test_is_noticed_while_the_worker_consumes(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
@@ -152,21 +156,27 @@ class TestATopologyThatChanged:
         assert "topology apply" in line["hint"]
         assert len(worker.said("connected")) == 1
 
-    async def test_has_its_bindings_put_back(
-        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
+    async def test_without_its_binding_stays_so_until_it_is_applied(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
     ) -> None:
-        """A binding that somebody removed would let publishes vanish."""
+        """Who unbinds the queue to stop the inflow is not undone, by a new session either."""
+        await queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)
         async with queues.channel() as channel:
             queue = await channel.get_queue(queues.name)
             await queue.unbind(queues.exchange, "#")
+        await node.ctl("close_all_connections", "test")
+        await worker.wait_for_log("connected", times=2)
+        # The next look at the topology, which is logged if it changes.
+        await node.ctl("delete_queue", queues.dead_letters)
+        await worker.wait_for_log("topology_wrong")
+        assert f"{queues.exchange}\t{queues.name}" not in await bindings(node)
 
-        async def is_bound() -> bool:
-            listed = await node.ctl("list_bindings", "source_name", "destination_name")
-            return f"{queues.exchange}\t{queues.name}" in listed
+        await (await start_command("topology", "apply")).exit_code()
 
-        await eventually(is_bound)
-        await queues.publish([planned("e-1")])
-        await worker.wait_until_settled(1)
+        assert f"{queues.exchange}\t{queues.name}" in await bindings(node)
+        await queues.publish([planned("e-2")])
+        await worker.wait_until_settled(2)
 
     async def test_while_the_worker_was_away_ends_the_next_start(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_worker: StartWorker

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -80,6 +81,21 @@ class TestCheck:
         assert "roll back" in unknown["database"][1]
         assert ".lock" in older["database"][1]
         assert code == 1
+
+    async def test_fails_for_what_a_start_would_refuse(self, place: Place) -> None:
+        """A file with two names, an address of another machine, a port that is taken."""
+        await project(place.database, [planned("e-1")])
+        (place.folder / "second.db").hardlink_to(place.database)
+        of_the_broker = urlsplit(place.queues.url).port
+
+        _, taken = await checked(place, health_port=of_the_broker)
+        _, elsewhere = await checked(place, health_host="192.0.2.1")
+
+        assert taken["database"][0] == "FAIL"
+        assert "remove the others" in taken["database"][1]
+        assert taken["health"][0] == elsewhere["health"][0] == "FAIL"
+        assert "WORKER_HEALTH_PORT" in taken["health"][1]
+        assert "WORKER_HEALTH_HOST" in elsewhere["health"][1]
 
     async def test_without_a_broker_fails_with_the_fix(self, place: Place) -> None:
         """Exit 1, and the other lines are there all the same."""

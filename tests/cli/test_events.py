@@ -41,6 +41,25 @@ class TestShow:
         ]
         assert [step["status"] for step in shown["history"]][:2] == ["planned", "active"]
 
+    async def test_is_limited_to_the_last_messages(self, tmp_path: Path) -> None:
+        """What explains the row comes first to mind; the rest is counted, and there with --all."""
+        settings = await prepared(tmp_path, *(reverted("e-1", "active") for _ in range(110)))
+
+        shown = {}
+        for options in ((), ("--limit", "2"), ("--all",)):
+            _, out, _ = await run_command(
+                "show", "e-1", "--json", *options, folder=tmp_path, **settings
+            )
+            shown[options] = json.loads(out)
+        _, text, _ = await run_command("show", "e-1", "--limit", "3", folder=tmp_path, **settings)
+
+        whole = shown["--all",]["history"]
+        assert [each["messages"] for each in shown.values()] == [114] * 3
+        assert len(whole) == 114
+        assert shown[()]["history"] == whole[-100:]
+        assert shown["--limit", "2"]["history"] == whole[-2:]
+        assert "The last 3 of 114 messages" in text
+
     async def test_is_readable_without_steering_the_terminal(self, tmp_path: Path) -> None:
         """A publisher's control characters and markup are printed, not obeyed."""
         settings = await prepared(tmp_path)

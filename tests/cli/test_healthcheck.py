@@ -1,13 +1,31 @@
+import asyncio
 import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.cli.commands import run_command
+from tests.processes import environment
 from worker.telemetry.health import Facts, State
 from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
+
+# Python's own are some 150 of them.
+MOST_MODULES = 250
+
+
+async def imports(folder: Path, *arguments: str) -> tuple[int, set[str]]:
+    """Run a command; give its exit code, and the modules that it has imported."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "importtime", "-m", "worker", *arguments),
+        cwd=folder, env=environment(health_port=1), stdout=DEVNULL, stderr=PIPE,
+    )  # fmt: skip
+    _, err = await process.communicate()
+    lines = [line for line in err.decode().splitlines() if line.startswith("import time:")]
+    return process.returncode or 0, {line.rpartition("|")[2].strip() for line in lines}
 
 
 async def checked(
@@ -87,3 +105,39 @@ class TestHealthcheck:
 
         assert code == 2
         assert "WORKER_HEALTH_PORT" in err
+
+    async def test_imports_next_to_nothing(self, tmp_path: Path) -> None:
+        """A container's runtime asks every few seconds; the libraries cost most of a second."""
+        code, imported = await imports(tmp_path, "healthcheck")
+
+        heavy = {"aio_pika", "aiormq", "aiosqlite", "asyncio", "pydantic", "rich", "structlog"}
+        assert code == 1
+        assert "http.client" in imported
+        assert imported & (heavy | {"dotenv", "prometheus_client", "sqlite3", "typer"}) == set()
+        assert len(imported) < MOST_MODULES
+
+    @pytest.mark.parametrize("source", ["environment", "dotenv", "secret"])
+    async def test_asks_the_port_of_the_same_settings(self, tmp_path: Path, source: str) -> None:
+        """Whether it stands in the environment, in .env or in a secret file."""
+        facts = Facts(State.CONSUMING)
+        async with HealthServer("127.0.0.1", 0, facts, Metrics(facts, sqlite_version="3")) as at:
+            port = str(urlsplit(at.url).port)
+            if source == "dotenv":
+                (tmp_path / ".env").write_text(f"WORKER_HEALTH_PORT={port}\n")
+            elif source == "secret":
+                (tmp_path / "worker_health_port").write_text(port)
+            code, out, err = await run_command(
+                "healthcheck",
+                folder=tmp_path,
+                secrets_dir=tmp_path,
+                health_port=port if source == "environment" else "",
+            )
+
+        assert (code, out, err) == (0, "The worker is consuming.\n", "")
+
+    async def test_with_another_option_is_told_which_there_are(self, tmp_path: Path) -> None:
+        """The short way past the other commands hides no mistake."""
+        code, _, err = await run_command("healthcheck", "--redy", folder=tmp_path)
+
+        assert code == 2
+        assert "--ready" in err

@@ -5,7 +5,8 @@
 
 from pydantic import SecretStr
 
-from worker.settings import PREFIX, Settings
+from worker.settings import Settings
+from worker.sources import PREFIX
 
 
 def settings_table() -> str:

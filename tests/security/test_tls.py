@@ -4,7 +4,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,12 +13,14 @@ import pytest
 import pytest_asyncio
 import trustme
 
+from tests.broker.test_addresses import SILENT, resolve, silent
 from tests.builders import planned
 from tests.database import rows
 from tests.oracle import expected_rows
 from tests.processes import Line, StartWorker, WorkerProcess
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode, free_ports, server_program
+from worker.broker.commands import reach
 from worker.broker.connection import BrokerAddress
 from worker.errors import BrokerRefused
 
@@ -88,6 +90,17 @@ class TestABrokerWithTLS:
         await worker.wait_until_settled(1)
 
         assert rows(database) == expected_rows([only])
+
+    async def test_is_reached_where_its_first_address_is_silent(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The certificate is for the name, whichever of its addresses answers."""
+        resolve(monkeypatch, SILENT, "127.0.0.1", name="localhost")
+        files = [Path(str(file)) for file in place.proofs.values()]
+
+        with ExitStack() as stack:
+            silent(stack, place.port, swallows=False)
+            await reach(BrokerAddress((place.url(),), *files))
 
     async def test_gets_no_worker_without_a_certificate_that_it_asks_for(
         self, place: Place, start_worker: StartWorker

@@ -51,7 +51,7 @@ async def rebuilt(database: Path) -> None:
 async def shown(database: Path) -> None:
     async with Reader(database) as reader:
         await get_event(reader, "e-1")
-        await history(reader, load(), "e-1")
+        await history(reader, load(), "e-1", limit=None)
 
 
 def recovered(database: Path) -> str:

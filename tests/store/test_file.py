@@ -12,8 +12,8 @@ from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections import load
 from worker.rebuild import rebuild
 from worker.store.connection import Writer
+from worker.store.inspection import wal_bytes
 from worker.store.lock import WriterLock
-from worker.store.probe import wal_bytes
 
 
 def modes(folder: Path) -> dict[str, str]:

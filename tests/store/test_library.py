@@ -11,6 +11,7 @@ import pytest
 from tests.processes import ROOT, environment
 from worker.errors import StoreUnusable
 from worker.store.connection import Writer
+from worker.store.file import SCRATCH
 from worker.store.library import SQLITE_VERSION, has_wal_reset_bug, require_safe_commits
 
 needs_pysqlite3 = pytest.mark.skipif(
@@ -152,9 +153,9 @@ class TestASQLiteThatLosesCommits:
         assert said.startswith("SQLite 3.40.1 can lose commits")
         assert list(tmp_path.iterdir()) == []
 
-    def test_writes_in_memory(self) -> None:
+    def test_writes_a_scratch_database(self) -> None:
         """What only one connection sees has no WAL."""
-        assert run(OLD_LIBRARY + WRITES, ":memory:") == ""
+        assert run(OLD_LIBRARY + WRITES, SCRATCH) == ""
 
     async def test_reads_and_leaves_the_wal_alone(self, tmp_path: Path) -> None:
         """A connection that is read-only makes no checkpoint, also where it closes as the last."""

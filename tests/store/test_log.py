@@ -1,4 +1,5 @@
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -6,7 +7,7 @@ from tests.builders import planned, started
 from tests.unit.projecting import project
 from worker.store import log
 from worker.store.connection import Reader, Writer
-from worker.store.log import Entry
+from worker.store.log import BEFORE_ALL, Entry, Position
 from worker.store.streams import FIND
 
 AT = "2026-04-27T10:00:00.000000Z"
@@ -54,25 +55,72 @@ class TestKnown:
     async def test_is_found_by_the_key(self, tmp_path: Path) -> None:
         """Nothing that is done for a message grows with the log."""
         async with Writer(tmp_path / "p.db") as writer:
-            for sql in (log.KNOWN, FIND, log.BODIES):
-                plan = await writer.fetch_all(f"EXPLAIN QUERY PLAN {sql}", ("[]",))
+            for sql, parameters in (
+                (log.KNOWN, ("[]",)),
+                (FIND, ("[]",)),
+                (log.WANTED + log.SIZES, ("[]", 0)),
+                (log.WANTED + log.BODIES, ("[]",)),
+                (log.PLACES, (0, 1, *log.BEFORE_ALL, 1)),
+                (log.BODIES_BY_ID, (1, "[]")),
+                (log.HISTORY_BY_ID, (1, "[]")),
+            ):
+                plan = await writer.fetch_all(f"EXPLAIN QUERY PLAN {sql}", parameters)
 
                 steps = [row["detail"] for row in plan]
                 assert any("USING PRIMARY KEY" in step for step in steps)
                 assert not any("SCAN log" in step or "SCAN streams" in step for step in steps)
 
 
-class TestBodies:
-    async def test_are_those_of_the_streams(self, tmp_path: Path) -> None:
-        """Whole streams, and no others."""
+async def read(source: log.Source, *starts: tuple[int, Position]) -> list[log.Piece]:
+    return [piece async for piece in log.pieces(source, dict(starts))]
+
+
+class TestPieces:
+    async def test_hold_whole_streams_after_their_starts(self, tmp_path: Path) -> None:
+        """Short streams share a piece; each begins after its position, and no others are read."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             log.append(tx, [entry(1, "m", body="1"), entry(1, "n", body="2")])
-            log.append(tx, [entry(2, "m", body="3")])
+            log.append(tx, [entry(2, "m", body="3"), entry(3, "m", 7, body="4")])
+            log.append(tx, [entry(3, "a", 8, body="5"), entry(3, "z", 7, body="6")])
 
-            found = await log.bodies(tx, [1, 3])
+            (piece,) = await read(tx, (1, BEFORE_ALL), (3, (7, AT, "m")), (9, BEFORE_ALL))
 
-            assert {stream: sorted(bodies) for stream, bodies in found.items()} == {1: ["1", "2"]}
-            assert await log.bodies(tx, []) == {}
+            assert {stream: sorted(bodies) for stream, bodies in piece.items()} == {
+                1: ["1", "2"],
+                3: ["5", "6"],
+            }
+            assert await read(tx) == await read(tx, (2, (1, AT, "m"))) == []
+
+    async def test_are_bounded_however_long_the_stream(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The parts of a long stream come in the order of position, beside whole short ones."""
+        monkeypatch.setattr(log, "PLACES_AT_ONCE", 7)
+        monkeypatch.setattr(log, "PIECE_SIZE", 3 * (log.MESSAGE_SIZE + 10))
+        places = Random(1).sample(range(40), 40)
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            log.append(tx, [entry(1, f"{n % 9}-{n}", n, body=f"{n}") for n in places])
+            log.append(tx, [entry(stream, "m", body="x") for stream in range(2, 9)])
+
+            found = await read(tx, *((stream, BEFORE_ALL) for stream in range(9)))
+
+        of_long = [piece[1] for piece in found if 1 in piece]
+        assert [int(body) for bodies in of_long for body in bodies] == list(range(40))
+        assert max(map(len, of_long)) == 3
+        assert [len(piece) for piece in found if 1 not in piece] == [3, 3, 1]
+
+    async def test_hold_one_message_that_is_too_large(self, tmp_path: Path) -> None:
+        """A message beyond the bound of a piece comes alone."""
+        large = "x" * log.PIECE_SIZE
+        async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
+            log.append(tx, [entry(1, f"{n}", n, body=large) for n in range(3)])
+            log.append(tx, [entry(1, "9", 9, body="9")])
+
+            found = await read(tx, (1, BEFORE_ALL))
+
+        assert [[len(body) for body in piece[1]] for piece in found] == [
+            [len(large)], [len(large)], [len(large)], [1],
+        ]  # fmt: skip
 
 
 class TestHistory:
@@ -89,7 +137,7 @@ class TestHistory:
         await project(tmp_path / "p.db", history)
 
         async with Reader(tmp_path / "p.db") as reader:
-            found = await log.history(reader, "e")
+            found = [row async for rows in log.history(reader, "e") for row in rows]
 
         assert [row["id"] for row in found] == ["zz", "z", "a", "b"]
         assert [row["is_late"] for row in found] == [1, 1, 1, 0]
@@ -100,4 +148,4 @@ class TestHistory:
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:
-            assert await log.history(reader, event_id) == []
+            assert [rows async for rows in log.history(reader, event_id)] == []

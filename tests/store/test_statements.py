@@ -3,25 +3,27 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.store.statements import Groups
+from worker.store.statements import Statements
 
 TEXTS = ("INSERT", "UPDATE", "DELETE")
 statements = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(TEXTS)), max_size=40)
 
 
-class TestGroups:
+class TestStatements:
     @given(statements)
     def test_keep_the_order_of_every_stream(self, given: list[tuple[str, str]]) -> None:
         """Whatever the streams say, and nothing is lost or said twice."""
-        groups = Groups()
+        groups = Statements()
         for number, (stream, sql) in enumerate(given):
-            groups.add(stream, sql, [number])
+            groups.stream = groups.author = stream
+            groups.add_for_handler(sql, [number])
 
         found: dict[str, list[str]] = defaultdict(list)
         numbers = []
-        for sql, rows in groups.take():
-            for (told,) in rows:
+        for sql, rows, authors in groups.take():
+            for (told,), author in zip(rows or (), authors, strict=True):
                 number = int(str(told))
+                assert author == given[number][0]
                 numbers.append(number)
                 found[given[number][0]].append(f"{number}: {sql}")
 
@@ -33,9 +35,10 @@ class TestGroups:
 
     def test_are_as_few_as_the_longest_stream_needs(self) -> None:
         """Streams that say the same share their groups, however many they are."""
-        groups = Groups()
+        groups = Statements()
         for stream in range(100):
+            groups.stream = str(stream)
             for sql in ("INSERT", "UPDATE", "UPDATE", "DELETE", "UPDATE"):
-                groups.add(str(stream), sql, ())
+                groups.add_for_handler(sql, ())
 
-        assert [sql for sql, _ in groups.take()] == ["INSERT", "UPDATE", "DELETE", "UPDATE"]
+        assert [each.sql for each in groups.take()] == ["INSERT", "UPDATE", "DELETE", "UPDATE"]

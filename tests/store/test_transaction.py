@@ -10,6 +10,7 @@ import pytest
 from tests.unit.projecting import rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.connection import Writer
+from worker.store.failures import HandlersFailed, Refused
 from worker.store.faults import fault
 from worker.store.transaction import StoreTransaction
 
@@ -68,7 +69,7 @@ class TestCommit:
 
     async def test_is_undone_if_a_statement_fails_at_the_end(self, writer: Writer) -> None:
         """A statement that waited for the commit fails with it."""
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(HandlersFailed, match="IntegrityError: UNIQUE"):
             await in_transaction(writer, "a", "a")
 
         assert rows(Path(writer.path), VALUES) == []
@@ -179,7 +180,7 @@ class TestWhatHandlersSee:
                 with pytest.raises(sqlite3.IntegrityError):
                     await stream.fetch_one(VALUES)
 
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(HandlersFailed):
             await write()
 
     @pytest.mark.parametrize(
@@ -207,10 +208,10 @@ class TestAStatementThatFails:
             async with writer.transaction() as tx:
                 tx.add(INSERT, [("a",), ("a",)])
                 tx.add(INSERT, [("b",)])
-                with pytest.raises(sqlite3.IntegrityError):
+                with pytest.raises(Refused, match="UNIQUE"):
                     await tx.fetch_all(VALUES)
 
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(Refused, match="UNIQUE"):
             await write()
 
         assert rows(Path(writer.path), VALUES) == []
@@ -247,7 +248,7 @@ class TestSavepoint:
     async def test_fails_with_a_statement_that_waited(self, writer: Writer) -> None:
         """A statement belongs to the block that gave it."""
         async with writer.transaction() as tx:
-            with pytest.raises(sqlite3.IntegrityError):
+            with pytest.raises(HandlersFailed, match="IntegrityError: UNIQUE"):
                 await in_savepoint(tx, "a", "a")
             tx.add(INSERT, [("b",)])
 

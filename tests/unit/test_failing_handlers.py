@@ -1,4 +1,6 @@
+import asyncio
 import random
+from asyncio import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,23 @@ import pytest
 
 from tests.builders import Message as Wire
 from tests.builders import message
-from tests.unit.projecting import audited, project, rows, verdicts
+from tests.unit.projecting import (
+    arrivals,
+    audited,
+    change,
+    project,
+    projecting,
+    rows,
+    verdicts,
+)
 from worker import Message, Payload, Transaction
-from worker.errors import StoreUnusable
+from worker.deliveries import Outcome
+from worker.errors import StoreUnavailable, StoreUnusable
 from worker.registry import Registry
 
 NOTES = "SELECT event_id, text FROM notes ORDER BY event_id"
 LOGGED = "SELECT id FROM log ORDER BY id"
+FORBIDDEN = "CREATE TRIGGER kept BEFORE DELETE ON notes BEGIN SELECT RAISE(ABORT, 'no'); END"
 TABLE = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT NOT NULL CHECK (text <> 'bad'))"
 
 
@@ -84,6 +96,11 @@ def flaky_notebook(left: Failures) -> Registry:
     return registry
 
 
+def detail_of(outcome: Outcome) -> str:
+    assert outcome.rejected is not None
+    return outcome.rejected.detail
+
+
 def said(kind: str, event_id: str, text: str = "", **envelope: Any) -> Wire:
     return message(kind, {"event_id": event_id, "text": text}, **envelope)
 
@@ -103,6 +120,15 @@ FAILING = {
         "must not begin or end transactions",
     ),
     "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
+    "log": (said("ran_sql", "x", "DELETE FROM log"), "must only read, and"),
+    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "must only read, and"),
+    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "must only read, and"),
+    "from a query": (
+        said("ran_sql", "x", "WITH x AS (SELECT 'x') INSERT INTO kinds SELECT * FROM x"),
+        "must only read, and",
+    ),
+    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "must only read, and"),
+    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "must only read, and"),
 }
 
 
@@ -135,6 +161,17 @@ class TestHandlerThatFails:
         assert verdicts(outcomes) == ["applied", "handler_failed", "applied"]
         assert rows(tmp_path / "p.db", NOTES) == [("a", "13")]
         assert (await audited(tmp_path / "p.db", notebook())).differing == 0
+
+    @pytest.mark.parametrize("again", [False, True])
+    async def test_fails_again_beside_what_is_known(self, tmp_path: Path, *, again: bool) -> None:
+        """The same batch, delivered once more, is decided in the same way."""
+        batch = [said("written", "a", "1"), said("raised", "a"), said("written", "a", "3")]
+        await project(tmp_path / "p.db", batch, registry=notebook())
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=notebook(), again=again)
+
+        assert verdicts(outcomes) == ["duplicate", "handler_failed", "duplicate"]
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "13")]
 
     async def test_leaves_no_head_behind(self, tmp_path: Path) -> None:
         """What was rejected makes no later message late."""
@@ -202,11 +239,11 @@ class TestATableThatEndsTheTransaction:
 
 
 class TestRetry:
-    @pytest.mark.parametrize("failures", [1, 2, 3, 4])
+    @pytest.mark.parametrize("failures", [1, 2, 3])
     async def test_applies_a_message_that_fails_for_a_while(
         self, tmp_path: Path, failures: int
     ) -> None:
-        """Twice with its batch and three times alone; what failed left nothing behind."""
+        """Three times alone after its batch, and then with its batch; no failure leaves a trace."""
         counted = Failures(failures)
 
         outcomes = await project(
@@ -214,26 +251,149 @@ class TestRetry:
         )
 
         assert verdicts(outcomes) == ["applied"]
-        assert counted.runs == failures + 1
+        assert counted.runs == failures + 2
         assert rows(tmp_path / "p.db", NOTES) == [("a", "1")]
 
     async def test_ends(self, tmp_path: Path) -> None:
-        """After the third try alone the message is rejected."""
-        counted = Failures(5)
+        """After the third attempt alone the message is rejected."""
+        counted = Failures(4)
 
         outcomes = await project(
             tmp_path / "p.db", [said("flaky", "a", "1")], registry=flaky_notebook(counted)
         )
 
         assert verdicts(outcomes) == ["handler_failed"]
-        assert counted.runs == 5
+        assert counted.runs == 4
 
 
-class TestRefold:
-    async def test_that_fails_rejects_the_late_message(self, tmp_path: Path) -> None:
-        """The rows and the log stay those of the stream without it."""
+class TestOutcomeOfAHandler:
+    @pytest.mark.parametrize(
+        "raised",
+        [CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, Exception],
+    )
+    async def test_is_a_failure_whatever_it_raises(
+        self, tmp_path: Path, raised: type[BaseException]
+    ) -> None:
+        """Nothing ends the process, and no message is lost without a word."""
         registry = notebook()
-        before = [said("written", "a", "1", sequence=1), said("needs_row", "a", sequence=3)]
+
+        @registry.on("exploded")
+        async def exploded(tx: Transaction, message: Message[Text]) -> None:
+            raise raised
+
+        batch = [said("written", "a", "1"), said("exploded", "x"), said("written", "b", "2")]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied", "handler_failed", "applied"]
+        assert f"{raised.__name__}:" in detail_of(outcomes[1])
+
+    async def test_is_none_if_the_task_is_cancelled(self, tmp_path: Path) -> None:
+        """That is nobody's fault, and leaves the batch as it was."""
+        registry, running = notebook(), asyncio.Event()
+
+        @registry.on("waited")
+        async def waited(tx: Transaction, message: Message[Text]) -> None:
+            running.set()
+            await asyncio.Event().wait()
+
+        batch = [said("written", "a", "1"), said("waited", "x")]
+        task = asyncio.create_task(project(tmp_path / "p.db", batch, registry=registry))
+        await running.wait()
+        task.cancel()
+        with pytest.raises(CancelledError):
+            await task
+
+        assert rows(tmp_path / "p.db", LOGGED) == []
+
+    async def test_is_none_without_memory(self, tmp_path: Path) -> None:
+        """As with a database that cannot commit: the batch is held, and applied later."""
+        registry, lacks = notebook(), [True]
+
+        @registry.on("large")
+        async def large(tx: Transaction, message: Message[Text]) -> None:
+            await written(tx, message)
+            if lacks:
+                raise MemoryError
+
+        batch = [said("written", "a", "1"), said("large", "x", "2", id="m-7")]
+        async with projecting(tmp_path / "p.db", registry) as projector:
+            with pytest.raises(StoreUnavailable, match="no memory for the handler of 'large', me"):
+                await projector.project(arrivals(batch, registry))
+            before = rows(tmp_path / "p.db", LOGGED)
+            lacks.clear()
+            outcomes = await projector.project(arrivals(batch, registry))
+
+        assert before == []
+        assert verdicts(outcomes) == ["applied", "applied"]
+
+
+class Counter:
+    """How often handlers ran."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Count those of a registry."""
+        self.runs = 0
+        for kind, handler in registry.handlers.items():
+            registry.handlers[kind] = self._counted(handler)
+
+    def _counted(self, handler: Any) -> Any:
+        async def counted(tx: Transaction, message: Any) -> None:
+            self.runs += 1
+            await handler(tx, message)
+
+        return counted
+
+
+class TestTheCostOfAFailure:
+    @pytest.mark.parametrize("failing", ["raises", "constraint", "no sql", "no table to ask"])
+    async def test_is_a_second_pass_for_the_others(self, tmp_path: Path, failing: str) -> None:
+        """However many streams fail, and however they do."""
+        bad, _ = FAILING[failing]
+        good = [said("written", f"g-{n}", "1") for n in range(90)]
+        fails = [said(bad["kind"], f"x-{n}", bad["payload"]["text"]) for n in range(10)]
+        batch = [each for n in range(10) for each in (*good[9 * n : 9 * n + 9], fails[n])]
+        registry = notebook()
+        counter = Counter(registry)
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == (["applied"] * 9 + ["handler_failed"]) * 10
+        assert counter.runs <= 2 * len(good) + (1 + 3) * len(fails)
+
+    async def test_is_a_few_folds_of_its_own_stream(self, tmp_path: Path) -> None:
+        """Also among many late ones, of which it takes none along."""
+        old = [said("written", "a", "1", sequence=n) for n in range(1000, 1100)]
+        late = [said("written", "a", "1", sequence=n) for n in range(100)]
+        late[50] = said("raised", "a", sequence=50)
+        registry = notebook()
+        await project(tmp_path / "p.db", old, registry=registry)
+        counter = Counter(registry)
+
+        outcomes = await project(tmp_path / "p.db", late, registry=registry)
+
+        assert verdicts(outcomes) == ["late"] * 50 + ["handler_failed"] + ["late"] * 49
+        assert counter.runs <= 4 * len(old + late)
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "1" * 199)]
+
+    async def test_is_a_few_folds_if_all_fail(self, tmp_path: Path) -> None:
+        """A hundred bad messages of one stream are found in one go."""
+        registry = notebook()
+        counter = Counter(registry)
+        good = [said("written", "a", "1") for _ in range(20)]
+        batch = [*good, *(said("raised", "a") for _ in range(100))]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied"] * 20 + ["handler_failed"] * 100
+        assert counter.runs <= 5 * len(batch)
+
+
+class TestALateMessage:
+    async def test_is_rejected_if_it_breaks_an_older_one(self, tmp_path: Path) -> None:
+        """The rows and the log stay those of the stream without it, and it says which one."""
+        registry = notebook()
+        before = [said("written", "a", "1", sequence=1), said("needs_row", "a", id="o", sequence=3)]
         late = said("removed", "a", sequence=2)
 
         outcomes = await project(
@@ -241,9 +401,71 @@ class TestRefold:
         )
 
         assert verdicts(outcomes) == ["applied", "applied", "handler_failed", "applied"]
+        assert detail_of(outcomes[2]) == (
+            "The message is late, and its event cannot be folded again: the handler of "
+            "'needs_row' failed for an older message, 'o': LookupError: no row"
+        )
         assert rows(tmp_path / "p.db", NOTES) == [("a", "1"), ("b", "2")]
         assert rows(tmp_path / "p.db", "SELECT count(*) FROM log") == [(3,)]
         assert (await audited(tmp_path / "p.db", registry)).differing == 0
+
+    async def test_that_breaks_an_older_one_is_found_among_others(self, tmp_path: Path) -> None:
+        """Its neighbours of the same stream are applied."""
+        registry = notebook()
+        before = [said("written", "a", "1", sequence=1), said("needs_row", "a", sequence=50)]
+        late = [said("written", "a", "2", sequence=n) for n in range(2, 9)]
+        late.insert(3, said("removed", "a", sequence=40))
+
+        outcomes = await project(tmp_path / "p.db", before, late, registry=registry)
+
+        assert verdicts(outcomes[2:]) == ["late"] * 3 + ["handler_failed"] + ["late"] * 4
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "1" + "2" * 7)]
+        assert (await audited(tmp_path / "p.db", registry)).differing == 0
+
+    async def test_names_an_older_one_that_fails_without_it(self, tmp_path: Path) -> None:
+        """All late ones are rejected, in a few folds; what comes in order is applied."""
+        before = [said("written", "a", "1", sequence=n) for n in range(50, 60)]
+        before[3] = said("flaky", "a", "f", id="o", sequence=53)
+        await project(tmp_path / "p.db", before, registry=flaky_notebook(Failures(0)))
+        batch = [said("written", "a", "2", sequence=n) for n in (*range(20), 99)]
+        registry = flaky_notebook(Failures(1_000))
+        counter = Counter(registry)
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["handler_failed"] * 20 + ["applied"]
+        assert "'flaky' failed for an older message, 'o': TimeoutError" in detail_of(outcomes[7])
+        assert counter.runs <= 5 * len(before + batch)
+
+    async def test_names_an_older_one_that_fits_no_model(self, tmp_path: Path) -> None:
+        """A release with a stricter model than that which accepted the old message."""
+        strict = Registry()
+        strict.projection(table="notes", version=1, schema=(TABLE,))
+
+        class Strict(Payload):
+            text: int
+
+        @strict.on("written")
+        async def written_strictly(tx: Transaction, message: Message[Strict]) -> None:
+            await tx.fetch_all("SELECT 1")
+
+        old = said("written", "a", "old", id="o", sequence=2)
+        late = message("written", {"event_id": "a", "text": 1}, sequence=1)
+        await project(tmp_path / "p.db", [old], registry=notebook())
+
+        (outcome,) = await project(tmp_path / "p.db", [late], registry=strict)
+
+        assert "'written' failed for an older message, 'o': Validation" in detail_of(outcome)
+
+    async def test_names_the_rows_that_cannot_be_removed(self, tmp_path: Path) -> None:
+        """Somebody's trigger may forbid what a fold needs."""
+        old, late = said("written", "a", "2", sequence=2), said("written", "a", "1", sequence=1)
+        await project(tmp_path / "p.db", [old], registry=notebook())
+        change(tmp_path / "p.db", FORBIDDEN)
+
+        (outcome,) = await project(tmp_path / "p.db", [late], registry=notebook())
+
+        assert "the rows of its event cannot be removed: IntegrityError: no" in detail_of(outcome)
 
 
 def speaking(letter: str) -> Any:

@@ -43,7 +43,7 @@ class TestLive:
 
     def test_is_not_a_worker_whose_transaction_does_not_end(self) -> None:
         """It may take its time, and then it is told with the seconds."""
-        known = facts(projecting_since=NOW - COMMIT_SECONDS)
+        known = facts(projecting_since=0.0, progressed_at=NOW - COMMIT_SECONDS)
 
         assert live(known, NOW).is_well
         known.loop_turned_at = NOW + 1
@@ -51,6 +51,12 @@ class TestLive:
         assert not late.is_well
         assert "transaction" in late.reason
         assert "121 seconds" in late.reason
+
+    def test_is_a_worker_whose_long_transaction_gets_on(self) -> None:
+        """A fold may take as long as its stream is."""
+        known = facts(projecting_since=NOW - 10 * COMMIT_SECONDS, progressed_at=NOW - 1)
+
+        assert live(known, NOW).is_well
 
     @pytest.mark.parametrize("state", [State.STARTING, State.CONNECTING, State.DRAINING])
     def test_is_not_a_worker_that_makes_no_step(self, state: State) -> None:
@@ -66,9 +72,7 @@ class TestLive:
 
     def test_is_a_worker_whose_session_was_lost_in_a_long_transaction(self) -> None:
         """The transaction has a time of its own."""
-        known = facts(
-            State.CONNECTING, step_began_at=NOW - STEP_SECONDS - 1, projecting_since=NOW - 1
-        )
+        known = facts(State.CONNECTING, step_began_at=NOW - STEP_SECONDS - 1, progressed_at=NOW - 1)
 
         assert live(known, NOW).is_well
 

@@ -11,6 +11,7 @@ from worker.telemetry.metrics import Metrics
 NAMES = [
     "projection_messages_total",
     "projection_redelivered_messages_total",
+    "projection_long_folds_total",
     "projection_batch_messages",
     "projection_commit_seconds",
     "projection_oldest_unsettled_seconds",
@@ -21,6 +22,7 @@ NAMES = [
     "projection_state",
     "projection_loop_lag_seconds",
     "projection_transaction_seconds",
+    "projection_breaker_open",
     "projection_queue_messages",
     "projection_dead_letter_queue_messages",
     "projection_wal_bytes",

@@ -2,13 +2,14 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.deliveries import Delivery, Outcome, Verdict
-from worker.errors import BrokerRefused, SessionLost, StoreUnavailable
+from worker.deliveries import Delivery, Folding, Outcome, Verdict
+from worker.errors import BreakerOpen, BrokerRefused, SessionLost, StoreUnavailable
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
 HELD = StoreUnavailable("The disk is full.", "make room.")
+OPEN = BreakerOpen("All fail.", "deploy.")
 LOST = SessionLost("The session ended.", "wait.")
 ALARM = BrokerRefused("An alarm.", "end it.")
 WRONG = BrokerRefused("There is no exchange.", "make it.")
@@ -80,6 +81,18 @@ class TestTroubles:
 
         assert so(facts) == (State.CONSUMING, None)
 
+    async def test_an_open_breaker_is_a_hold_with_a_metric(self) -> None:
+        """Not ready, with the reason, until the batch is settled."""
+        report, facts = consuming()
+        report.holding(HELD, 1)
+        assert not facts.is_breaker_open
+        report.holding(OPEN, 1)
+        assert (*so(facts), facts.is_breaker_open) == (State.HOLDING, OPEN.message, True)
+
+        report.commits()
+
+        assert (*so(facts), facts.is_breaker_open) == (State.CONSUMING, None, False)
+
     async def test_are_nothing_to_a_worker_that_drains(self) -> None:
         """It ends, whatever else is so."""
         report, facts = consuming()
@@ -146,6 +159,22 @@ class TestAStep:
         assert facts.step_began_at is not None
 
 
+class TestATransaction:
+    async def test_is_as_old_as_its_last_progress(self) -> None:
+        """What comes further is not stuck, however long it takes; outside there is none."""
+        report, facts = consuming()
+        with report.transaction():
+            began_at = facts.projecting_since
+            facts.progressed_at = 0.0
+            report.folding(Folding("e", 450, 0.1))
+            assert facts.projecting_since == began_at
+            assert facts.progressed_at > 0.0
+
+        report.folding(Folding("e", 450, 0.1))
+
+        assert facts.projecting_since is facts.progressed_at is None
+
+
 class TestALoss:
     async def test_is_counted_once(self) -> None:
         """When it is noticed, and not again when everything is closed."""
@@ -197,3 +226,33 @@ class TestTheOldestUnsettled:
         assert facts.oldest_unsettled_at == began is not None
         report.blocked(None)
         assert facts.oldest_unsettled_at is None
+
+
+class TestALongFold:
+    """The operator learns which event keeps the others waiting, while it does so."""
+
+    async def test_is_named_once_when_it_takes_long_and_when_it_ends(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One line at the first second, one with the figures, and one fold in the metric."""
+        report, _ = consuming()
+        for seconds in (0.4, 1.1, 1.8, 2.5):
+            report.folding(Folding("e-1", round(1_000 * seconds), seconds))
+        report.folding(Folding("e-1", 2_500, 2.5, is_done=True))
+
+        said = [line for line in capsys.readouterr().out.splitlines() if "long_fold" in line]
+        assert len(said) == 2
+        assert all(word in said[0] for word in ("e-1", "1100", "1.1"))
+        assert all(word in said[1] for word in ("long_fold_ended", "e-1", "2500", "2.5"))
+        assert b"projection_long_folds_total 1.0" in report._metrics.render()[0]
+
+    async def test_of_less_than_a_second_is_not_worth_a_line(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Late messages are an everyday matter."""
+        report, _ = consuming()
+        report.folding(Folding("e-1", 10, 0.9))
+        report.folding(Folding("e-1", 20, 0.99, is_done=True))
+
+        assert "long_fold" not in capsys.readouterr().out
+        assert b"projection_long_folds_total 0.0" in report._metrics.render()[0]

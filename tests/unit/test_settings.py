@@ -1,10 +1,25 @@
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from aiormq import Connection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp import commands
 from pydantic import SecretStr
 
-from worker.settings import Settings, SettingsError, load_settings, unknown_variables
+from worker.addresses import amqp_urls_problem, vhost_of
+from worker.broker.claim import exchange_of
+from worker.broker_settings import topology_of
+from worker.settings import (
+    DATABASE,
+    DEAD_LETTERS,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
+from worker.sources import SettingsError
 
 # In parts, so that no file of ours holds what looks like a credential.
 PASSWORD = "-".join(["s3cret", "s3cret"])
@@ -78,19 +93,89 @@ class TestSources:
 
         assert unknown_variables() == ["WORKER_PREFETCHES"]
 
+    @pytest.mark.parametrize("name", sorted(Settings.model_fields))
+    @pytest.mark.parametrize("empty", ["", "  "])
+    def test_an_empty_variable_is_an_unset_one(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, empty: str
+    ) -> None:
+        """That is what compose makes of a variable that has no value."""
+        unset = load_settings()
+
+        monkeypatch.setenv(f"WORKER_{name.upper()}", empty)
+
+        assert load_settings() == unset
+
+    def test_an_empty_variable_hides_no_other_source(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An address in a secret file is used beside an empty variable."""
+        (tmp_path / "worker_queue").write_text("from-a-file\n")
+        (tmp_path / ".env").write_text("WORKER_QUEUE=\n")
+        monkeypatch.setenv("WORKER_SECRETS_DIR", str(tmp_path))
+        monkeypatch.setenv("WORKER_QUEUE", "")
+
+        assert load_settings().queue == "from-a-file"
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe", None])
+    @pytest.mark.parametrize("name", ["worker_queue", "WORKER_AMQP_URL"])
+    def test_a_secret_file_that_is_no_text_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
+    ) -> None:
+        """Nor is the folder that Docker makes where the file to mount is missing."""
+        path = tmp_path / name
+        path.mkdir() if content is None else path.write_bytes(content)
+
+        assert str(path) in refused(monkeypatch, secrets_dir=tmp_path)
+
+    def test_an_env_file_that_is_no_text_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With its name, and not with a traceback."""
+        (tmp_path / ".env").write_bytes(b"WORKER_QUEUE=\xff\n")
+
+        assert ".env" in refused(monkeypatch)
+
+    def test_an_env_folder_is_somebody_elses(self, tmp_path: Path) -> None:
+        """A virtual environment may have that name."""
+        (tmp_path / ".env").mkdir()
+
+        assert load_settings().queue == "chat.events.projection"
+
+    def test_links_to_a_service_are_no_unknown_variables(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Kubernetes sets seven of them for a Service named worker-health."""
+        address = "tcp://10.0.0.1:8080"
+        links = {
+            "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8080", "SERVICE_PORT_HTTP": "8080",
+            "PORT_8080_TCP": address, "PORT_8080_TCP_PROTO": "tcp", "PORT_8080_TCP_PORT": "8080",
+            "PORT_8080_TCP_ADDR": "10.0.0.1",
+        }  # fmt: skip
+        for name, value in links.items():
+            monkeypatch.setenv(f"WORKER_HEALTH_{name}", value)
+
+        assert unknown_variables() == []
+        assert "enableServiceLinks: false" in refused(monkeypatch, health_port=address)
+
 
 class TestRefused:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("amqp_url", "http://localhost"), ("amqp_url", "amqp://"), ("amqp_url", ""),
+            ("amqp_url", "http://localhost"), ("amqp_url", "amqp://"),
             ("amqp_url", "localhost:5672"), ("amqp_url", "amqp://localhost:0"),
             ("amqp_url", "amqp://localhost:99999"), ("amqp_url", "amqp://localhost:x"),
-            ("amqp_url", "amqp://[::1"), ("exchange", ""), ("queue", ""), ("queue", "q" * 201),
-            ("prefetch", 0), ("prefetch", 2001), ("prefetch", "many"), ("batch_size", 0),
-            ("batch_size", 2001), ("delivery_limit", 0), ("delivery_limit", 1_000_001),
-            ("max_message_bytes", 0), ("log_format", "xml"), ("log_level", "trace"),
-            ("summary_seconds", 0), ("summary_seconds", 3601), ("summary_seconds", "nan"),
+            ("amqp_url", "amqp://[::1"), ("amqp_ca_file", "\udcff"), ("database", "/"),
+            ("database", "/dev/null"), ("database", "d" * 250), ("database", "\udcff"),
+            ("exchange", "amq.topic"), ("exchange", "x" * 128), ("exchange", "ü"),
+            ("queue", "amq.q"), ("queue", "q" * 115), ("queue", "100%"),
+            ("queue", "q.dead-letters"), ("queue", "q.database"), ("prefetch", 0),
+            ("prefetch", 2001), ("prefetch", "many"), ("batch_size", 0), ("batch_size", 2001),
+            ("delivery_limit", 0), ("delivery_limit", 1_000_001), ("max_message_bytes", 0),
+            ("max_message_bytes", 2**31), ("health_port", "tcp://10.0.0.1:8080"),
+            ("health_port", "-1"), ("health_port", "٣"), ("health_port", "9" * 5000),
+            ("log_format", "xml"), ("log_level", "trace"), ("summary_seconds", 0),
+            ("summary_seconds", 3601), ("summary_seconds", "nan"),
         ],
     )  # fmt: skip
     def test_setting_is_named(
@@ -99,8 +184,18 @@ class TestRefused:
         """The sentence names the variable, and what to do."""
         sentence = refused(monkeypatch, **{name: value})
 
-        assert sentence.startswith(f"Settings cannot be used: WORKER_{name.upper()}: ")
-        assert "Hint: mend them in the environment" in sentence
+        assert f"WORKER_{name.upper()}" in sentence.partition(" Hint: ")[0]
+        assert sentence.partition(" Hint: ")[2]
+
+    def test_database_in_a_folder_of_odd_bytes_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQLite takes no such path."""
+        folder = tmp_path / "\udcff"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+
+        assert "WORKER_DATABASE: must be in a folder" in refused(monkeypatch)
 
     def test_all_are_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody has to start the worker once for each mistake."""
@@ -114,6 +209,43 @@ class TestRefused:
         sentence = refused(monkeypatch, prefetch=100, batch_size=101)
 
         assert "WORKER_BATCH_SIZE (101) must not exceed WORKER_PREFETCH (100)" in sentence
+
+    @pytest.mark.parametrize("exchange", ["q.dead-letters", "q.database", "q.database.0123"])
+    def test_exchange_is_none_of_those_of_the_queue(
+        self, monkeypatch: pytest.MonkeyPatch, exchange: str
+    ) -> None:
+        """Each bad message would come back as a message, without end."""
+        sentence = refused(monkeypatch, queue="q", exchange=exchange)
+
+        assert f"WORKER_EXCHANGE ({exchange})" in sentence
+        assert "WORKER_QUEUE (q)" in sentence
+
+    def test_names_may_be_as_long_as_the_library_takes_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every name that the longest queue brings with it can be sent."""
+        monkeypatch.setenv("WORKER_QUEUE", "q" * 114)
+        monkeypatch.setenv("WORKER_EXCHANGE", "-_.:@#,/+ x".ljust(127, "x"))
+
+        topology = topology_of(load_settings())
+
+        own = [f"{topology.queue}{suffix}" for suffix in (DEAD_LETTERS, DATABASE)]
+        assert [topology.dead_letters, exchange_of(topology.queue)] == own
+        for name in (*topology.exchanges, exchange_of(topology.queue)):
+            commands.Exchange.Declare(exchange=name).validate()
+        for name in topology.queues:
+            commands.Queue.Declare(queue=name).validate()
+
+    def test_password_of_an_address_in_the_wrong_place_is_not_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A value is named in the sentence, but not what is secret in it."""
+        url = f"amqps://worker:{PASSWORD}/@{PASSWORD}@broker.example"
+
+        sentence = refused(monkeypatch, health_port=url)
+
+        assert "amqps://***@broker.example" in sentence
+        assert PASSWORD not in sentence
 
 
 class TestPassword:
@@ -175,6 +307,71 @@ class TestTheBrokersAddress:
         url = f"amqps://user:{PASSWORD}@broker.example/{option}"
 
         assert "must look like amqps://" in refused(monkeypatch, amqp_url=url)
+
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("amqp://u:{}@x@host/", "a raw @ in the user or password; write %40"),
+            ("amqp://u:{}/x@host/", "a raw / in the user or password"),
+            ("amqp://u:{}?x@host/", "a raw ? in the user or password; write %3F"),
+            ("amqp://u:{}#x@host/", "a raw # in the user or password; write %23"),
+            ("amqp://u:{}[x@host/", "a raw [ in the user or password; write %5B"),
+            ("amqp://u:{}%x@host/", "a % in the user or password"),
+            ("amqp://u:{}%ff@host/", "escapes in the user or password that are not UTF-8"),
+            ("amqp://u:{}%00@host/", "control characters in the user or password"),
+            ("amqp://u:{} x@host/", "a space within an address"),
+            ("amqp://u:{}@host/?heartbeat=0", "options after a ?"),
+            ("amqp://u:{}@host/v#x", "a fragment after a #"),
+            ("amqp://u:{}@a:1,b:2/", "several hosts in one address"),
+            ("amqp://u:{0}@a:1,u:{0}@b:2/", "several hosts in one address"),
+            ("amqp://u:{0}@a,amqp://u:{0}@b", "commas or the like between its addresses"),
+            ("amqp://u:{0}@a/x amqp://u:{0}@b/y", "different virtual hosts"),
+            ("amqp://u:{0}@a http://u:{0}@b", "(address 2 of 2) has another scheme; http://"),
+            ("https://u:{}@host", "another scheme; https://"),
+            ("amqp:/u:{}@host", "must have two slashes after amqp:"),
+            ("u:{}@host:5672", "must begin with amqps:// or amqp://"),
+            ("amqp://u:{}@", "has no host"),
+            ("amqp://u:{}@:5672/", "has no host"),
+            ("amqp://u:{}@ho%20st/", "a host that is no name"),
+            ("amqp://u:{}@$HOST/", "a host that is no name"),
+            ("amqp://u:{}@::1/", "more than one colon in its host"),
+            ("amqp://u:{}@[::1/", "brackets that hold no IPv6 address"),
+            ("amqp://u:{}@host:amqp/", "a port that is no number"),
+            ("amqp://u:{}", "a port that is no number"),
+            ("amqp://u:{}@host/%", "a % in the virtual host"),
+            ("amqp://u:{}@host/" + "v" * 128, "a virtual host of over 127 characters"),
+            ("'amqp://u:{}@host/'", "quotes around it"),
+            ("“amqp://u:{}@host/”", "quotes around it"),
+            ("amqp://u:{}\x1b@host/", "control characters"),
+        ],
+    )  # fmt: skip
+    def test_with_a_mistake_is_told_which(
+        self, monkeypatch: pytest.MonkeyPatch, url: str, said: str
+    ) -> None:
+        """Each mistake has its own sentence, and none shows the password."""
+        sentence = refused(monkeypatch, amqp_url=url.format(PASSWORD))
+
+        assert said in sentence
+        assert PASSWORD not in sentence
+
+    @given(
+        st.lists(
+            st.sampled_from(["amqp://", "amqps:", "u:p", "@", "/", "host", "[::1]", ":5672", "%2F"])
+            | st.text(max_size=3),
+            max_size=8,
+        ).map("".join)
+    )
+    @settings(max_examples=300, derandomize=True, deadline=None)
+    def test_is_refused_or_the_client_library_takes_it(self, text: str) -> None:
+        """Whatever passes is the same address to the library as to the worker."""
+        if amqp_urls_problem(text) is not None:
+            return
+
+        for address in text.split():
+            parsed = Connection(address, loop=Mock())
+            assert parsed.url.host
+            assert parsed.url.scheme in ("amqp", "amqps")
+            assert parsed.vhost == vhost_of(address)
 
     def test_may_name_several_nodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With spaces between; people see them without the password."""

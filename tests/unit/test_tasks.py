@@ -9,7 +9,7 @@ import pytest
 import worker
 from tests.waiting import eventually, patiently, turns
 from worker import tasks
-from worker.tasks import end, in_time
+from worker.tasks import end, first_of, in_time
 
 SOURCE = Path(worker.__file__).parent
 # What cancels a task, or a task's own block, once; the first by any name that it is called by.
@@ -173,6 +173,55 @@ def cancelling() -> Iterator[tuple[str, str]]:
             name = called.id if isinstance(called, ast.Name) else name
             if name in CANCELLING:
                 yield path.relative_to(SOURCE).as_posix(), ast.unparse(node)
+
+
+class TestTheFirstOfSeveral:
+    """Attempts that begin one after the other, of which one is enough."""
+
+    async def test_is_not_held_up_by_one_that_hangs(self) -> None:
+        """The next one begins beside it, and it is ended."""
+        hanging = Deaf(2)
+
+        assert await first_of([hanging.work, prompt], 0.0, OSError, unexpected) == "prompt"
+
+        await eventually(lambda: not hanging.left)
+
+    async def test_begins_at_once_where_one_has_failed(self) -> None:
+        """A delay is for those that hang."""
+        assert await first_of([failing, failing, prompt], 3_600, OSError, unexpected) == "prompt"
+
+    async def test_fails_with_all_failures(self) -> None:
+        """Any of them may be the one that matters."""
+        with pytest.raises(ExceptionGroup) as failed:
+            await first_of([failing, failing], 0.0, OSError, unexpected)
+
+        assert [str(each) for each in failed.value.exceptions] == ["refused", "refused"]
+
+    async def test_raises_at_once_what_is_no_failure(self) -> None:
+        """A broker that says no is not asked at another address."""
+        with pytest.raises(OSError, match="refused"):
+            await first_of([failing, prompt], 3_600, LookupError, unexpected)
+
+    async def test_discards_what_the_others_return(self) -> None:
+        """Late or at the same time: nobody else would close it."""
+        discarded: list[str] = []
+        late = Deaf(1)
+
+        await first_of([late.work, prompt], 0.0, OSError, discarded.append)
+
+        await eventually(lambda: discarded == ["late"])
+
+
+async def prompt() -> str:
+    return "prompt"
+
+
+async def failing() -> str:
+    raise OSError("refused")
+
+
+def unexpected(result: str) -> None:
+    assert result == "late"
 
 
 class TestTheSource:

@@ -4,13 +4,16 @@ Knows nothing of what is sent over them.
 """
 
 import asyncio
+import logging
 import random
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
@@ -21,21 +24,39 @@ from aio_pika.exceptions import (
     InvalidFrameError,
     ProbableAuthenticationError,
 )
+from yarl import URL
 
+from worker.addresses import is_ip_address, shown, vhost_of
 from worker.broker import decoders
 from worker.broker.intake import Intake
 from worker.broker.transport import Transport
 from worker.errors import BrokerRefused, SessionLost
-from worker.tasks import in_time
+from worker.tasks import first_of, in_time
+
+T = TypeVar("T")
+
+# What these libraries have to say arrives as exceptions, and is reported once, as a change of
+# state; at DEBUG they would print whole frames, new secrets among them.
+for library in ("aio_pika", "aiormq"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 
 # aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
 # advises 5 to 20 (rabbitmq.com/docs/heartbeats).
 HEARTBEAT_SECONDS = 9
 CONNECT_SECONDS = 4
+# Until the next address or node is tried beside one that does not answer.
+NEXT_SECONDS = 1
 # Two connections and a channel are closed, one after the other, within a drain.
 CLOSE_SECONDS = 0.5
 # What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
 LOST = (AMQPError, OSError, RuntimeError)
+# An unexpected frame while connecting is the Close of a broker that refuses the virtual host;
+# aiormq 7.2 does not say what the broker said with it.
+REFUSALS = (AuthenticationError, InvalidFrameError, ProbableAuthenticationError)
+
+UNREACHABLE = "The broker cannot be reached ("
+
+Opened: TypeAlias = tuple[AbstractConnection, Transport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +78,20 @@ class BrokerAddress:
     @property
     def vhost(self) -> str:
         """The virtual host, which is / if the address names none."""
-        return unquote(urlsplit(self.urls[0]).path[1:]) or "/"
+        return vhost_of(self.urls[0])
 
     def tls(self) -> ssl.SSLContext:
         """Return a context that verifies the broker's certificate and name, with TLS 1.2 at least.
 
-        Read anew for each connection, so that renewed files need no restart.
+        Read again for each connection, so that renewed files need no restart.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
             # Left to the system otherwise, which may take less.
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate_file is not None:
-                context.load_cert_chain(self.certificate_file, self.key_file)
+                # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+                context.load_cert_chain(self.certificate_file, self.key_file, password="")
         except (OSError, ValueError) as error:
             files = [self.ca_file, self.certificate_file, self.key_file]
             raise BrokerRefused(
@@ -90,9 +112,8 @@ async def connection(
     Deliveries go to the intake. Raises `BrokerRefused` if the broker says no, `SessionLost` if
     nobody answers.
     """
-    transport = Transport(intake)
+    opened, transport = await _connect_to_any(address, name, intake)
     try:
-        opened = await _connect_to_any(address, name, transport)
         try:
             yield opened
         finally:
@@ -103,45 +124,92 @@ async def connection(
         transport.abort()
 
 
-async def _connect_to_any(
-    address: BrokerAddress, name: str, transport: Transport
-) -> AbstractConnection:
-    # In no fixed order: a first node that swallows connections must not be tried first each time.
-    *others, last = random.sample(address.urls, len(address.urls))
-    for url in others:
-        with suppress(SessionLost):
-            return await _connect(url, address, name, transport)
-    return await _connect(last, address, name, transport)
+async def _connect_to_any(address: BrokerAddress, name: str, intake: Intake | None) -> Opened:
+    # In no fixed order, so that the workers of a cluster spread over its nodes.
+    decoders.install()
+    urls = random.sample(address.urls, len(address.urls))
+    nodes = [partial(_connect_to_node, url, address, name, intake) for url in urls]
+    return await _first_to_answer(nodes)
+
+
+async def _connect_to_node(
+    url: str, address: BrokerAddress, name: str, intake: Intake | None
+) -> Opened:
+    """Connect to the first address of a node that answers; a name may have several."""
+    hosts = await _hosts(url)
+    attempts = [partial(_connect, url, host, address, name, intake) for host in hosts]
+    return await _first_to_answer(attempts)
+
+
+async def _first_to_answer(attempts: Iterable[Callable[[], Coroutine[Any, Any, Opened]]]) -> Opened:
+    try:
+        return await first_of(attempts, NEXT_SECONDS, SessionLost, _abort)
+    except ExceptionGroup as failed:
+        # All of them, because the one that matters may be any: a certificate that has expired at
+        # one address, beside another at which nobody listens.
+        reasons = [
+            str(each.args[0]).removeprefix(UNREACHABLE).removesuffix(").")
+            for each in failed.exceptions
+        ]
+        raise _cannot_be_reached("; ".join(dict.fromkeys(reasons))) from failed
+
+
+async def _hosts(url: str) -> list[str]:
+    host = URL(url).host or ""
+    if is_ip_address(host):
+        return [host]
+    try:
+        looking = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = await in_time(looking, CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        # ValueError is what a host that is no name raises.
+        raise _unreachable(url, error) from error
+    return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
 async def _connect(
-    url: str, address: BrokerAddress, name: str, transport: Transport
-) -> AbstractConnection:
-    decoders.install()
+    url: str, host: str, address: BrokerAddress, name: str, intake: Intake | None
+) -> Opened:
+    transport = Transport(intake, host)
     connecting = aio_pika.connect(
         url,
-        ssl_context=address.tls() if url.startswith("amqps:") else None,
+        ssl_context=address.tls() if urlsplit(url).scheme == "amqps" else None,
         client_properties={"connection_name": name},
         heartbeat=HEARTBEAT_SECONDS,
         connection_class=_over(transport),
     )
     try:
-        return await in_time(connecting, CONNECT_SECONDS)
-    except (AuthenticationError, InvalidFrameError, ProbableAuthenticationError) as error:
-        # An unexpected frame here is the Close of a broker that refuses the virtual host; aiormq
-        # 7.2 does not say what the broker said with it.
-        raise BrokerRefused(
-            f"The broker refuses the connection ({shown(url)}: {sentence(error)}).",
-            "see the user, password and virtual host in WORKER_AMQP_URL, and the user's "
-            "permissions.",
-        ) from error
-    except (AMQPError, OSError, TimeoutError, ValueError) as error:
-        # ValueError is what a host that is no name raises.
-        raise SessionLost(
-            f"The broker cannot be reached ({shown(url)}: {sentence(error)}).",
-            "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for "
-            "amqps, that its certificate is for that host and from the right authority.",
-        ) from error
+        return await in_time(connecting, CONNECT_SECONDS), transport
+    except BaseException as error:
+        transport.abort()
+        if isinstance(error, REFUSALS):
+            raise _refused(url, error) from error
+        if isinstance(error, (AMQPError, OSError, ValueError)):
+            raise _unreachable(url, error) from error
+        raise
+
+
+def _abort(opened: Opened) -> None:
+    opened[1].abort()
+
+
+def _refused(url: str, error: Exception) -> BrokerRefused:
+    return BrokerRefused(
+        f"The broker refuses the connection ({shown(url)}: {sentence(error)}).",
+        "see the user, password and virtual host in WORKER_AMQP_URL, and the user's permissions.",
+    )
+
+
+def _unreachable(url: str, error: Exception) -> SessionLost:
+    return _cannot_be_reached(f"{shown(url)}: {sentence(error)}")
+
+
+def _cannot_be_reached(reasons: str) -> SessionLost:
+    return SessionLost(
+        f"{UNREACHABLE}{reasons}).",
+        "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for amqps, "
+        "that its certificate is for that host and from the right authority.",
+    )
 
 
 def _over(transport: Transport) -> type[aio_pika.Connection]:
@@ -170,10 +238,16 @@ async def closing(part: AbstractConnection | AbstractChannel) -> None:
             raise
 
 
-def shown(url: str) -> str:
-    """Return a broker's address as people may see it: without the user and the password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+async def answer_within(work: Awaitable[T], seconds: float) -> T:
+    """Return what the broker is asked for; raises `SessionLost` if no answer comes in time."""
+    try:
+        return await in_time(work, seconds)
+    except TimeoutError as error:
+        # A node without a quorum may never answer.
+        raise SessionLost(
+            f"The broker did not answer within {seconds} seconds.",
+            "see whether it is starting, overloaded or without a quorum.",
+        ) from error
 
 
 def sentence(error: BaseException) -> str:
@@ -183,7 +257,7 @@ def sentence(error: BaseException) -> str:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Tell whether a call of the library failed because its connection or channel has ended.
+    """Return whether a call of the library failed because its connection or channel has ended.
 
     aiormq 7.2 rejects or cancels what waits on a channel that closes, with a bare `Exception` where
     it knows no reason (its base.py, `reject_all`); a cancellation of this task is no loss.

@@ -112,8 +112,8 @@ class Publisher:
                 raise BrokerRefused(
                     f"The broker did not take a message for exchange {self._name!r} "
                     f"({sentence(error)}).",
-                    "see that a queue is bound to it and is not full; the worker binds its own at "
-                    "its start.",
+                    "see that a queue is bound to it and is not full; 'projection-worker topology "
+                    "apply' binds the worker's own.",
                 ) from error
 
     @asynccontextmanager

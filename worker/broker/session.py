@@ -104,9 +104,7 @@ class Session:
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
-            return await self._topology.verify(
-                self._asking, binds=True, not_permitted=self._not_permitted
-            )
+            return await self._topology.verify(self._asking, not_permitted=self._not_permitted)
 
     def _reading(self) -> AbstractContextManager[None]:
         to_read = f"read queue {self._topology.queue!r}"
@@ -199,7 +197,7 @@ async def _prepare(
     unclaimed = await claim.make(connection, topology.queue, file)
     if file.is_new and await topology.is_missing(connection):
         await _make(connection, address, topology)
-    return unclaimed, await topology.verify(connection, binds=True)
+    return unclaimed, await topology.verify(connection, binds=file.is_new)
 
 
 async def _make(connection: AbstractConnection, address: BrokerAddress, topology: Topology) -> None:

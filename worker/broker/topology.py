@@ -160,7 +160,8 @@ class Topology:
     ) -> Verification:
         """See that everything is there as it must be, making no exchange and no queue.
 
-        `binds` puts back bindings that somebody removed: no client can ask which there are.
+        Bindings are not looked at, because no client can ask which there are. `binds` makes them,
+        for a first start. Later that would undo, unseen, what an operator did to stop the inflow.
         `not_permitted` is what an earlier verification found that the user may not see. Raises
         `BrokerRefused` for what is missing or otherwise.
         """

@@ -16,9 +16,10 @@ from worker.broker.intake import Intake, IntakeReader
 class Transport(TransportFactory):
     """Connects the library to the broker; deliveries go to an intake, if there is one."""
 
-    def __init__(self, intake: Intake | None) -> None:
-        """Connect nothing yet."""
+    def __init__(self, intake: Intake | None, host: str) -> None:
+        """Connect nothing yet; `host` is the one of the URL, or one of its addresses."""
         self._intake = intake
+        self._host = host
         self._opened: list[asyncio.Transport] = []
 
     async def create(
@@ -34,7 +35,13 @@ class Transport(TransportFactory):
         context = await provider.get_context() if url.scheme == "amqps" else None
         try:
             transport, _ = await loop.create_connection(
-                lambda: protocol, url.host or "", url.port or 0, ssl=context, **kwargs
+                lambda: protocol,
+                self._host,
+                url.port or 0,
+                ssl=context,
+                # The certificate is for the name, whichever of its addresses this is.
+                server_hostname=url.host if context else None,
+                **kwargs,
             )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error

@@ -8,16 +8,16 @@ import logging
 import sys
 from importlib import import_module
 
-from worker.cli.app import app
-from worker.cli.output import complain
+from worker.cli import healthcheck
+from worker.cli.sentences import complain, discard, prepare_streams
 from worker.errors import WorkerError
-from worker.settings import SettingsError
+from worker.sources import SettingsError
 
 COMMANDS = (
     "check",
     "dead_letters",
     "events",
-    "healthcheck",
+    "healthcheck_options",
     "publish",
     "rebuild",
     "run",
@@ -30,22 +30,58 @@ COLLECT_AFTER = 20_000
 
 def main() -> None:
     """Run a command; turn what the operator can correct into a sentence and an exit code."""
+    prepare_streams()
     try:
-        # In here, because they import projections, and those may hold a mistake.
-        for name in COMMANDS:
-            import_module(f"{__name__}.{name}")
-        _collect_rarely()
-        _silence_libraries()
-        app()
+        code = _code(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has seen enough, such as `head`.
+        code = 1
+        discard(1)
+    except OSError as error:
+        code = 1
+        complain(
+            f"The system does not permit what the command needs ({error}).",
+            "see that standard output can be written, and that files and folders are there.",
+        )
+        discard(1)
+    sys.exit(code)
+
+
+def _code(arguments: list[str]) -> str | int | None:
+    try:
+        _run(arguments)
+    except SystemExit as end:
+        return end.code
     except SettingsError as error:
         complain(error.message, error.hint)
-        sys.exit(2)
+        return 2
     except WorkerError as error:
         complain(error.message, error.hint)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        complain("Interrupted.")
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    # Bytes that are not UTF-8 arrive as lone surrogates, which neither SQLite nor JSON takes.
+    if odd := [each for each in arguments if not each.isascii() and _is_no_text(each)]:
+        raise SettingsError(
+            f"An argument has bytes that are not UTF-8 ({odd[0]}).",
+            "give it in UTF-8; rename a file whose name is not.",
+        )
+    if arguments in (["healthcheck"], ["healthcheck", "--ready"]):
+        # All the others take most of a second to import.
+        sys.exit(healthcheck.report(is_ready="--ready" in arguments))
+    # Within reach of main's handlers, because they import projections, which may hold a mistake.
+    for name in COMMANDS:
+        import_module(f"{__name__}.{name}")
+    _collect_rarely()
+    _silence_libraries()
+    import_module(f"{__name__}.app").app()
+
+
+def _is_no_text(argument: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _collect_rarely() -> None:

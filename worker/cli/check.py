@@ -1,27 +1,32 @@
 """`check`: is everything as the worker needs it, and if not, what to do."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
-from worker.broker import probe as broker
+from worker.addresses import health_url
+from worker.broker import commands as broker
 from worker.broker.claim import ClaimNotPermitted, claimed_by_another
+from worker.broker_settings import address_of, topology_of
+from worker.cli import healthcheck
 from worker.cli.app import AsJson, app
 from worker.cli.output import print_json, verdict
-from worker.errors import BrokerRefused, WorkerError
+from worker.errors import BrokerRefused, HealthUnavailable, WorkerError
 from worker.projections import load
 from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
-from worker.service import address_of, topology_of
-from worker.settings import PREFIX, Settings, load_settings, unknown_variables
-from worker.store import probe as store
+from worker.settings import Settings, load_settings, unknown_variables
+from worker.sources import variable_of
+from worker.store import inspection as store
 from worker.store.connection import Reader
 from worker.store.library import dotted, require_safe_commits
 from worker.store.lock import WriterLock
 from worker.store.migrations import SCHEMA_VERSION
 from worker.store.tables import noted_versions, require_log
+from worker.telemetry.http import unavailable
 
 WARN_FREE_BYTES = 1024**3
 FAIL_FREE_BYTES = 64 * 1024**2
@@ -61,6 +66,7 @@ async def _look(settings: Settings) -> list[Line]:
         "projections": _projections,
         "database": _database,
         "disk": _disk,
+        "health": _health,
         "sqlite": _sqlite,
     }
     lines: list[Line] = []
@@ -77,7 +83,7 @@ async def _look(settings: Settings) -> list[Line]:
 
 
 async def _settings(settings: Settings) -> Line:
-    known = [f"{PREFIX}{name}".upper() for name in sorted(Settings.model_fields)]
+    known = map(variable_of, sorted(Settings.model_fields))
     if unknown := unknown_variables():
         return Line(
             "warn",
@@ -140,6 +146,7 @@ async def _database(settings: Settings) -> Line:
         return Line(
             "warn", "database", f"{path} is not there yet.", "start the worker, which makes it."
         )
+    store.require_writable(path)
     registry = load()
     async with Reader(path) as reader:
         if (version := await store.schema_version(reader)) < SCHEMA_VERSION:
@@ -173,6 +180,24 @@ async def _disk(settings: Settings) -> Line:
         word = "FAIL" if free < FAIL_FREE_BYTES else "warn"
         return Line(word, "disk", found, "make room; a full disk holds the worker up.")
     return Line("ok", "disk", found)
+
+
+async def _health(settings: Settings) -> Line:
+    host, port = settings.health_host, settings.health_port
+    at = health_url(host, port)
+    try:
+        # For a moment, as the worker would for its life.
+        async with await asyncio.start_server(lambda reader, writer: None, host, port):
+            return Line("ok", "health", f"can be served at {at}")
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) != errno.EADDRINUSE:
+            raise unavailable(host, port, error) from error
+    try:
+        await asyncio.to_thread(healthcheck.ask, host, port, "/livez")
+    except HealthUnavailable as error:
+        fix = "set WORKER_HEALTH_PORT to a free port, or to 0 for any."
+        return Line("FAIL", "health", f"{at} is taken by another program ({error.message})", fix)
+    return Line("ok", "health", f"a worker answers at {at}")
 
 
 async def _sqlite(_: Settings) -> Line:

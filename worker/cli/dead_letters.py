@@ -10,11 +10,11 @@ import typer
 
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.dead_letters import DeadLetter
+from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, plain, print_json, print_raw, say, table
 from worker.cli.requeue import discard, requeue
 from worker.cli.selecting import ByAge, ByKind, ByReason, selection, summary, written
-from worker.service import address_of, topology_of
 from worker.settings import load_settings
 
 LISTED = 100

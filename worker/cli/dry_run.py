@@ -8,13 +8,13 @@ from typing import Any
 
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.dead_letters import DeadLetter
+from worker.broker_settings import address_of, topology_of
 from worker.cli.output import JsonList, plain, say, table
 from worker.cli.selecting import summary
 from worker.deliveries import Delivery
 from worker.preview import preview
 from worker.projections import load
 from worker.registry import Registry
-from worker.service import address_of, topology_of
 from worker.settings import Settings
 from worker.store.connection import Reader
 

@@ -8,7 +8,7 @@ import typer
 
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, print_json, say, table
-from worker.history import Step, history
+from worker.history import History, Step, history
 from worker.messages import canonical_json
 from worker.projections import load
 from worker.projections.events import (
@@ -25,10 +25,15 @@ COLUMNS = ("event_id", "kind", "status", "planned_for", "started_at", "completed
 
 @app.command()
 def show(
-    event_id: Annotated[str, typer.Argument(help="The event.")], *, as_json: AsJson = False
+    event_id: Annotated[str, typer.Argument(help="The event.")],
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="Most messages to show: the last ones.")] = 100,
+    show_all: Annotated[bool, typer.Option("--all", help="Show all messages.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show an event's row, and what each message of its stream did."""
-    row, steps = asyncio.run(_read(load_settings(), event_id))
+    """Show an event's row, and what each of the last messages of its stream did."""
+    row, found = asyncio.run(_read(load_settings(), event_id, None if show_all else limit))
+    steps = found.steps
     if not steps:
         complain(
             f"The log holds no message of event {event_id!r}.",
@@ -36,7 +41,13 @@ def show(
         )
         raise typer.Exit(1)
     if as_json:
-        print_json({"row": row, "history": [_marked(step) for step in steps]})
+        print_json(
+            {
+                "row": row,
+                "messages": found.messages,
+                "history": [_marked(step) for step in steps],
+            }
+        )
         return
     if row is None:
         say(f"Event {event_id} has no row: no message has planned it.")
@@ -44,13 +55,15 @@ def show(
         cells = ((c, canonical_json(v) if c == "props" else v) for c, v in row.items())
         table(("column", "value"), cells)
     say("")
+    if len(steps) < found.messages:
+        say(f"The last {len(steps):,} of {found.messages:,} messages (--all shows the others):")
     columns = ("sequence", "occurred_at", "kind", "mark", "status after", "id", "appended_at")
     table(
         columns,
-        [
+        (
             (s.sequence, s.occurred_at, s.kind, _mark(s), s.status, s.id, s.appended_at)
             for s in steps
-        ],
+        ),
     )
 
 
@@ -73,9 +86,11 @@ def list_(
         say(f"Chat {chat_id} has no event that is {status or 'planned or active'}.")
 
 
-async def _read(settings: Settings, event_id: str) -> tuple[dict[str, Any] | None, list[Step]]:
+async def _read(
+    settings: Settings, event_id: str, limit: int | None
+) -> tuple[dict[str, Any] | None, History]:
     async with Reader(settings.database) as reader:
-        return await get_event(reader, event_id), await history(reader, load(), event_id)
+        return await get_event(reader, event_id), await history(reader, load(), event_id, limit)
 
 
 async def _list(settings: Settings, chat_id: str, status: Status | None) -> list[dict[str, Any]]:

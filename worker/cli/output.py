@@ -1,4 +1,4 @@
-"""The only file that prints: tables, JSON, progress, and errors with their hints.
+"""What commands print: tables, JSON, progress, questions, and sentences (sentences.py).
 
 Text from messages is a publisher's: it is printed escaped, and never read as markup.
 """
@@ -23,6 +23,23 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli.sentences import complain, say
+from worker.sources import escaped
+
+__all__ = [
+    "Bar",
+    "complain",
+    "confirm",
+    "escaped",
+    "plain",
+    "print_json",
+    "print_raw",
+    "progress_bar",
+    "say",
+    "table",
+    "verdict",
+]
+
 # Wide enough for a table that goes to a file or a pipe, where nobody sees a terminal's edge.
 PIPE_WIDTH: Final = 200
 
@@ -30,19 +47,6 @@ PIPE_WIDTH: Final = 200
 def _console(stream: Any) -> Console:  # noqa: ANN401 - sys.stdout has no better type
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-
-
-def say(text: str) -> None:
-    """Print a sentence."""
-    _console(sys.stdout).print(escaped(text), soft_wrap=True)
-
-
-def complain(message: str, hint: str | None = None) -> None:
-    """Print to standard error what went wrong, and what to do about it."""
-    console = _console(sys.stderr)
-    console.print(escaped(message), style="red", soft_wrap=True)
-    if hint:
-        console.print(f"Hint: {escaped(hint)}", soft_wrap=True)
 
 
 def confirm(question: str) -> None:
@@ -105,11 +109,6 @@ def verdict(word: str, subject: str, found: str, fix: str | None) -> None:
     if fix:
         line.append(f"  Fix: {escaped(fix)}")
     _console(sys.stdout).print(line, soft_wrap=True)
-
-
-def escaped(text: str) -> str:
-    """Make control characters visible: a message must not steer anybody's terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(row: Mapping[str, object]) -> dict[str, object]:

@@ -15,6 +15,7 @@ import typer
 
 from worker.broker.permissions import Permissions
 from worker.broker.publisher import publish_all, publisher
+from worker.broker_settings import address_of
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, print_json, progress_bar, say
 from worker.deliveries import Delivery, Rejected
@@ -22,7 +23,6 @@ from worker.errors import StoreUnavailable, StoreUnusable, WorkerError
 from worker.fold import is_late, position
 from worker.messages import INT64_MAX, AnyMessage, decode, now
 from worker.projections import load
-from worker.service import address_of
 from worker.settings import Settings, load_settings
 from worker.store import log
 from worker.store.connection import Reader

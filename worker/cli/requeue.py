@@ -16,11 +16,11 @@ from worker.broker.dead_letter_queue import (
     dead_letter_queue,
 )
 from worker.broker.dead_letters import DeadLetter
+from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes
 from worker.cli.dry_run import dry_run
 from worker.cli.output import JsonList, confirm, say, say_all
 from worker.cli.selecting import ByAge, ById, ByKind, ByReason, selection, summary
-from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings
 
 Limit = Annotated[

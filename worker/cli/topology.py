@@ -4,16 +4,16 @@ import asyncio
 
 import typer
 
-from worker.broker import probe
+from worker.broker import commands
 from worker.broker.claim import ClaimNotPermitted
 from worker.broker.definitions import definitions
 from worker.broker.topology import Topology
+from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes, app
 from worker.cli.output import confirm, print_json, say, table
 from worker.errors import StoreUnusable
-from worker.service import address_of, topology_of
 from worker.settings import Settings, load_settings
-from worker.store.probe import file_id
+from worker.store.inspection import file_id
 
 topology = typer.Typer(
     name="topology",
@@ -30,7 +30,7 @@ def show(*, as_json: AsJson = False) -> None:
     wanted = topology_of(settings)
     if not as_json:
         _print(wanted)
-    verified = asyncio.run(probe.verify(address_of(settings), wanted))
+    verified = asyncio.run(commands.verify(address_of(settings), wanted))
     try:
         owner, belonging = asyncio.run(_owner(settings))
     except ClaimNotPermitted as error:
@@ -40,7 +40,7 @@ def show(*, as_json: AsJson = False) -> None:
         found = {"waiting": waiting, "not_verified": verified.not_permitted, "database_file": owner}
         print_json({**definitions(wanted, settings.vhost), **found})
     else:
-        seen = f"All of it is on {settings.broker}."
+        seen = f"All of it is on {settings.broker}, but for the bindings, which no client can see."
         if verified.not_permitted:
             hidden = ", ".join(verified.not_permitted)
             seen = f"The user may not see all of it on {settings.broker}: not {hidden}."
@@ -52,10 +52,12 @@ def show(*, as_json: AsJson = False) -> None:
 def apply() -> None:
     """Make what is missing on the broker; what is there otherwise is an error, and is left.
 
+    Bindings that somebody removed are put back, too, which the worker never does by itself.
+
     The queue belongs to no database file then: the first worker that starts claims it for its own.
     """
     settings = load_settings()
-    asyncio.run(probe.apply(address_of(settings), topology_of(settings)))
+    asyncio.run(commands.apply(address_of(settings), topology_of(settings)))
     say(f"All that the worker needs is on {settings.broker}.")
 
 
@@ -76,7 +78,7 @@ def release(*, yes: Yes = False) -> None:
             f"{belonging} After its release the next worker that starts claims it for its own "
             "file, which begins without what the old one holds. Go on?"
         )
-    asyncio.run(probe.release(address_of(settings), settings.queue))
+    asyncio.run(commands.release(address_of(settings), settings.queue))
     say(f"Queue {settings.queue!r} is free: the next worker that starts claims it.")
 
 
@@ -107,7 +109,7 @@ async def _owner(settings: Settings) -> tuple[str | None, str]:
     except StoreUnusable:
         # The file may be the very reason for a move to another one.
         own = None
-    owner = await probe.owner(address_of(settings), settings.queue, own)
+    owner = await commands.owner(address_of(settings), settings.queue, own)
     if owner is None:
         file = "no database file yet"
     elif owner == own:

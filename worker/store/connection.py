@@ -21,9 +21,9 @@ from worker.store.checks import (
     reading_failed,
     require_ours,
 )
-from worker.store.driver import BEGIN, Parameters, connect
+from worker.store.driver import BEGIN, connect
 from worker.store.faults import casts_doubt, fault, incomplete
-from worker.store.file import IN_MEMORY, create_private, remove_rebuild_file
+from worker.store.file import SCRATCH, create_private, remove_rebuild_file
 from worker.store.library import require_safe_commits
 from worker.store.lock import WriterLock
 from worker.store.opening import (
@@ -32,6 +32,7 @@ from worker.store.opening import (
     CHECKPOINT_PAGES_IN_BULK,
     prepare,
 )
+from worker.store.statements import Parameters
 from worker.store.transaction import Row, StoreTransaction
 from worker.store.watch import FileWatch
 
@@ -106,7 +107,7 @@ class Database:
 
 
 class Writer(Database):
-    """The one connection that writes; `:memory:` is a database that nobody else sees.
+    """The one connection that writes; `SCRATCH` is a database that nobody else sees.
 
     After an error of the disk nothing is believed: the next use closes and opens the file again.
     """
@@ -117,7 +118,7 @@ class Writer(Database):
         `lock` is the one that this process holds for the file: what is committed is noted in it.
         """
         super().__init__(path)
-        self._watch = None if path == IN_MEMORY else FileWatch(Path(path), lock)
+        self._watch = None if path == SCRATCH else FileWatch(Path(path), lock)
         self._is_in_doubt = False
         self._checkpoint_pages = CHECKPOINT_PAGES
 
@@ -133,7 +134,7 @@ class Writer(Database):
         it was when its last writer committed, or if this SQLite can lose commits, and
         `StoreUnavailable` where trying again may help.
         """
-        if self.path != IN_MEMORY:
+        if self.path != SCRATCH:
             require_safe_commits()
             create_private(self.path)
             # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
@@ -146,7 +147,7 @@ class Writer(Database):
         try:
             # Never makes a file: one that is gone must not be taken for a new one.
             self._connection = await connect(
-                IN_MEMORY if self.path == IN_MEMORY else _uri(Path(self.path), "rw"),
+                SCRATCH if self.path == SCRATCH else _uri(Path(self.path), "rw"),
                 timeout_seconds=BUSY_MILLISECONDS / 1_000,
             )
             try:
@@ -239,12 +240,12 @@ class Writer(Database):
             await self._roll_back(connection)
             # Of a statement that nobody waits for any more, it is not known whether it has run.
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            self._is_in_doubt = self._is_in_doubt or tx.casts_doubt or is_cancelled
+            self._is_in_doubt = self._is_in_doubt or tx.register.casts_doubt or is_cancelled
             if self._watch is not None and isinstance(error, Exception):
                 await self._watch.ended()
-            if tx.fault is not None and isinstance(error, Exception):
+            if isinstance(error, Exception):
                 # Also where the block has made another error of it.
-                raise tx.fault from tx.fault.__cause__
+                tx.register.require_house()
             raise
 
     async def _checkpoint_after(self, tx: StoreTransaction, pages: int) -> None:

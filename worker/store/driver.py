@@ -5,16 +5,25 @@ cores are busy. aiosqlite hands `factory` on to sqlite3, and the parameters of a
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import aiosqlite
 
-Value = str | int | float | bytes | None
-Parameters = Sequence[Value] | Mapping[str, Value]
-Statements = Sequence[tuple[str, Iterable[Parameters]]]
-"""Each text, with the parameters of every time that it is run."""
-
+from worker.store.failures import (
+    Author,
+    Failures,
+    HandlersFailed,
+    Refused,
+    TransactionEnded,
+    WrittenByAnother,
+    note,
+)
+from worker.store.faults import blames_statement
+from worker.store.guard import Guard
+from worker.store.statements import Group, Parameters
 
 # A deferred transaction that comes to write fails at once, whatever the busy timeout
 # (sqlite.org/lang_transaction.html, section 2.2).
@@ -22,26 +31,31 @@ BEGIN = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 
 
-class WrittenByAnother(Exception):
-    """Another connection has committed to the file since this one last began a transaction."""
-
-
 class Preceded(NamedTuple):
     """The parameters of a statement, and what is to be run before it in the same call."""
 
-    statements: Statements
+    groups: Sequence[Group]
     parameters: Parameters
+    failures: Failures
+    """Those of handlers so far; the call adds to them."""
+    author: Author | None
+    """Whose the statement itself is; None for one of the store itself."""
 
 
 class StatementsConnection(sqlite3.Connection):
-    """Runs what precedes a statement; where one fails, those behind it are not run.
+    """Runs what precedes a statement; where one fails, none behind it can commit anything.
 
     That is why they are no calls of their own, sent off together: after an error that made SQLite
     roll back by itself, each one behind it would commit alone
     (sqlite.org/lang_transaction.html, section 3).
     """
 
-    _version: int | None = None
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - as sqlite3 has it
+        """Open, as sqlite3 does."""
+        super().__init__(*args, **options)
+        self._version: int | None = None
+        self._guard = Guard()
+        self.set_authorizer(self._guard.authorize)
 
     def execute(
         self,
@@ -49,18 +63,57 @@ class StatementsConnection(sqlite3.Connection):
         parameters: Any = (),  # noqa: ANN401 - as sqlite3 has it
         /,
     ) -> sqlite3.Cursor:
-        """Run a statement, as sqlite3 does; `parameters` may be `Preceded`."""
-        if isinstance(parameters, Preceded):
-            for each, rows in parameters.statements:
-                if each == BEGIN:
-                    self._begin()
-                elif each == COMMIT:
-                    # Which sqlite3 does not take many times.
-                    super().execute(COMMIT)
-                else:
-                    self.executemany(each, rows)
-            parameters = parameters.parameters
-        return super().execute(sql, parameters)
+        """Run a statement, as sqlite3 does; `parameters` may be `Preceded`.
+
+        A statement of a handler that fails is noted, and the other handlers' are run all the same:
+        one call finds all that fail. Behind it, the store itself may read; any other statement of
+        the store is not run, and `HandlersFailed` is raised instead.
+        """
+        if not isinstance(parameters, Preceded):
+            return super().execute(sql, parameters)
+        for group in parameters.groups:
+            if group.authors:
+                self._run_for_handlers(group, group.authors, parameters.failures)
+            else:
+                _require_none(parameters.failures)
+                self._run(group)
+        with _refusing() if parameters.author is None else self._guard.guarding(sql):
+            return super().execute(sql, parameters.parameters)
+
+    def _run(self, group: Group) -> None:
+        with _refusing():
+            if group.sql == BEGIN:
+                self._begin()
+            elif group.rows is None:
+                # sqlite3 runs no statement many times that controls a transaction.
+                super().execute(group.sql)
+            else:
+                self.executemany(group.sql, group.rows)
+
+    def _run_for_handlers(
+        self, group: Group, authors: Sequence[Author], failures: Failures
+    ) -> None:
+        rows = iter(group.rows or ())
+        last_failed = -1
+        while True:
+            try:
+                with self._guard.guarding(group.sql):
+                    self.executemany(group.sql, rows)
+                return
+            except Exception as error:
+                if not blames_statement(error):
+                    raise
+                if not self.in_transaction:
+                    raise TransactionEnded(str(error)) from error
+                failed = len(authors) - length_hint(rows) - 1
+                # Where it fails before it takes a row, it would fail for each of them.
+                is_hopeless = failed == last_failed
+                blamed = authors[failed + 1 :] if is_hopeless else [authors[failed]]
+                for author in blamed:
+                    note(failures, author, error)
+                if is_hopeless:
+                    return
+                last_failed = failed
 
     def _begin(self) -> None:
         """Begin; raise `WrittenByAnother`, once, if the file is not as this connection left it."""
@@ -71,6 +124,24 @@ class StatementsConnection(sqlite3.Connection):
         before, self._version = self._version, version
         if before not in (None, version):
             raise WrittenByAnother
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise `Refused` for a statement of the store itself that is at fault."""
+    try:
+        yield
+    except WrittenByAnother:
+        raise
+    except Exception as error:
+        if blames_statement(error):
+            raise Refused(str(error)) from error
+        raise
+
+
+def _require_none(failures: Failures) -> None:
+    if failures:
+        raise HandlersFailed(failures)
 
 
 async def connect(uri: str, timeout_seconds: float = 5.0) -> aiosqlite.Connection:

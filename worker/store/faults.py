@@ -6,7 +6,6 @@ from pathlib import Path
 from worker.errors import StoreUnavailable, StoreUnusable
 
 StoreFault = StoreUnavailable | StoreUnusable
-
 # Primary result codes (sqlite.org/rescode.html) that say something about the disk or another
 # process, and nothing about the statement.
 _MOMENT = frozenset(
@@ -35,12 +34,19 @@ _DOUBT = frozenset(
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """Give SQLite's primary result code; 0 for an error that Python itself has raised."""
+    """Return SQLite's primary result code; 0 for an error that Python itself has raised."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
+def blames_statement(error: Exception) -> bool:
+    """Return whether the statement is at fault: neither the moment, nor the file, nor memory."""
+    if isinstance(error, sqlite3.Error):
+        return primary_code(error) not in _MOMENT | _DAMAGE
+    return not isinstance(error, MemoryError)
+
+
 def fault(error: sqlite3.Error, path: Path | str) -> StoreFault | None:
-    """Give the error to raise if SQLite blames the house, None if it blames the statement."""
+    """Return the error to raise if SQLite blames the moment or the file; None otherwise."""
     code = primary_code(error)
     if code in _DAMAGE:
         return damaged(path, f"{error.sqlite_errorname}: {error}")
@@ -62,10 +68,10 @@ def no_room(place: Path | str, cause: object) -> StoreUnavailable:
     )
 
 
-def out_of_memory(path: Path | str) -> StoreUnavailable:
-    """Give the error for a statement for which there was no memory."""
+def out_of_memory(path: Path | str, cause: str = "out of memory") -> StoreUnavailable:
+    """Return the error for a statement, or a handler, for which there was no memory."""
     return StoreUnavailable(
-        f"The database cannot be used now (path {path}, out of memory).",
+        f"The database cannot be used now (path {path}, {cause}).",
         "give the worker more memory, or set WORKER_BATCH_SIZE lower.",
     )
 
@@ -81,12 +87,12 @@ def written_by_another(path: Path | str) -> StoreUnavailable:
 
 
 def casts_doubt(error: sqlite3.Error) -> bool:
-    """Tell whether the file must be closed and opened anew before anything is believed."""
+    """Return whether the file must be closed and opened again before anything is believed."""
     return primary_code(error) in _DOUBT
 
 
 def damaged(path: Path | str, detail: str) -> StoreUnusable:
-    """Give the error for a file that is ours and broken; its hint is the way out."""
+    """Return the error for a file that is ours and broken; its hint is the way out."""
     return StoreUnusable(
         f"The database is damaged (path {path}, {detail}).",
         # Debian's sqlite3 is built without what its .recover needs (SQLITE_ENABLE_DBPAGE_VTAB).
@@ -97,7 +103,7 @@ def damaged(path: Path | str, detail: str) -> StoreUnusable:
 
 
 def incomplete(path: Path | str, error: sqlite3.Error) -> StoreUnusable:
-    """Give the error for a file that lacks what every database of the worker has."""
+    """Return the error for a file that lacks what every database of the worker has."""
     return StoreUnusable(
         f"The database does not hold what is asked of it (path {path}, {error}).",
         "start the worker once, which makes the tables; if it has run already, restore a backup.",
@@ -105,7 +111,7 @@ def incomplete(path: Path | str, error: sqlite3.Error) -> StoreUnusable:
 
 
 def not_ours(path: Path | str) -> StoreUnusable:
-    """Give the error for a file of another program."""
+    """Return the error for a file of another program."""
     return StoreUnusable(
         f"The file is not a database of the worker (path {path}).",
         "set WORKER_DATABASE to another file.",

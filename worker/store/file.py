@@ -15,7 +15,8 @@ from worker.errors import StoreUnavailable, StoreUnusable
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
-IN_MEMORY = ":memory:"
+# SQLite keeps such a database in its cache, and puts what exceeds that into a temporary file.
+SCRATCH = ""
 
 COMPANIONS = ("-wal", "-shm", ".lock")
 RESTORE = "docs/upgrade.md, 'Restore a backup', has the steps."

@@ -7,6 +7,7 @@ import aiosqlite
 from worker.store.checks import identity, require_ours, require_sound
 from worker.store.driver import BEGIN, Preceded
 from worker.store.migrations import migrate
+from worker.store.statements import Group
 from worker.store.transaction import Row
 from worker.store.watch import WAL_BYTES_KEPT
 
@@ -59,4 +60,4 @@ async def prepare(connection: aiosqlite.Connection, path: Path | str, *, may_be_
     # to anyone (wal.c, sqlite3WalFrames).
     await connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
     # From here on, a commit of another connection is noticed.
-    await connection.execute_fetchall("ROLLBACK", Preceded([(BEGIN, ())], ()))
+    await connection.execute_fetchall("ROLLBACK", Preceded([Group(BEGIN, None)], (), {}, None))

@@ -1,18 +1,31 @@
-"""Statements that wait, grouped by their text, so that a batch runs in a few calls of SQLite.
+"""The queue of statements, grouped by their text, so that a batch runs in a few calls of SQLite.
 
 Promise: every stream's statements stand in the order in which its handlers gave them. Those of
-different streams may overtake each other, which the contract of handlers makes invisible.
+different streams may overtake each other, which the contract of handlers makes invisible. The
+queue knows whose each statement is, so that the one to blame is found when it fails.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
-from worker.store.driver import Parameters
+from worker.store.failures import Author
 
-Group = tuple[str, list[Parameters]]
-"""One text, with the parameters of each statement in the group."""
+Value = str | int | float | bytes | None
+Parameters = Sequence[Value] | Mapping[str, Value]
+
+
+class Group(NamedTuple):
+    """Statements of one text, and the parameters of each."""
+
+    sql: str
+    rows: Iterable[Parameters] | None
+    """None for a statement that is run once, without parameters."""
+    authors: Sequence[Author] = ()
+    """Whose each of them is; empty for statements of the store itself."""
+
 
 _QUOTED = re.compile(
     r"""--[^\n]* | /\*.*?(\*/|\Z) | '([^']|'')*' | "([^"]|"")*" | `([^`]|``)*` | \[[^\]]*\]""",
@@ -50,32 +63,53 @@ def require_harmless(sql: str) -> None:
         )
 
 
-class Groups:
-    """The statements of many streams, in few groups of one text each."""
+class Statements:
+    """What waits to be run: statements of the store, and between them groups of handlers'."""
 
     def __init__(self) -> None:
         """Begin empty."""
-        self._in_order: list[Group] = []
+        self._earlier: list[Group] = []
+        """What stands before the groups that may still grow."""
+        self.stream = ""
+        self.author: Author = ""
+        """Whose handler runs, in this stream."""
+        self._begin_groups()
+
+    def _begin_groups(self) -> None:
+        self._growing: list[tuple[str, list[Parameters], list[Author]]] = []
         self._places: dict[str, list[int]] = {}
         """The text -> where its groups stand."""
         self._last: dict[str, int] = {}
         """The stream -> where its last statement stands."""
 
-    def add(self, stream: str, sql: str, parameters: Parameters) -> None:
-        """Put a statement into the first group of its text that does not stand too early."""
+    def add(self, sql: str, rows: Iterable[Parameters] | None) -> None:
+        """Add a statement of the store itself, behind all that wait."""
+        self._earlier = [*self.take(), Group(sql, rows)]
+
+    def add_for_handler(self, sql: str, parameters: Parameters) -> None:
+        """Add a statement of the handler that runs, behind those of its stream.
+
+        It goes into the first group of its text that does not stand too early.
+
+        Raises `ValueError` for a statement that would begin or end a transaction.
+        """
         places = self._places.get(sql)
         if places is None:
             require_harmless(sql)
             places = self._places[sql] = []
+        stream = self.stream
         index = bisect_left(places, self._last.get(stream, 0))
         if index == len(places):
-            places.append(len(self._in_order))
-            self._in_order.append((sql, []))
+            places.append(len(self._growing))
+            self._growing.append((sql, [], []))
         place = self._last[stream] = places[index]
-        self._in_order[place][1].append(parameters)
+        _, rows, authors = self._growing[place]
+        rows.append(parameters)
+        authors.append(self.author)
 
     def take(self) -> list[Group]:
-        """Return the groups in the order in which they are to be run, and begin empty again."""
-        taken, self._in_order = self._in_order, []
-        self._places, self._last = {}, {}
+        """Return what waits in the order in which it is to be run, and begin empty again."""
+        taken = [*self._earlier, *(Group(*each) for each in self._growing)]
+        self._earlier = []
+        self._begin_groups()
         return taken

@@ -7,14 +7,20 @@ streams that live are remembered, the others are read from the log.
 
 import json
 from collections.abc import Iterable, Mapping
+from sys import getsizeof
 from typing import NamedTuple
 
+from worker.store.log import Position
+from worker.store.tables import Values
 from worker.store.transaction import StoreTransaction
-
-Position = tuple[int, str, str]
 
 # Some 500 bytes each. A stream that has been forgotten costs a read of all its entries.
 REMEMBERED = 10_000
+SNAPSHOTS_BYTES = 8 * 1024 * 1024
+SNAPSHOT_BYTES = 1024 * 1024
+SMALLEST_BYTES = 1_000
+# A longer tail is read from the log, which takes the time to look through the whole stream.
+TAIL_BYTES = 256 * 1024
 FIND = """
     SELECT streams.event_id, streams.number, log.sequence, log.occurred_at, log.id
     FROM json_each(?) AS wanted
@@ -28,12 +34,50 @@ LAST_NUMBER = "SELECT coalesce(max(number), 0) FROM streams"
 OPEN = "INSERT INTO streams (number, event_id) VALUES (?, ?)"
 
 
+class Snapshot(NamedTuple):
+    """A stream's rows as the messages up to a position make them."""
+
+    position: Position
+    rows: Mapping[str, Values]
+    """Table -> row; a table is missing where the stream has no row in it."""
+    tail: tuple[str, ...] | None
+    """The bodies of all messages after the position, in any order; None if only the log has them.
+    """
+    rows_bytes: int
+    tail_bytes: int
+
+    @classmethod
+    def of(cls, position: Position, rows: Mapping[str, Values]) -> "Snapshot | None":
+        """Return a snapshot that nothing follows yet; None if it would be too large to keep."""
+        rows_bytes = sum(getsizeof(value) for values in rows.values() for value in values)
+        if rows_bytes > SNAPSHOT_BYTES:
+            return None
+        return cls(position, rows, (), rows_bytes, 0)
+
+    def followed_by(self, bodies: Iterable[str]) -> "Snapshot":
+        """Return the snapshot with more messages in its tail."""
+        if self.tail is None:
+            return self
+        tail = (*self.tail, *bodies)
+        tail_bytes = sum(map(getsizeof, tail))
+        if tail_bytes > TAIL_BYTES:
+            return self._replace(tail=None, tail_bytes=0)
+        return self._replace(tail=tail, tail_bytes=tail_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory, roughly."""
+        return self.rows_bytes + self.tail_bytes + SMALLEST_BYTES
+
+
 class Stream(NamedTuple):
     """One stream as of the last commit."""
 
     number: int
     head: Position | None
     """None for a stream without messages."""
+    snapshot: Snapshot | None = None
+    """Set for some of those to which late messages have come."""
 
 
 class Streams:
@@ -43,6 +87,9 @@ class Streams:
         """Know none."""
         # The one that was asked for longest ago comes first.
         self._remembered: dict[str, Stream] = {}
+        self._snapshots: dict[str, int] = {}
+        """Event -> the size of its snapshot; the one that was noted longest ago comes first."""
+        self._snapshots_bytes = 0
         self._last_number: int | None = None
 
     async def of(self, tx: StoreTransaction, event_ids: Iterable[str]) -> dict[str, Stream]:
@@ -79,5 +126,19 @@ class Streams:
         for event_id, stream in streams.items():
             self._remembered.pop(event_id, None)
             self._remembered[event_id] = stream
+            if stream.snapshot is not None or event_id in self._snapshots:
+                self._note_snapshot(event_id, stream.snapshot)
         while len(self._remembered) > REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+            event_id = next(iter(self._remembered))
+            del self._remembered[event_id]
+            self._note_snapshot(event_id, None)
+        while self._snapshots_bytes > SNAPSHOTS_BYTES:
+            event_id = next(iter(self._snapshots))
+            self._remembered[event_id] = self._remembered[event_id]._replace(snapshot=None)
+            self._note_snapshot(event_id, None)
+
+    def _note_snapshot(self, event_id: str, snapshot: Snapshot | None) -> None:
+        self._snapshots_bytes -= self._snapshots.pop(event_id, 0)
+        if snapshot is not None:
+            self._snapshots[event_id] = snapshot.bytes
+            self._snapshots_bytes += snapshot.bytes

@@ -8,11 +8,10 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from itertools import chain, groupby
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
 from tempfile import mkstemp
 from types import TracebackType
@@ -25,24 +24,35 @@ from worker.store import log
 from worker.store.checks import identity, opening_failed, require_ours
 from worker.store.connection import Database, Writer, read_only_uri
 from worker.store.driver import connect
+from worker.store.failures import Refused
 from worker.store.faults import no_room, primary_code
 from worker.store.file import create_private
+from worker.store.guard import RESERVED
+from worker.store.log import Source
+from worker.store.statements import Value
 from worker.store.transaction import Row, StoreTransaction
 
 Schema = Mapping[str, tuple[str, ...]]
 """Table -> its CREATE statements."""
 
-SCAN_ROWS = 2_000
+Values = tuple[Value, ...]
+"""A row: the values of all columns of its table, in order."""
 
-# What the worker's own tables and views are called.
-RESERVED = frozenset({"log", "streams", "messages", "projections", "file", "kinds", "filler"})
+# What is read of other streams at once; a row may have a megabyte.
+ROWS_AT_ONCE = 50
+STREAMS_AT_ONCE = 200
+
 # Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
 _NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
 
 # Every name in these statements comes from a registered projection, never from input.
 REMOVAL = "DELETE FROM {} WHERE event_id = ?"
+INSERTION = "INSERT INTO {} VALUES ({})"
 COPY = "INSERT INTO main.{0} SELECT * FROM {1}.{0}"
 WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?1))"
+LONE_ROWS = """
+    SELECT *, count(*) FROM {} WHERE event_id IN (SELECT value FROM json_each(?)) GROUP BY event_id
+"""
 DIFFERING = """
     SELECT event_id FROM (SELECT {1} FROM live.{0} EXCEPT SELECT {1} FROM main.{0})
     UNION
@@ -67,11 +77,7 @@ INDEXES = """
         AND lower(tbl_name) IN (SELECT value FROM json_each(?)) ORDER BY name
 """
 COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
-# In the order of the log's key, so that nothing is sorted.
-SCAN = """
-    SELECT streams.event_id, log.body
-    FROM live.log JOIN live.streams ON streams.number = log.stream ORDER BY log.stream
-"""
+STREAMS = "SELECT number, event_id FROM live.streams WHERE number > ? ORDER BY number LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,29 @@ async def with_rows(
     return {row[0] for row in await tx.fetch_all(" UNION ALL ".join(parts), parameters)}
 
 
+def insertion(table: str, columns: int) -> str:
+    """Return the statement that puts a row into a table."""
+    return INSERTION.format(table, ", ".join("?" * columns))
+
+
+async def lone_rows(
+    source: Source, names: Iterable[str], event_ids: Sequence[str]
+) -> dict[str, dict[str, Values] | None]:
+    """Return event -> table -> its row; None for an event that has several rows in one table."""
+    found: dict[str, dict[str, Values] | None] = {event_id: {} for event_id in event_ids}
+    for start in range(0, len(event_ids), ROWS_AT_ONCE):
+        some = json.dumps(event_ids[start : start + ROWS_AT_ONCE], ensure_ascii=False)
+        for name in names:
+            for row in await source.fetch_all(LONE_ROWS.format(name), (some,)):
+                *values, count = row
+                of_event = found[row["event_id"]]
+                if count > 1:
+                    found[row["event_id"]] = None
+                elif of_event is not None:
+                    of_event[name] = tuple(values)
+    return found
+
+
 async def rows_of(
     tx: StoreTransaction, names: Iterable[str], event_id: str
 ) -> list[dict[str, object]]:
@@ -191,7 +220,7 @@ async def replace_tables(
                     await tx.run(COPY.format(name, "fresh"))
                 await tx.run("DELETE FROM projections")
                 tx.add(NOTE, versions.items())
-        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
+        except Refused as error:
             raise _in_the_way(writer, str(error)) from error
     there = {name for name, _ in await _objects(writer, [row["name"].lower() for row in indexes])}
     return tuple(row["sql"] for row in indexes if row["name"] not in there)
@@ -307,37 +336,12 @@ class FreshTables(Database):
         (row,) = await self.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
         return int(row[0])
 
-    async def streams(
-        self, progress: Callable[[int], None]
-    ) -> AsyncGenerator[tuple[str, list[str]], None]:
-        """Yield every stream of the live log with its bodies, one after the other.
-
-        Reports to `progress` how many messages have been yielded so far. Close it, because it reads
-        on a connection that will be closed.
-        """
-        given = 0
-        rest: list[Row] = []
-        async with aclosing(self._scan()) as chunks:
-            async for chunk in chunks:
-                rows = [*rest, *chunk]
-                # The last stream of a chunk may go on in the next one.
-                last = rows[-1][0]
-                rest = [row for row in rows if row[0] == last]
-                for event_id, stream in groupby(rows[: len(rows) - len(rest)], itemgetter(0)):
-                    yield event_id, [body for _, body in stream]
-                given += len(rows) - len(rest)
-                progress(given)
-        if rest:
-            yield rest[0][0], [body for _, body in rest]
-            progress(given + len(rest))
-
-    async def _scan(self) -> AsyncGenerator[list[Row], None]:
-        try:
-            async with self._opened().execute(SCAN) as cursor:
-                while rows := await cursor.fetchmany(SCAN_ROWS):
-                    yield list(rows)
-        except sqlite3.Error as error:
-            raise self._fault(error) from error
+    async def streams(self) -> AsyncIterator[dict[int, str]]:
+        """Return all streams of the live log, number -> event, some at a time."""
+        last = 0
+        while rows := await self.fetch_all(STREAMS, (last, STREAMS_AT_ONCE)):
+            yield dict(map(tuple, rows))
+            last = rows[-1][0]
 
     async def differing(self, table: str) -> list[str]:
         """Give the events whose rows here and in the live table are not the same."""

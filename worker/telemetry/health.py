@@ -1,8 +1,7 @@
 """Is the worker well, and does it do its work? Pure functions of a few facts.
 
 Live: a restart would not help. Ready: messages are being projected now. A standby is live and not
-ready; so is a worker whose database cannot commit, because a new process would wait for the same
-disk.
+ready; so is a worker that holds its batch, because a new process would hold it, too.
 """
 
 import time
@@ -29,7 +28,7 @@ class State(StrEnum):
     """There is no session with the broker."""
     CONSUMING = "consuming"
     HOLDING = "holding"
-    """The database cannot commit; the batch is held, unacked."""
+    """The database cannot commit, or the breaker is open; the batch is held, unacked."""
     BLOCKED = "blocked"
     """The broker takes no dead letters."""
     DRAINING = "draining"
@@ -48,6 +47,9 @@ class Facts:
     """The service's ticker sets it every second."""
     projecting_since: float | None = None
     """When the transaction that runs now began."""
+    progressed_at: float | None = None
+    """When the transaction that runs now last got on: it began, or a long fold came a step further.
+    """
     step_began_at: float | None = field(default_factory=time.monotonic)
     """When the supervisor began the step that it is on: to start, to open a session, to close one,
     to drain. None while it consumes or rebuilds, for as long as there is work."""
@@ -55,6 +57,8 @@ class Facts:
     """When the oldest delivery that is not settled arrived."""
     last_commit_at: float | None = None
     """In Unix time."""
+    is_breaker_open: bool = False
+    """Whether the batch is held because a kind fails for every message."""
     problem: str | None = None
     """What keeps the worker from its work, in a sentence."""
 
@@ -68,7 +72,7 @@ class Health:
 
 
 def live(facts: Facts, now: float) -> Health:
-    """Tell whether the process is worth keeping; if not, a restart is the cure."""
+    """Return whether the process is worth keeping; if not, a restart is the cure."""
     silent = now - facts.loop_turned_at
     if silent > LOOP_SECONDS:
         return Health(
@@ -76,10 +80,11 @@ def live(facts: Facts, now: float) -> Health:
             reason=f"The event loop has not turned for {silent:.0f} seconds: a handler blocks it.",
         )
     # Read once: the service may end the transaction between two looks.
-    since = facts.projecting_since
+    since = facts.progressed_at
     if since is not None and now - since > COMMIT_SECONDS:
         return Health(
-            is_well=False, reason=f"One transaction has been running for {now - since:.0f} seconds."
+            is_well=False,
+            reason=f"The transaction has made no progress for {now - since:.0f} seconds.",
         )
     # The end of a transaction is a step, too: so this is read after it.
     began_at = facts.step_began_at
@@ -93,7 +98,7 @@ def live(facts: Facts, now: float) -> Health:
 
 
 def ready(facts: Facts, now: float) -> Health:
-    """Tell whether messages are being projected; if not, the reason names state and problem."""
+    """Return whether messages are being projected; if not, the reason names state and problem."""
     health = live(facts, now)
     if not health.is_well:
         return health

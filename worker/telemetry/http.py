@@ -20,6 +20,7 @@ from threading import Thread
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from worker.addresses import health_url
 from worker.errors import HealthUnavailable
 from worker.telemetry.health import Facts, Health, live, ready
 from worker.telemetry.metrics import Metrics
@@ -95,11 +96,13 @@ class HealthServer:
             )
         except (OSError, ValueError) as error:
             # ValueError is what a host that is no name raises.
-            listens.set_exception(_unavailable(self._host, self._port, error))
+            listens.set_exception(unavailable(self._host, self._port, error))
             return
         async with server:
             host, port = server.sockets[0].getsockname()[:2]
-            listens.set_result((url(host, port), lambda: loop.call_soon_threadsafe(stop.set)))
+            listens.set_result(
+                (health_url(host, port), lambda: loop.call_soon_threadsafe(stop.set))
+            )
             await stop.wait()
             # From Python 3.12 on, the end of the block waits for them.
             for connection in self._connections:
@@ -151,11 +154,6 @@ class HealthServer:
         return Answer(HTTPStatus.OK, body, content_type)
 
 
-def url(host: str, port: int) -> str:
-    """Give the URL of an address; one of IPv6 stands in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _plain(status: HTTPStatus) -> Answer:
     return Answer(status, f"{status.phrase}\n".encode())
 
@@ -175,9 +173,10 @@ def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + (body if with_body else b"")
 
 
-def _unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
+def unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
+    """Return the error for an address at which nobody can listen."""
     return HealthUnavailable(
-        f"Health cannot be served at {url(host, port)} ({error}).",
+        f"Health cannot be served at {health_url(host, port)} ({error}).",
         "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"
         " address of this machine.",
     )

@@ -3,53 +3,112 @@
 Called "logs" because the log is the table of messages.
 """
 
+import atexit
 import json
 import logging
 import os
-import stat
+import select
 import sys
+from collections import deque
 from io import TextIOBase
+from threading import Condition, Lock, Thread
 from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+# A reader that is alive takes a line within microseconds.
+WRITE_SECONDS = 0.05
+FINISH_SECONDS = 0.5
+# What waits for a reader that stands still: less than a hundred kilobytes.
+MAX_WAITING_LINES = 250
+
 
 class Lines(TextIOBase):
     """Standard output for log lines, which never holds the worker up and never ends it.
 
-    A pipe whose reader stands still would block the event loop, and with it the heartbeats; a log
-    file on a full disk would end the process. Lines that cannot be written are dropped, and their
-    number is the next line that can be.
+    A pipe, terminal or socket whose reader stands still would block the event loop, and with it
+    the heartbeats; a log file on a full disk would end the process. So a thread of its own writes.
+    `write` waits until the line is out, because it may be the last one of a process that is
+    killed, but not for a reader that stands still. Lines that cannot be written are dropped, and
+    their number is the next line that can be.
+
+    The descriptor is left as it is: to make it non-blocking would do that to all programs that
+    share it, such as those of a start script (O_NONBLOCK belongs to the open file, open(2)).
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Write to a descriptor; one of a pipe does not block any more."""
+        """Write to a descriptor."""
         super().__init__()
         self._descriptor = descriptor
+        # Each with the number of lines that it stands for.
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        lock = Lock()
+        self._arrived = Condition(lock)
+        self._emptied = Condition(lock)
         self._dropped = 0
-        # A terminal or a file may be shared with programs that do not expect it.
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            os.set_blocking(descriptor, False)
+        # A daemon: whoever ends the process does not wait for the reader.
+        Thread(target=self._write_all, name="log", daemon=True).start()
 
     def write(self, line: str) -> int:
         """Write a line whole, or drop it."""
-        rest = line.encode(errors="backslashreplace")
-        if self._dropped:
-            rest = self._account() + rest
-        try:
-            while rest:
-                # Whole or not at all for a pipe, up to 4,096 bytes (pipe(7)); few lines are longer.
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            self._dropped += 1
-        else:
-            self._dropped = 0
+        with self._arrived:
+            if len(self._waiting) >= MAX_WAITING_LINES:
+                self._dropped += 1
+                return len(line)
+            keeps_up = not self._waiting
+            self._account()
+            self._waiting.append((line.encode(errors="backslashreplace"), 1))
+            self._arrived.notify()
+            if keeps_up:
+                self._emptied.wait(WRITE_SECONDS)
         return len(line)
 
-    def _account(self) -> bytes:
-        account = {"event": "log_lines_dropped", "level": "warning", "lines": self._dropped}
-        return json.dumps(account).encode() + b"\n"
+    def finish(self) -> None:
+        """Wait a moment for a reader that is slow: what has not been read then is lost."""
+        with self._emptied:
+            if self._waiting:
+                self._emptied.wait(FINISH_SECONDS)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._arrived:
+                while not self._waiting:
+                    self._arrived.wait()
+                line, lines = self._waiting[0]
+            is_written = _write(self._descriptor, line)
+            with self._emptied:
+                self._waiting.popleft()
+                if not is_written:
+                    self._dropped += lines
+                elif not self._waiting:
+                    self._account()
+                if not self._waiting:
+                    self._emptied.notify_all()
+
+    def _account(self) -> None:
+        if self._dropped:
+            account = {
+                "event": "log_lines_dropped",
+                "level": "warning",
+                "lines": self._dropped,
+            }
+            self._waiting.append((json.dumps(account).encode() + b"\n", self._dropped))
+            self._dropped = 0
+
+
+def _write(descriptor: int, rest: bytes) -> bool:
+    """Write all of it, however long that takes; return False if that fails."""
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:
+                # Somebody else made it non-blocking.
+                select.select([], [descriptor], [])
+    except OSError:
+        return False
+    return True
 
 
 def configure(log_format: str, level: str) -> None:
@@ -69,7 +128,9 @@ def configure(log_format: str, level: str) -> None:
         if for_people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
-    lines = cast("TextIO", Lines(sys.stdout.fileno()))
+    output = Lines(sys.stdout.fileno())
+    atexit.register(output.finish)
+    lines = cast("TextIO", output)
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -83,10 +144,6 @@ def configure(log_format: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # What these libraries have to say arrives as exceptions, and is reported once, as a change of
-    # state; at DEBUG they would print whole frames, new secrets among them.
-    for name in ("aio_pika", "aiormq"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _lead(logger: object, method: str, fields: EventDict) -> EventDict:
@@ -96,6 +153,6 @@ def _lead(logger: object, method: str, fields: EventDict) -> EventDict:
 
 
 def get_logger() -> FilteringBoundLogger:
-    """Give the logger of the worker."""
+    """Return the logger of the worker."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger

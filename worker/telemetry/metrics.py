@@ -58,6 +58,10 @@ class Metrics:
         self._batch_size.observe(sum(report.verdicts.values()))
         self._commit_seconds.observe(report.commit_seconds)
 
+    def long_fold(self) -> None:
+        """Count the fold of a stream that took longer than a second."""
+        self._long_folds.inc()
+
     def session_opened(self) -> None:
         """Count a session that has begun."""
         self._sessions_opened.inc()
@@ -100,6 +104,13 @@ class Metrics:
             "projection_redelivered_messages",
             "Messages that the broker marked as delivered before. A rise: sessions are lost, or"
             " workers die, before they ack.",
+            registry=self._registry,
+        )
+        self._long_folds = Counter(
+            "projection_long_folds",
+            "Folds of one stream that took longer than a second, because late messages came to it."
+            " A rise: an event has very many messages, and a publisher's clock may be wrong; the"
+            " log line long_fold names the event.",
             registry=self._registry,
         )
         self._batch_size = Histogram(
@@ -174,6 +185,11 @@ class Metrics:
             "Seconds since the event loop last turned; below about 1 when well. A rise: a handler"
             " blocks it, or the machine is starved; /livez fails in the end.",
         ).set_function(lambda: _age(facts.loop_turned_at))
+        self._gauge(
+            "projection_breaker_open",
+            "1 while a kind fails for every message and the batch is held; 0 otherwise. A rise: a"
+            " bad deployment; see /readyz for the kind.",
+        ).set_function(lambda: float(facts.is_breaker_open))
         self._gauge(
             "projection_last_commit_timestamp_seconds",
             "Unix time of the last commit. A standstill while messages wait: nothing is projected.",

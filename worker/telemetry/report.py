@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from worker.deliveries import BatchReport, Delivery, Outcome
-from worker.errors import BrokerRefused, WorkerError
+from worker.deliveries import BatchReport, Delivery, Folding, Outcome
+from worker.errors import BreakerOpen, BrokerRefused, MustHold, WorkerError
 from worker.telemetry.health import Facts, State
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -18,6 +18,7 @@ from worker.telemetry.summary import Summary, verdict_fields
 
 # What lasts for as long as there is work; everything else is done in steps.
 LASTING = (State.CONSUMING, State.REBUILDING)
+LONG_FOLD_SECONDS = 1.0
 
 
 class Report:
@@ -37,6 +38,8 @@ class Report:
         self._has_session = False
         self._is_told_unclaimed = False
         self._attempts = 0
+        self._long_fold: str | None = None
+        """The event whose fold has been said to take long."""
         self._is_quarantined = False
         self._is_draining = False
 
@@ -157,21 +160,29 @@ class Report:
             self._log.info("quarantine_ended")
         self._is_quarantined = suspect is not None
 
-    def holding(self, error: WorkerError, messages: int) -> None:
-        """Say that the database cannot commit now."""
+    def holding(self, error: MustHold, messages: int) -> None:
+        """Say that a batch is held, once for each kind of reason."""
         self._attempts += 1
+        is_breaker_open = isinstance(error, BreakerOpen)
+        is_told = self._attempts > 1 and is_breaker_open is self.facts.is_breaker_open
+        self.facts.is_breaker_open = is_breaker_open
         self._held_because = error.message
         self._tell()
-        if self._attempts == 1:
-            self._log.error("holding", messages=messages, reason=error.message, hint=error.hint)
+        if is_told:
+            self._log.debug("still_holding", attempt=self._attempts, reason=error.message)
+        else:
+            event = "breaker_opened" if is_breaker_open else "holding"
+            self._log.error(event, messages=messages, reason=error.message, hint=error.hint)
 
     def commits(self) -> None:
-        """Note that the database commits; say so if it did not before."""
+        """Note that a batch is held no longer; say so if it was before."""
         if self._attempts:
             attempts, self._attempts = self._attempts, 0
+            event = "breaker_closed" if self.facts.is_breaker_open else "resumed"
+            self.facts.is_breaker_open = False
             self._held_because = ""
             self._tell()
-            self._log.info("resumed", attempts=attempts)
+            self._log.info(event, attempts=attempts)
 
     def blocked(self, error: WorkerError | None) -> None:
         """Say why dead letters cannot be published; None: that they can again."""
@@ -191,14 +202,35 @@ class Report:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Note how long a transaction has been running."""
-        self.facts.projecting_since = time.monotonic()
+        """Note how long a transaction has been running, and that it gets on (`folding`)."""
+        self.facts.projecting_since = self.facts.progressed_at = time.monotonic()
         try:
             yield
         finally:
             # Before the transaction ends: who looks between the two must not see an old step.
             self.step()
-            self.facts.projecting_since = None
+            self.facts.projecting_since = self.facts.progressed_at = None
+
+    def folding(self, stream: Folding) -> None:
+        """Note that the transaction gets on, and name a stream whose fold takes long.
+
+        Once when that is known, and once when the fold has ended.
+        """
+        if self.facts.progressed_at is not None:
+            self.facts.progressed_at = time.monotonic()
+        if stream.seconds <= LONG_FOLD_SECONDS or (
+            stream.event_id == self._long_fold and not stream.is_done
+        ):
+            return
+        self._log.warning(
+            "long_fold_ended" if stream.is_done else "long_fold",
+            event_id=stream.event_id,
+            messages=stream.messages,
+            seconds=round(stream.seconds, 1),
+        )
+        self._long_fold = None if stream.is_done else stream.event_id
+        if stream.is_done:
+            self._metrics.long_fold()
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
         """Note what a batch did that has been committed and settled."""

@@ -1,10 +1,12 @@
-"""What `check` and the metrics ask the database and the disk; makes nothing."""
+"""What is asked of the database and the disk without changing either."""
 
 import os
 import shutil
 from pathlib import Path
 
+from worker.errors import StoreUnusable
 from worker.store.connection import PROGRESS, Database, Reader
+from worker.store.file import COMPANIONS, require_one_name
 from worker.store.lock import WriterLock
 from worker.store.watch import FileWatch
 
@@ -25,8 +27,19 @@ async def require_acked(source: Database, database: Path) -> None:
 
 
 def is_file(database: Path) -> bool:
-    """Tell whether the database is there."""
+    """Return whether the database is there."""
     return database.is_file()
+
+
+def require_writable(database: Path) -> None:
+    """Raise `StoreUnusable` for a file that a worker could not write, or would not."""
+    require_one_name(database)
+    for path in (database, *(Path(f"{database}{suffix}") for suffix in COMPANIONS)):
+        if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+            raise StoreUnusable(
+                f"A file of the database cannot be written by this user (path {path}).",
+                "check as the user that the worker runs as, or give this user the right.",
+            )
 
 
 async def file_id(database: Path) -> str | None:
@@ -43,7 +56,7 @@ async def file_id(database: Path) -> str | None:
 
 
 def existing_folder(database: Path) -> Path:
-    """Give the database's folder, or the nearest one above it that exists."""
+    """Return the database's folder, or the nearest one above it that exists."""
     folder = database.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -51,17 +64,17 @@ def existing_folder(database: Path) -> Path:
 
 
 def can_write(folder: Path) -> bool:
-    """Tell whether this user may make files in a folder."""
+    """Return whether this user may make files in a folder."""
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def free_bytes(folder: Path) -> int:
-    """Give the space that is left for this user."""
+    """Return the space that is left for this user."""
     return shutil.disk_usage(folder).free
 
 
 def wal_bytes(database: Path) -> int:
-    """Give the size of the database's WAL; 0 without one."""
+    """Return the size of the database's WAL; 0 without one."""
     try:
         return database.with_name(database.name + "-wal").stat().st_size
     except OSError:

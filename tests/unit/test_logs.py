@@ -1,0 +1,139 @@
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from fcntl import F_SETPIPE_SZ, fcntl
+from pathlib import Path
+
+import pytest
+
+from tests.processes import environment, worker_process
+from tests.waiting import eventually
+from worker.telemetry.logs import MAX_WAITING_LINES, Lines
+
+LINE = "x" * 99 + "\n"
+# The least that Linux gives a pipe.
+PIPE_BYTES = 4_096
+# Nothing listens there.
+NO_BROKER = "amqp://127.0.0.1:9/"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    fcntl(writing, F_SETPIPE_SZ, PIPE_BYTES)
+    yield reading, writing
+    for descriptor in (reading, writing):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def read(descriptor: int, until: bytes) -> list[str]:
+    """Read lines until one has this in it."""
+    text = b""
+    while until not in text:
+        text += os.read(descriptor, PIPE_BYTES)
+    return text.decode().splitlines(keepends=True)
+
+
+class TestLines:
+    """What shares standard output with the worker, and what reads it, is left in peace."""
+
+    @pytest.mark.parametrize("is_blocking", [True, False])
+    def test_of_a_shared_pipe_leave_it_as_it_is(
+        self, pipe: tuple[int, int], *, is_blocking: bool
+    ) -> None:
+        """A neighbour in a start script that found it non-blocking would fail with EAGAIN."""
+        reading, writing = pipe
+        os.set_blocking(writing, is_blocking)
+
+        Lines(writing).write(LINE)
+
+        assert os.get_blocking(writing) is is_blocking
+        assert read(reading, b"\n") == [LINE]
+
+    @pytest.mark.parametrize("is_blocking", [True, False])
+    def test_that_nobody_reads_are_dropped_and_counted(
+        self, pipe: tuple[int, int], *, is_blocking: bool
+    ) -> None:
+        """Those that fit come in their order, then the number of the others."""
+        reading, writing = pipe
+        os.set_blocking(writing, is_blocking)
+        lines = Lines(writing)
+        numbered = [f"{number:08d}{LINE}" for number in range(3 * MAX_WAITING_LINES)]
+
+        for line in numbered:
+            lines.write(line)
+            # As structlog does after each line.
+            lines.flush()
+
+        *kept, account = read(reading, b"log_lines_dropped")
+        assert len(kept) >= MAX_WAITING_LINES
+        assert kept == numbered[: len(kept)]
+        assert json.loads(account)["lines"] == len(numbered) - len(kept)
+
+    def test_that_cannot_be_written_are_counted_when_others_can(self, tmp_path: Path) -> None:
+        """A full disk ends nothing."""
+        with ExitStack() as stack:
+            full = stack.enter_context(Path("/dev/full").open("w"))
+            file = stack.enter_context((tmp_path / "log").open("w"))
+            lines = Lines(descriptor := os.dup(full.fileno()))
+            for _ in range(3):
+                lines.write(LINE)
+            os.dup2(file.fileno(), descriptor)
+
+            lines.write(LINE)
+            lines.finish()
+
+            account, line = (tmp_path / "log").read_text().splitlines(keepends=True)
+            assert json.loads(account) == {
+                "event": "log_lines_dropped", "level": "warning", "lines": 3,
+            }  # fmt: skip
+            assert line == LINE
+
+    async def test_of_a_worker_whose_output_is_closed_are_missed_by_nobody(
+        self, database: Path, tmp_path: Path
+    ) -> None:
+        """It runs, and says nothing on standard error."""
+        settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
+        closing = ("sh", "-c", 'exec "$@" >&-', "sh")
+
+        async with worker_process(
+            "run", settings=settings, folder=tmp_path, inside=closing
+        ) as worker:
+            await eventually(database.exists)
+            worker.terminate()
+            assert await worker.exit_code() == 0
+
+        assert worker.output == ""
+
+
+class TestATerminalThatCloses:
+    async def test_ends_the_worker_like_any_signal(self, database: Path, tmp_path: Path) -> None:
+        """With its lines, and after what was taken."""
+        settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
+        async with worker_process("run", settings=settings, folder=tmp_path) as worker:
+            await worker.wait_for_log("connection_lost")
+
+            worker.send(signal.SIGHUP)
+
+            assert await worker.exit_code() == 0
+        assert worker.said("draining", signal="SIGHUP")
+        assert worker.said("stopped")
+
+    async def test_does_not_end_one_that_ignores_it(self, database: Path, tmp_path: Path) -> None:
+        """That is what nohup is for."""
+        settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
+        ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
+        async with worker_process(
+            "run", settings=settings, folder=tmp_path, inside=ignoring
+        ) as worker:
+            await worker.wait_for_log("connection_lost")
+            worker.send(signal.SIGHUP)
+
+            worker.terminate()
+
+            assert await worker.exit_code() == 0
+        assert worker.said("draining", signal="SIGTERM")
+        assert not worker.said("draining", signal="SIGHUP")

@@ -1,0 +1,87 @@
+"""The breaker: stops the worker when a kind fails for every message, as after a bad deployment.
+
+The rule: a message counts as failed when it is rejected because its handler failed. If so many
+messages of one kind fail in a row, the breaker opens, and their batch is held in place of being
+dead-lettered:
+
+- `WORKER_BREAKER_FAILURES` (25), if no message of the kind has been applied since the start. Few
+  enough to requeue by hand; more than a single publisher's mistake sends before somebody looks.
+- `FAILURES_OF_A_PROVEN_KIND` (1,000) otherwise: the handler works, so a burst of bad messages is
+  more likely than a bad deployment, and must not hold up all others.
+
+Messages that are delivered again count once. One message of the kind that is applied, in a batch
+with whatever others, ends the row. So neither a single bad message nor a few hold anybody up, and
+no kind ever makes more dead letters in a row than these numbers say.
+
+While it is open, the same batch is tried again with backoff; the breaker closes when a message of
+the kind is applied, or the row becomes shorter than the limit. A fixed release starts with a closed
+breaker and gets the held messages from the broker. If the messages are garbage and should all be
+dead-lettered, the operator starts the worker with `WORKER_BREAKER_FAILURES=0`, which switches the
+breaker off.
+"""
+
+from collections.abc import Sequence
+
+from worker.deliveries import Outcome, Reason, Verdict
+from worker.errors import BreakerOpen
+
+FAILURES_OF_A_PROVEN_KIND = 1_000
+
+Key = tuple[str | None, str | None]
+"""A message's event and its id."""
+
+_HANDLED = (Verdict.APPLIED, Verdict.LATE, Verdict.ORPHAN)
+
+
+class Breaker:
+    """What is known of each kind since the worker started."""
+
+    def __init__(self, failures: int) -> None:
+        """Open after so many failures of a kind in a row; 0: never."""
+        self._failures = failures
+        self._proven: set[str | None] = set()
+        self._in_a_row: dict[str | None, set[Key]] = {}
+
+    def require_closed(self, outcomes: Sequence[Outcome]) -> None:
+        """Count the failures of a batch that is about to be settled.
+
+        Raises `BreakerOpen` if it must be held instead; the same batch may be tried again.
+        """
+        if not self._failures:
+            return
+        applied = {each.kind for each in outcomes if each.verdict in _HANDLED}
+        self._proven |= applied
+        for kind in self._in_a_row.keys() & applied:
+            del self._in_a_row[kind]
+        failed: dict[str | None, list[Outcome]] = {}
+        for each in outcomes:
+            if each.verdict is Verdict.REJECTED and each.kind not in applied and _failed(each):
+                failed.setdefault(each.kind, []).append(each)
+        for kind, failures in failed.items():
+            self._count(kind, failures)
+
+    def _count(self, kind: str | None, failures: Sequence[Outcome]) -> None:
+        in_a_row = self._in_a_row.get(kind, set()) | {(o.event_id, o.message_id) for o in failures}
+        if len(in_a_row) >= self._limit(kind):
+            raise _opened(len(in_a_row), failures[-1], is_proven=kind in self._proven)
+        self._in_a_row[kind] = in_a_row
+
+    def _limit(self, kind: str | None) -> int:
+        if kind in self._proven:
+            return max(self._failures, FAILURES_OF_A_PROVEN_KIND)
+        return self._failures
+
+
+def _failed(outcome: Outcome) -> bool:
+    return outcome.rejected is not None and outcome.rejected.reason is Reason.HANDLER_FAILED
+
+
+def _opened(number: int, last: Outcome, *, is_proven: bool) -> BreakerOpen:
+    since = "" if is_proven else ", and none has been applied since the start"
+    detail = last.rejected.detail if last.rejected is not None else ""
+    return BreakerOpen(
+        f"{number:,} messages of kind {last.kind!r} have failed in a row{since}. The last one was "
+        f"{last.message_id!r} of event {last.event_id!r}: {detail}",
+        "start a release whose handlers can apply them: the messages wait in the queue until then. "
+        "If they must all be dead-lettered, start the worker with WORKER_BREAKER_FAILURES=0.",
+    )

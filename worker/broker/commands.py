@@ -1,0 +1,93 @@
+"""What `check` and `topology` ask of the broker, each on a connection of its own.
+
+All raise `BrokerRefused` if the broker says no, and `SessionLost` if it cannot be reached, or does
+not answer in time.
+"""
+
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from aio_pika.abc import AbstractConnection
+
+from worker.broker import claim
+from worker.broker.connection import (
+    BrokerAddress,
+    answer_within,
+    connection,
+    telling_loss,
+)
+from worker.broker.permissions import requiring
+from worker.broker.topology import Topology, Verification
+from worker.errors import SessionLost
+
+T = TypeVar("T")
+
+NAME = "projection-worker check"
+# A quorum queue is declared within seconds, unless its cluster has no majority.
+ANSWER_SECONDS = 30
+
+
+async def reach(address: BrokerAddress) -> None:
+    """Connect and leave."""
+    async with _asking(address):
+        pass
+
+
+async def verify(address: BrokerAddress, topology: Topology) -> Verification:
+    """See that the worker's exchanges and queues exist as they must be; raises if not."""
+
+    async def ask() -> Verification:
+        async with _asking(address) as opened:
+            return await topology.verify(opened)
+
+    return await _answer(ask())
+
+
+async def apply(address: BrokerAddress, topology: Topology) -> None:
+    """Make what is missing of the topology; raises `BrokerRefused` for what is otherwise."""
+
+    async def ask() -> None:
+        async with _asking(address) as opened, opened.channel() as channel:
+            with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
+                await topology.apply(channel)
+
+    await _answer(ask())
+
+
+async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:
+    """Return which database file the queue belongs to; returns and raises as `claim.owner` does."""
+
+    async def ask() -> str | None:
+        async with _asking(address) as opened:
+            return await claim.owner(opened, queue, file_id)
+
+    return await _answer(ask())
+
+
+async def release(address: BrokerAddress, queue: str) -> None:
+    """Let another file have the queue; raises `BrokerRefused` while somebody consumes."""
+
+    async def ask() -> None:
+        async with _asking(address) as opened:
+            await claim.release(opened, queue)
+
+    await _answer(ask())
+
+
+@asynccontextmanager
+async def _asking(address: BrokerAddress) -> AsyncIterator[AbstractConnection]:
+    with telling_loss(_ended):
+        async with connection(address, NAME) as opened:
+            yield opened
+
+
+async def _answer(work: Coroutine[Any, Any, T]) -> T:
+    return await answer_within(work, ANSWER_SECONDS)
+
+
+def _ended(reason: str) -> SessionLost:
+    return SessionLost(
+        f"The connection to the broker ended before the answer ({reason}).",
+        "run the command again; see RabbitMQ's log if it ends so each time.",
+    )

@@ -1,0 +1,47 @@
+"""A copy of one event's rows, folded by today's handlers in a database that nobody else sees.
+
+For what people ask of an event. A message that the handlers cannot apply does not stop the others.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from worker.fold import Turns, fold, stored
+from worker.registry import Registry
+from worker.store import tables
+from worker.store.failures import HandlersFailed
+from worker.store.transaction import Row, StoreTransaction
+
+
+class ScratchStream:
+    """One event's stream, as far as it has been folded."""
+
+    def __init__(self, registry: Registry, tx: StoreTransaction, event_id: str) -> None:
+        """Fold onto the rows that the transaction's database has."""
+        self._registry = registry
+        self._tx = tx
+        self._event_id = event_id
+        self._turns = Turns()
+
+    async def apply(self, entries: Sequence[Row]) -> None:
+        """Fold the next messages of the log, in the order of position; skip those that fail."""
+        if entries and await self.failure(entries) is not None:
+            for entry in entries:
+                await self.failure([entry])
+
+    async def failure(self, entries: Sequence[Row]) -> str | None:
+        """Fold messages, all or none of them; return why they cannot be folded, if so."""
+        bodies = [entry["body"] for entry in entries]
+        try:
+            async with self._tx.savepoint():
+                read = partial(stored, self._registry, self._tx, self._event_id)
+                messages = [read(body) for body in bodies]
+                size = sum(map(len, bodies))
+                await fold(self._registry, self._tx, messages, self._turns, size)
+        except HandlersFailed as failed:
+            return str(failed)
+        return None
+
+    async def rows(self) -> list[dict[str, object]]:
+        """Return the event's rows, of all tables."""
+        return await tables.rows_of(self._tx, self._registry.versions, self._event_id)

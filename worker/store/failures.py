@@ -1,0 +1,158 @@
+"""What went wrong in one transaction, and whose fault it is: a handler's, the log's, the house's.
+
+The register decides what may go on: after a handler's failure other streams do, so that one pass
+finds all that fail; after any other, nothing does. Either way nothing is committed.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from worker.errors import StoreUnusable
+from worker.messages import AnyMessage
+from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory, written_by_another
+
+Author = AnyMessage | str
+"""Whose a statement is: the message whose handler wrote it, or the event whose rows it removes."""
+
+
+class Failure(NamedTuple):
+    """Whose handler or statement failed, and how."""
+
+    author: Author
+    error: BaseException
+
+    def __str__(self) -> str:
+        """Return what a person reads of it."""
+        return f"{type(self.error).__name__}: {self.error}"
+
+
+Failures = dict[str, Failure]
+"""Stream -> what failed first in it."""
+
+
+def stream_of(author: Author) -> str:
+    """Return the event to whose stream a statement belongs."""
+    return author if isinstance(author, str) else author.event_id
+
+
+def note(failures: Failures, author: Author, error: BaseException) -> None:
+    """Note a failure, unless the stream has one already."""
+    failures.setdefault(stream_of(author), Failure(author, error))
+
+
+class HandlersFailed(Exception):
+    """Handlers failed, or statements of theirs: the streams of `failures`, and no others."""
+
+    def __init__(self, failures: Mapping[str, Failure]) -> None:
+        """Say what failed first."""
+        super().__init__(next(map(str, failures.values())))
+        self.failures = failures
+
+
+class Refused(Exception):
+    """A statement of the store itself failed: the log's key has refused a message that is known."""
+
+
+class WrittenByAnother(Exception):
+    """Another connection has committed to the file since this one last began a transaction."""
+
+
+class TransactionEnded(Exception):
+    """A handler's statement failed in such a way that SQLite rolled the transaction back."""
+
+
+class Register:
+    """What went wrong in one transaction."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Begin with nothing, for a transaction in this file."""
+        self._path = path
+        self.of_house: StoreFault | None = None
+        """Set once no message is at fault, but the moment or the file."""
+        self.casts_doubt = False
+        """Whether the file must be opened again before anything is believed."""
+        self.of_handlers: Failures = {}
+        self._refused: Refused | None = None
+
+    def forget(self) -> None:
+        """Forget what the rollback of a savepoint undoes: all but a fault of the house."""
+        self.of_handlers = {}
+        self._refused = None
+
+    def require_house(self) -> None:
+        """Raise the fault of the house, if there is one: also where a handler has caught it."""
+        if self.of_house is not None:
+            raise self.of_house from self.of_house.__cause__
+
+    def require_none_for(self, author: Author | None) -> None:
+        """Raise what keeps the handler of an author from going on; of the store itself if None."""
+        self.require_house()
+        if self._refused is not None:
+            raise self._refused
+        if author is not None and (failure := self.of_handlers.get(stream_of(author))):
+            raise failure.error
+
+    def require_no_failure(self) -> None:
+        """Raise `HandlersFailed` if any handler has failed."""
+        if self.of_handlers:
+            raise HandlersFailed(self.of_handlers)
+
+    def of_statement(self, error: Exception, author: Author | None) -> Exception:
+        """Note the error of a statement, and return the one to raise."""
+        if isinstance(error, HandlersFailed):
+            return error
+        if isinstance(error, Refused):
+            self._refused = error
+            return error
+        if found := self._house_fault(error):
+            self.of_house = found
+            return found
+        if author is not None:
+            note(self.of_handlers, author, error)
+        return error
+
+    def raise_for_handler(self, error: BaseException, message: AnyMessage) -> None:
+        """Note what the handler of a message has raised, and raise what the caller is to see.
+
+        Whatever a handler raises is its failure, `SystemExit` included. Two errors are not: a
+        cancellation of the task, for which this returns, and the lack of memory.
+        """
+        self.require_house()
+        if self._refused is not None:
+            raise self._refused
+        if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+            return
+        if isinstance(error, MemoryError):
+            self.of_house = out_of_memory(self._path, f"no memory for {_named(message)}")
+            raise self.of_house from error
+        note(self.of_handlers, message, error)
+        raise HandlersFailed(self.of_handlers) from error
+
+    def _house_fault(self, error: Exception) -> StoreFault | None:
+        if isinstance(error, WrittenByAnother):
+            return written_by_another(self._path)
+        if isinstance(error, MemoryError):
+            # What Python makes of SQLITE_NOMEM; SQLite may have rolled back by itself.
+            return out_of_memory(self._path)
+        if isinstance(error, TransactionEnded):
+            # Whatever came after would commit by itself, and what came before is undone.
+            return StoreUnusable(
+                f"The transaction of the whole batch was ended from within ({error}).",
+                "a table or trigger must not use ON CONFLICT ROLLBACK or RAISE(ROLLBACK).",
+            )
+        if isinstance(error, sqlite3.Error):
+            self.casts_doubt = self.casts_doubt or casts_doubt(error)
+            return fault(error, self._path)
+        return None
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _named(message: AnyMessage) -> str:
+    return f"the handler of {message.kind!r}, message {message.id!r} of event {message.event_id!r}"
