@@ -18,8 +18,8 @@ from worker.store import log, schemas, tables
 from worker.store.connection import Database, Writer
 from worker.store.failures import Failures, HandlersFailed
 from worker.store.file import rebuild_file, remove_rebuild_file
+from worker.store.fresh_tables import Difference, FreshTables
 from worker.store.log import BEFORE_ALL
-from worker.store.tables import Difference, FreshTables
 
 Progress = Callable[[int, int], None]
 """Called with the messages folded so far, and all there are."""

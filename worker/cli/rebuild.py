@@ -14,8 +14,8 @@ from worker.rebuild import rebuild as rebuild_tables
 from worker.registry import Registry
 from worker.settings import load_settings
 from worker.store.connection import Writer, read_only_uri
+from worker.store.fresh_tables import Difference
 from worker.store.lock import WriterLock
-from worker.store.tables import Difference
 
 
 @app.command()

@@ -5,32 +5,20 @@ what a projection has made and the log can make again.
 """
 
 import json
-import os
 import re
-import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import mkstemp
-from types import TracebackType
-from typing import Self
 
-import aiosqlite
-
-from worker.errors import StoreUnavailable, StoreUnusable
+from worker.errors import StoreUnusable
 from worker.store import log
-from worker.store.checks import identity, opening_failed, require_ours
-from worker.store.connection import Database, Writer, read_only_uri
-from worker.store.driver import connect
+from worker.store.connection import Database, Writer
 from worker.store.failures import Refused
-from worker.store.faults import no_room, primary_code
-from worker.store.file import create_private
 from worker.store.guard import RESERVED
 from worker.store.log import Source
 from worker.store.statements import Value
-from worker.store.transaction import Row, StoreTransaction
+from worker.store.transaction import StoreTransaction
 
 Schema = Mapping[str, tuple[str, ...]]
 """Table -> its CREATE statements."""
@@ -40,7 +28,6 @@ Values = tuple[Value, ...]
 
 # What is read of other streams at once; a row may have a megabyte.
 ROWS_AT_ONCE = 50
-STREAMS_AT_ONCE = 200
 
 # Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
 _NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
@@ -53,13 +40,6 @@ WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_e
 LONE_ROWS = """
     SELECT *, count(*) FROM {} WHERE event_id IN (SELECT value FROM json_each(?)) GROUP BY event_id
 """
-DIFFERING = """
-    SELECT event_id FROM (SELECT {1} FROM live.{0} EXCEPT SELECT {1} FROM main.{0})
-    UNION
-    SELECT event_id FROM (SELECT {1} FROM main.{0} EXCEPT SELECT {1} FROM live.{0})
-    ORDER BY event_id
-"""
-INDEX = re.compile(r"\s*CREATE\s+INDEX\b", re.IGNORECASE)
 # As SQLite keeps it (build.c, sqlite3CreateIndex).
 _MAKES_INDEX = re.compile(r"CREATE( UNIQUE)? INDEX")
 NOTE = "INSERT INTO projections (table_name, version) VALUES (?, ?)"
@@ -76,18 +56,6 @@ INDEXES = """
     WHERE type = 'index' AND sql IS NOT NULL
         AND lower(tbl_name) IN (SELECT value FROM json_each(?)) ORDER BY name
 """
-COLUMNS = "SELECT name FROM pragma_table_info(?, ?)"
-STREAMS = "SELECT number, event_id FROM live.streams WHERE number > ? ORDER BY number LIMIT ?"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """An event whose live row is not the fold of its stream; None stands for no row."""
-
-    table: str
-    event_id: str
-    live: Mapping[str, object] | None
-    folded: Mapping[str, object] | None
 
 
 def may_be_named(table: object) -> bool:
@@ -182,7 +150,7 @@ async def require_no_triggers(source: Database, schema: Schema) -> None:
         raise StoreUnusable(
             f"The table {table} has a trigger {name!r}, which no projection has made (path "
             f"{source.named}).",
-            f"drop it (DROP TRIGGER {_quoted(name)}): it would be lost with the table, and what it "
+            f"drop it (DROP TRIGGER {quoted(name)}): it would be lost with the table, and what it "
             "writes is not what the messages say.",
         )
 
@@ -247,135 +215,6 @@ def _in_the_way(writer: Writer, what: str) -> StoreUnusable:
     )
 
 
-class FreshTables(Database):
-    """Empty tables in a file of their own, with the live database attached for reading.
-
-    Within the `async with`, one snapshot of the live database is seen, whatever its worker does.
-    """
-
-    def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
-        """Make the tables in `file`, or, without one, in a temporary file that has no name."""
-        super().__init__(file or "")
-        self.named = self._live = live
-        self._schema = schema
-        self._is_temporary = file is None
-
-    async def __aenter__(self) -> Self:
-        """Make the file and the tables.
-
-        Raises `StoreUnusable` if the live database is missing, damaged or not ours, and
-        `StoreUnavailable` if no file can be made.
-        """
-        live = read_only_uri(self._live)
-        if self._is_temporary:
-            self.path = _temporary_file()
-        else:
-            create_private(self.path)
-        try:
-            self._connection = await connect(str(self.path))
-            try:
-                await self._prepare(self._connection, live)
-            except BaseException:
-                await self.close()
-                raise
-        except sqlite3.Error as error:
-            raise opening_failed(self._live, error) from error
-        finally:
-            if self._is_temporary:
-                # It is open, and gone with its process, however that ends. Not left to SQLite: its
-                # own temporary files may be memory (sqlite.org/tempfiles.html).
-                os.unlink(self.path)  # noqa: PTH108 - a path that is known to be there
-        return self
-
-    async def _prepare(self, connection: aiosqlite.Connection, live: str) -> None:
-        connection.row_factory = Row
-        # The file is thrown away with its process, so nothing in it must survive a crash.
-        await connection.execute("PRAGMA journal_mode = OFF")
-        await connection.execute("PRAGMA synchronous = OFF")
-        await connection.execute("ATTACH DATABASE ? AS live", (live,))
-        application_id, version, _ = await identity(connection, "live")
-        require_ours(self._live, application_id, version)
-        await connection.execute("BEGIN")
-        for statements in self._schema.values():
-            # Nobody asks these tables by an index, and each message would have to keep it up.
-            for statement in statements:
-                if not INDEX.match(statement):
-                    await connection.execute(statement)
-        self.tx = StoreTransaction(connection, self._live)
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Commit, unless the block raised, and close.
-
-        Raises `StoreUnavailable` that names the folder of these tables if it has no room for them:
-        the live database is not at fault.
-        """
-        try:
-            if exc is None:
-                await self.fetch_all("COMMIT")
-        except StoreUnavailable as error:
-            exc = error
-        await super().__aexit__(exc_type, exc, traceback)
-        if isinstance(exc, StoreUnavailable):
-            cause = exc.__cause__
-            if isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_FULL:
-                raise no_room(Path(self.path).parent, cause) from cause
-            raise exc
-
-    async def count_messages(self) -> int:
-        """Give the number of messages in the live log."""
-        (row,) = await self.fetch_all("SELECT count(*) FROM live.log")
-        return int(row[0])
-
-    async def count_rows(self, table: str) -> int:
-        """Give the number of rows folded into a table here."""
-        (row,) = await self.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
-        return int(row[0])
-
-    async def streams(self) -> AsyncIterator[dict[int, str]]:
-        """Return all streams of the live log, number -> event, some at a time."""
-        last = 0
-        while rows := await self.fetch_all(STREAMS, (last, STREAMS_AT_ONCE)):
-            yield dict(map(tuple, rows))
-            last = rows[-1][0]
-
-    async def differing(self, table: str) -> list[str]:
-        """Give the events whose rows here and in the live table are not the same."""
-        live, here = await self._columns("live", table), await self._columns("main", table)
-        if live == here:
-            # To the byte, whatever collation a column has.
-            exact = ", ".join(f"{_quoted(name)} COLLATE BINARY AS {_quoted(name)}" for name in here)
-            rows = await self.fetch_all(DIFFERING.format(table, exact))
-        else:
-            rows = await self.fetch_all(f"SELECT event_id FROM main.{table}")  # noqa: S608 - ours
-        return [row["event_id"] for row in rows]
-
-    async def difference(self, table: str, event_id: str) -> Difference:
-        """Give both rows of one event."""
-        pair = []
-        for schema in ("live", "main"):
-            sql = f"SELECT * FROM {schema}.{table} WHERE event_id = ?"  # noqa: S608 - ours
-            exists = await self._columns(schema, table)
-            found = await self.fetch_all(sql, (event_id,)) if exists else []
-            pair.append(dict(found[0]) if found else None)
-        return Difference(table, event_id, *pair)
-
-    async def _columns(self, schema: str, table: str) -> list[str]:
-        return [row["name"] for row in await self.fetch_all(COLUMNS, (table, schema))]
-
-
-def _temporary_file() -> Path:
-    try:
-        descriptor, name = mkstemp(prefix="projection-worker-", suffix=".db")
-    except OSError as error:
-        raise no_room(os.environ.get("TMPDIR", "/tmp"), error) from error  # noqa: S108 - its name
-    os.close(descriptor)
-    return Path(name)
-
-
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as it is written in a statement, whatever its characters."""
     return '"' + name.replace('"', '""') + '"'
