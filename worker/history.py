@@ -1,6 +1,6 @@
-"""What each message of a stream did: the stream folded once more, message by message.
+"""What each message of a stream did: folds the stream again, message by message.
 
-For `show`. Uses the handlers and the fold of the projector, on a database that nobody else sees.
+For `show`. Uses the projector's handlers and fold on a private database.
 """
 
 from collections.abc import Sequence
@@ -29,28 +29,28 @@ class Step:
     has_effect: bool
     """Whether it changed the event's row."""
     is_late: bool
-    """Whether it arrived after a message that comes after it."""
+    """Whether it arrived after a message that follows it in the stream."""
     status: str | None
-    """The row's status after it; None without a row, or in a table without that column."""
+    """The row's status after the message; None if there is no row or no such column."""
     failure: str | None
-    """Why today's handlers cannot apply it, if they cannot."""
+    """Why today's handlers cannot apply the message, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """An event's stream, and the last of its steps."""
+    """An event's stream and its last steps."""
 
     messages: int
-    """All that the log has of the event."""
+    """How many messages the log holds for the event."""
     steps: tuple[Step, ...]
 
 
 async def history(
     source: Database, registry: Registry, event_id: str, limit: int | None
 ) -> History:
-    """Return the last steps of one event's stream, all of them without a limit.
+    """Return the last `limit` steps of one event's stream, or all of them without a limit.
 
-    There are none if the log does not know the event.
+    There are none if the log has no messages of the event.
     """
     messages = await log.count(source, event_id)
     hidden = 0 if limit is None else max(0, messages - limit)
@@ -67,7 +67,7 @@ async def history(
 
 
 async def _steps(stream: ScratchStream, entries: Sequence[Row]) -> list[Step]:
-    """Fold messages, and return what each of them did."""
+    """Fold messages and return what each of them did."""
     steps: list[Step] = []
     before = await stream.rows() if entries else []
     for entry in entries:

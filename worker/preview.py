@@ -1,7 +1,7 @@
-"""What a message would do if it came now: projected for real, on a copy of its event in memory.
+"""What a message would do if it arrived now: the projector runs on a copy of its event in memory.
 
-For `requeue --dry-run`. The copy is made of the live log by today's handlers, in a database that
-nobody else sees; nothing else is written anywhere.
+For `requeue --dry-run`. Today's handlers fold the copy from the live log into a private database.
+Nothing is written anywhere else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,23 +20,23 @@ from worker.store.streams import Streams
 from worker.store.transaction import Row
 
 TableRows = Mapping[str, Mapping[str, object] | None]
-"""Table -> an event's row in it, if there is one."""
+"""Table -> an event's row in it, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What would become of a message, and of its event's rows."""
+    """What would happen to a message and to its event's rows."""
 
     outcome: Outcome
     before: TableRows
     after: TableRows
-    """Both are empty if the delivery cannot be decoded: it belongs to no event then."""
+    """Both are empty if the delivery cannot be decoded, because it then belongs to no event."""
 
 
 async def preview(
     source: Database | None, registry: Registry, delivery: Delivery, max_message_bytes: int
 ) -> Preview:
-    """Project a delivery on a copy of its event; `source` is the live database, if there is one."""
+    """Project a delivery onto a copy of its event; `source` is the live database, if any."""
     message = decode(registry.wire, delivery, max_message_bytes)
     async with Writer(SCRATCH) as scratch:
         await create_tables(scratch, registry)
@@ -49,7 +49,7 @@ async def preview(
 
 
 async def _copy(scratch: Writer, registry: Registry, event_id: str, entries: Sequence[Row]) -> None:
-    """Append a piece of the event's stream to the copy's log, and fold it."""
+    """Append part of the event's stream to the copy's log and fold it."""
     async with scratch.transaction() as tx:
         opened = (await Streams().of(tx, [event_id]))[event_id]
         log.append(tx, [(opened.number, *entry) for entry in entries])

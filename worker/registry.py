@@ -1,8 +1,8 @@
-"""Which kinds there are: their handlers, their payload models, and the tables they keep.
+"""The known kinds: their handlers, their payload models, and the tables that they write.
 
-A projection's module fills the registry while it is imported. What is wrong with a handler or a
-name is refused there and then; what is wrong with a table, when all of them are known. Knows no
-order (fold.py) and no SQL beyond the tables' own definitions.
+A projection's module fills the registry while it is imported. A mistake in a handler or a name is
+refused at once; a mistake in a table is refused when all tables are known. Knows nothing about
+order (fold.py), and no SQL beyond the tables' definitions.
 """
 
 import inspect
@@ -24,24 +24,24 @@ from worker.store.transaction import Transaction
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
 H = TypeVar("H", bound=Callable[..., Any])
 
-LARGEST_VERSION = 2**63 - 1  # of SQLite's integers
+LARGEST_VERSION = 2**63 - 1  # the largest integer in SQLite
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One table that handlers keep, with a row for each event that has one.
+    """One table that handlers write, with the rows of any number of events.
 
-    The table has a column `event_id` at the beginning of a key or an index: by it the worker finds
-    a stream's rows, and removes them when a late message arrives and the stream is folded again.
+    The table has a key or an index that begins with the column `event_id`. The worker uses it to
+    find a stream's rows, and to remove them when a late message makes it fold the stream again.
     """
 
     table: str
     version: int
-    """Raise it when the table or the meaning of a message changes: files are then rebuilt."""
+    """Raise it when the table or the meaning of a message changes: the tables are then rebuilt."""
     schema: tuple[str, ...]
-    """CREATE TABLE, and CREATE INDEX for each index on it: one statement each, nothing else."""
+    """One CREATE TABLE statement, and one CREATE INDEX statement for each index on the table."""
     place: str
-    """Where it was registered: file and line."""
+    """File and line of the registration."""
 
     @property
     def removal(self) -> str:
@@ -68,7 +68,7 @@ class Registry:
     def on(self, kind: str) -> Callable[[H], H]:
         """Register the decorated `async def handler(tx, message: Message[Model])` for a kind.
 
-        Raises `RegistrationError` for a kind that is no text, a second handler of a kind, a
+        Raises `RegistrationError` for a kind that is not text, a second handler for a kind, a
         function that is not async, and a payload type that is not a model derived from `Payload`.
         """
         if not (isinstance(kind, str) and kind):
@@ -92,11 +92,11 @@ class Registry:
         return register
 
     def projection(self, *, table: str, version: int, schema: tuple[str, ...]) -> Projection:
-        """Register a table that handlers keep.
+        """Register a table that handlers write.
 
-        Raises `RegistrationError` for a name that a projection's table may not have, or that
-        another one has, for a version that is no positive integer, and for a schema that is no
-        tuple of statements. `require_schemas` finds out what the statements make.
+        Raises `RegistrationError` for a name that is not allowed or already taken, a version that
+        is not a positive integer, and a schema that is not a tuple of statements. `require_schemas`
+        checks the statements themselves.
         """
         place = _place_of_caller()
         _require_parts(table, version, schema, place)
@@ -109,10 +109,10 @@ class Registry:
         return self._projections[table]
 
     def require_schemas(self) -> None:
-        """Build all tables together, in memory, as SQLite would in a file.
+        """Create all tables together, in memory, as SQLite would in a file.
 
-        Raises `RegistrationError` for a table that cannot be made, or that the worker could not
-        keep (`worker/store/schemas.py` has the rules).
+        Raises `RegistrationError` for a table that cannot be created, or that the worker could not
+        maintain (`worker/store/schemas.py` has the rules).
         """
         try:
             require_schemas({each.table: each.schema for each in self.projections})
@@ -132,7 +132,7 @@ class Registry:
 
     @cached_property
     def wire(self) -> Wire:
-        """One discriminated union of all kinds, which validates a body in one pass."""
+        """A discriminated union of all kinds, which validates a body in one pass."""
         models = [
             self._model(kind, registration) for kind, registration in sorted(self._kinds.items())
         ]
@@ -140,7 +140,7 @@ class Registry:
         return TypeAdapter(union)
 
     @staticmethod
-    def _model(kind: str, registration: _Registration) -> Any:  # noqa: ANN401 - made at run time
+    def _model(kind: str, registration: _Registration) -> Any:  # noqa: ANN401 - created at run time
         payload: Any = registration.payload
         only: Any = Literal[kind]
         return create_model(kind, __base__=Message[payload], kind=(only, ...))
@@ -170,7 +170,7 @@ def _payload_model(handler: Callable[..., Any], place: str) -> type[Payload]:
 
 
 def _require_model(model: type[Payload], place: str) -> None:
-    """Refuse a model that would fail for each message of every kind, or crash the worker."""
+    """Refuse a model that would fail for every message of any kind, or crash the worker."""
     try:
         model.model_rebuild()
     except PydanticUndefinedAnnotation as error:
@@ -182,7 +182,7 @@ def _require_model(model: type[Payload], place: str) -> None:
     if repr(model.model_fields["event_id"]) != repr(Payload.model_fields["event_id"]):
         raise RegistrationError(
             f"The payload model {model.__name__!r} defines event_id in its own way ({place}).",
-            "leave it to Payload: it is a text, and names the stream.",
+            "leave it to Payload: it is text and names the stream.",
         )
 
 
@@ -190,23 +190,23 @@ def _require_parts(table: object, version: object, schema: object, place: str) -
     if not may_be_named(table):
         raise RegistrationError(
             f"A projection's table cannot be named {table!r} ({place}).",
-            "choose a name of a-z, 0-9 and _ that begins with a letter, and is none of SQLite's or "
-            f"of the worker's own ({', '.join(sorted(RESERVED))}).",
+            "choose a name of a-z, 0-9 and _ that begins with a letter and is not used by SQLite "
+            f"or the worker ({', '.join(sorted(RESERVED))}).",
         )
     if type(version) is not int or not 0 < version <= LARGEST_VERSION:
         raise RegistrationError(
-            f"Table {table!r} has the version {version!r} ({place}).",
-            "begin with 1, and count up when the table or the meaning of a message changes.",
+            f"Table {table!r} has the version {version!r}, not a positive integer ({place}).",
+            "begin with 1, and raise it when the table or the meaning of a message changes.",
         )
     if not (isinstance(schema, tuple) and schema and all(isinstance(s, str) for s in schema)):
         raise RegistrationError(
-            f"Table {table!r} has a schema that is no tuple of statements ({place}).",
-            'write schema=("CREATE TABLE ...",), with a comma also behind a single statement.',
+            f"Table {table!r} has a schema that is not a tuple of statements ({place}).",
+            'write schema=("CREATE TABLE ...",), with a comma even after a single statement.',
         )
 
 
 def _place_of_caller() -> str:
-    """Say where the function was called that calls this one."""
+    """Return the file and line that called this function's caller."""
     caller = inspect.stack(context=0)[2]
     return f"{caller.filename}:{caller.lineno}"
 

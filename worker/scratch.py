@@ -1,6 +1,6 @@
-"""A copy of one event's rows, folded by today's handlers in a database that nobody else sees.
+"""A copy of one event's rows, folded by today's handlers in a private database.
 
-For what people ask of an event. A message that the handlers cannot apply does not stop the others.
+For commands that show an event. A message that the handlers cannot apply does not stop the others.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from worker.store.transaction import Row, StoreTransaction
 
 
 class ScratchStream:
-    """One event's stream, as far as it has been folded."""
+    """The part of one event's stream that has been folded so far."""
 
     def __init__(self, registry: Registry, tx: StoreTransaction, event_id: str) -> None:
-        """Fold onto the rows that the transaction's database has."""
+        """Start from the rows in the transaction's database."""
         self._registry = registry
         self._tx = tx
         self._event_id = event_id
@@ -30,7 +30,7 @@ class ScratchStream:
                 await self.failure([entry])
 
     async def failure(self, entries: Sequence[Row]) -> str | None:
-        """Fold messages, all or none of them; return why they cannot be folded, if so."""
+        """Fold all of the messages, or none and return the reason."""
         bodies = [entry["body"] for entry in entries]
         try:
             async with self._tx.savepoint():
@@ -43,5 +43,5 @@ class ScratchStream:
         return None
 
     async def rows(self) -> list[dict[str, object]]:
-        """Return the event's rows, of all tables."""
+        """Return the event's rows from all tables."""
         return await tables.rows_of(self._tx, self._registry.versions, self._event_id)

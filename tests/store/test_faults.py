@@ -123,7 +123,9 @@ class TestADamagedFile:
         await project(tmp_path / "p.db", MESSAGES)
         change(tmp_path / "p.db", "DROP TABLE log")
 
-        with pytest.raises(StoreUnusable, match=r"does not hold .*p\.db, no such table"):
+        with pytest.raises(
+            StoreUnusable, match=r"lacks what the query needs .*p\.db, no such table"
+        ):
             await use(tmp_path / "p.db")
 
     async def test_can_be_salvaged_as_the_hint_says(self, tmp_path: Path) -> None:

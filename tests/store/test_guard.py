@@ -28,7 +28,7 @@ class TestAHandlersStatement:
     async def test_writes_no_table_of_the_worker(self, writer: Writer, table: str) -> None:
         """However the name is written; and the store itself may."""
         for name in (table, f'"{table.upper()}"', f"main.[{table}]"):
-            with pytest.raises(HandlersFailed, match="must only read, and write rows"):
+            with pytest.raises(HandlersFailed, match="may only read, and write rows"):
                 await execute(writer, f"DELETE FROM {name}")
 
         async with writer.transaction() as tx:
@@ -72,7 +72,7 @@ class TestAHandlersStatement:
         async with writer.transaction() as tx:
             await tx.run("CREATE TRIGGER b AFTER INSERT ON t BEGIN DELETE FROM log; END")
 
-        with pytest.raises(HandlersFailed, match="must only read"):
+        with pytest.raises(HandlersFailed, match="may only read"):
             await execute(writer, "INSERT INTO t VALUES ('e', 'x')")
 
         assert rows(Path(writer.path), "SELECT * FROM audit") == [(1,)]

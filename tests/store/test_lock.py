@@ -120,7 +120,7 @@ class TestLock:
         with WriterLock(tmp_path / "p.db"):
             lock.path.write_bytes(note.encode("latin-1"))
 
-            with pytest.raises(WriterLocked, match="which has not said yet who it is"):
+            with pytest.raises(WriterLocked, match="which has not identified itself yet"):
                 lock.acquire()
 
     def test_that_cannot_be_made_says_so(self, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ class TestLock:
         (tmp_path / "p.db.lock").mkdir()
 
         for database in (tmp_path / "file" / "p.db", tmp_path / "p.db"):
-            with pytest.raises(StoreUnusable, match="The lock file cannot be made"):
+            with pytest.raises(StoreUnusable, match="The lock file cannot be created"):
                 WriterLock(database).acquire()
 
     def test_leaks_no_descriptor(self, tmp_path: Path) -> None:

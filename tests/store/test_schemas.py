@@ -57,67 +57,67 @@ GOOD = {
 }  # fmt: skip
 
 BAD = {
-    "syntax": (("CREATE TABLE notes (event_id TEXT",), "cannot be made: incomplete input"),
-    "nothing": (("",), "no CREATE TABLE or CREATE INDEX"),
-    "a comment": (("-- CREATE TABLE notes (event_id TEXT)",), "no CREATE TABLE or CREATE INDEX"),
-    "null character": (("CREATE TABLE notes (event_id\0 TEXT)",), "cannot be made"),
-    "surrogate": (("CREATE TABLE notes (event_id \ud800 TEXT)",), "cannot be made"),
-    "parameter": (of_columns("event_id TEXT PRIMARY KEY, x DEFAULT (?)"), "cannot be made"),
+    "syntax": (("CREATE TABLE notes (event_id TEXT",), "cannot be created: incomplete input"),
+    "nothing": (("",), "other than CREATE TABLE"),
+    "a comment": (("-- CREATE TABLE notes (event_id TEXT)",), "other than CREATE TABLE"),
+    "null character": (("CREATE TABLE notes (event_id\0 TEXT)",), "cannot be created"),
+    "surrogate": (("CREATE TABLE notes (event_id \ud800 TEXT)",), "cannot be created"),
+    "parameter": (of_columns("event_id TEXT PRIMARY KEY, x DEFAULT (?)"), "cannot be created"),
     "two in one": ((f"{NOTES}; CREATE INDEX i ON notes (text)",), "one statement at a time"),
-    "only an index": (("CREATE INDEX i ON notes (event_id)",), "cannot be made: no such table"),
-    "index on the log": (and_then("CREATE INDEX i ON log (kind)"), "makes index i in the file"),
-    "index on another": (and_then("CREATE INDEX i ON other (x)"), "makes index i in the file"),
+    "only an index": (("CREATE INDEX i ON notes (event_id)",), "cannot be created: no such table"),
+    "index on the log": (and_then("CREATE INDEX i ON log (kind)"), "creates index i in the file"),
+    "index on another": (and_then("CREATE INDEX i ON other (x)"), "creates index i in the file"),
     "index of another": (and_then("CREATE INDEX by_x ON notes (text)"), "by_x already exists"),
     "index as a table": (and_then("CREATE INDEX other ON notes (text)"), "already a table named"),
     "index as one of ours": (and_then("CREATE INDEX Kinds ON notes (text)"), "table named Kinds"),
     "no index made": (
         and_then("CREATE INDEX IF NOT EXISTS by_x ON notes (text)"),
-        "no CREATE TABLE or CREATE INDEX",
+        "other than CREATE TABLE",
     ),
     "no table made": (
-        ("CREATE TABLE IF NOT EXISTS other (event_id TEXT)",), "makes nothing in the file",
+        ("CREATE TABLE IF NOT EXISTS other (event_id TEXT)",), "creates nothing",
     ),
     "a trigger": (
         and_then("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM log; END"),
-        "no CREATE TABLE or CREATE INDEX: CREATE TRIGGER t",
+        "CREATE INDEX: CREATE TRIGGER t",
     ),
-    "a view": (and_then("CREATE VIEW v AS SELECT * FROM notes"), "no CREATE TABLE"),
-    "a virtual table": (("CREATE VIRTUAL TABLE notes USING fts5 (event_id)",), "no CREATE TABLE"),
-    "a temporary table": (("CREATE TEMP TABLE notes (event_id TEXT)",), "no CREATE TABLE"),
-    "a table in temp": (("CREATE TABLE temp.notes (event_id TEXT)",), "makes nothing in the file"),
-    "another table": (and_then("CREATE TABLE more (event_id TEXT)"), "makes table more in"),
+    "a view": (and_then("CREATE VIEW v AS SELECT * FROM notes"), "other than CREATE TABLE"),
+    "a virtual table": (("CREATE VIRTUAL TABLE notes USING fts5 (event_id)",), "other than CREATE"),
+    "a temporary table": (("CREATE TEMP TABLE notes (event_id TEXT)",), "other than CREATE TABLE"),
+    "a table in temp": (("CREATE TABLE temp.notes (event_id TEXT)",), "creates nothing"),
+    "another table": (and_then("CREATE TABLE more (event_id TEXT)"), "creates table more in"),
     "a table of ours": (("CREATE TABLE log (event_id TEXT)",), "table log already exists"),
-    "upper case": (("CREATE TABLE Notes (event_id TEXT UNIQUE)",), "makes table Notes in"),
-    "drop": (and_then("DROP TABLE log"), "no CREATE TABLE or CREATE INDEX: DROP TABLE log"),
-    "alter": (and_then("ALTER TABLE notes ADD COLUMN x"), "no CREATE TABLE or CREATE INDEX"),
-    "a row": (and_then("INSERT INTO notes VALUES ('e', '')"), "no CREATE TABLE or CREATE INDEX"),
-    "a pragma": (and_then("PRAGMA user_version = 7"), "no CREATE TABLE or CREATE INDEX"),
+    "upper case": (("CREATE TABLE Notes (event_id TEXT UNIQUE)",), "creates table Notes in"),
+    "drop": (and_then("DROP TABLE log"), "CREATE INDEX: DROP TABLE log"),
+    "alter": (and_then("ALTER TABLE notes ADD COLUMN x"), "other than CREATE TABLE"),
+    "a row": (and_then("INSERT INTO notes VALUES ('e', '')"), "other than CREATE TABLE"),
+    "a pragma": (and_then("PRAGMA user_version = 7"), "other than CREATE TABLE"),
     "rows of the log": (
-        ("CREATE TABLE notes AS SELECT event_id FROM messages",), "no CREATE TABLE or CREATE INDEX",
+        ("CREATE TABLE notes AS SELECT event_id FROM messages",), "other than CREATE TABLE",
     ),
-    "rows of values": (("CREATE TABLE notes AS /* */ VALUES (1)",), "no CREATE TABLE"),
+    "rows of values": (("CREATE TABLE notes AS /* */ VALUES (1)",), "other than CREATE TABLE"),
     "counted": (
         of_columns("n INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT"),
-        "makes table sqlite_sequence in the file",
+        "creates table sqlite_sequence in the file",
     ),
     "no event_id": (of_columns("id TEXT PRIMARY KEY, text TEXT"), "has no column event_id"),
     "event_id in capitals": (of_columns("EVENT_ID TEXT PRIMARY KEY"), "has no column event_id"),
     "a number": (of_columns("event_id INTEGER PRIMARY KEY"), "changes or refuses text"),
     "numeric": (of_columns("event_id STRING UNIQUE"), "changes or refuses text"),
     "strict blob": (of_columns("event_id BLOB UNIQUE", "STRICT"), "changes or refuses text"),
-    "no index": (of_columns("event_id TEXT, text TEXT"), "not found by event_id"),
+    "no index": (of_columns("event_id TEXT, text TEXT"), "searched by event_id"),
     "event_id behind": (
-        of_columns("n INT, event_id TEXT, PRIMARY KEY (n, event_id)"), "not found by event_id",
+        of_columns("n INT, event_id TEXT, PRIMARY KEY (n, event_id)"), "searched by event_id",
     ),
     "partial index": (
         (*of_columns("event_id TEXT, n INT"), "CREATE INDEX i ON notes (event_id) WHERE n > 0"),
-        "not found by event_id",
+        "searched by event_id",
     ),
     "index of another collation": (
         (*of_columns("event_id TEXT"), "CREATE INDEX i ON notes (event_id COLLATE NOCASE)"),
-        "not found by event_id",
+        "searched by event_id",
     ),
-    "collation": (of_columns("event_id TEXT COLLATE NOCASE UNIQUE"), "different ids for the same"),
+    "collation": (of_columns("event_id TEXT COLLATE NOCASE UNIQUE"), "different ids as equal"),
     "collation of a clustered key": (
         of_columns("event_id TEXT COLLATE RTRIM PRIMARY KEY", "WITHOUT ROWID"), "COLLATE RTRIM",
     ),
@@ -154,7 +154,7 @@ BAD = {
         of_columns("event_id TEXT PRIMARY KEY, x AS (unixepoch())"), "uses unixepoch",
     ),
     **{
-        f"default {value}": (with_default(value), "has a default for x that is no literal")
+        f"default {value}": (with_default(value), "has a default for x that is not a literal")
         for value in (
             "CURRENT_TIMESTAMP", "current_date", "(CURRENT_TIME)", "(datetime('now'))",
             "(random())", "(lower(hex(randomblob(16))))", "(strftime('%s'))", "(1 + julianday())",
@@ -187,7 +187,7 @@ class TestSchemas:
     @pytest.mark.parametrize("name", ["order", "table", "select", "values"])
     def test_with_a_word_of_sql_as_a_name_are_refused(self, name: str) -> None:
         """Also where the schema quotes it: the worker does not."""
-        with pytest.raises(SchemaMistake, match="a name that SQL has for itself"):
+        with pytest.raises(SchemaMistake, match="a name that is an SQL keyword"):
             require_schemas({name: (f'CREATE TABLE "{name}" (event_id TEXT PRIMARY KEY)',)})
 
     @pytest.mark.parametrize(

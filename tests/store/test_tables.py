@@ -75,11 +75,11 @@ class TestALostLog:
 
 
 OTHERS = {
-    "table": ("CREATE TABLE notes (mine TEXT)", "no projection has made the table notes"),
-    "in capitals": ("CREATE TABLE Notes (mine TEXT)", "no projection has made the table Notes"),
-    "view": ("CREATE VIEW notes AS SELECT 1 AS mine", "no projection has made the view notes"),
+    "table": ("CREATE TABLE notes (mine TEXT)", "no projection created the table notes"),
+    "in capitals": ("CREATE TABLE Notes (mine TEXT)", "no projection created the table Notes"),
+    "view": ("CREATE VIEW notes AS SELECT 1 AS mine", "no projection created the view notes"),
     "index": (
-        "CREATE INDEX notes ON events (status)", "no projection has made the index notes",
+        "CREATE INDEX notes ON events (status)", "no projection created the index notes",
     ),
     "name of an index": ("CREATE TABLE by_text (mine TEXT)", "already a table named by_text"),
     "name of another index": (
@@ -116,9 +116,9 @@ class TestWhatOthersHaveMade:
         await project(path, [say("e")], registry=notes(1))
         change(path, f"INSERT INTO projections VALUES ('{name}', 1)")
 
-        with pytest.raises(StoreUnusable, match=f"notes a projection's table '{name}'"):
+        with pytest.raises(StoreUnusable, match=f"a projection with the table '{name}'"):
             await rebuilt(path, notes(2))
-        with pytest.raises(StoreUnusable, match=f"notes a projection's table '{name}'"):
+        with pytest.raises(StoreUnusable, match=f"a projection with the table '{name}'"):
             async with Reader(path) as reader:
                 await noted_versions(reader)
 

@@ -135,7 +135,7 @@ class TestAFileThatIsOverwritten:
             await projector.project(arrivals(SECOND))
             whole = overwritten(path, b"half a copy")
 
-            with pytest.raises(StoreUnavailable, match="not whole"):
+            with pytest.raises(StoreUnavailable, match="is incomplete"):
                 await projector.project(arrivals(THIRD))
             overwritten(path, whole)
             await projector.project(arrivals(THIRD))

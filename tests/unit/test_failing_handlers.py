@@ -120,15 +120,15 @@ FAILING = {
         "must not begin or end transactions",
     ),
     "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
-    "log": (said("ran_sql", "x", "DELETE FROM log"), "must only read, and"),
-    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "must only read, and"),
-    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "must only read, and"),
+    "log": (said("ran_sql", "x", "DELETE FROM log"), "may only read, and"),
+    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "may only read, and"),
+    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "may only read, and"),
     "from a query": (
         said("ran_sql", "x", "WITH x AS (SELECT 'x') INSERT INTO kinds SELECT * FROM x"),
-        "must only read, and",
+        "may only read, and",
     ),
-    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "must only read, and"),
-    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "must only read, and"),
+    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "may only read, and"),
+    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "may only read, and"),
 }
 
 

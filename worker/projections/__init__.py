@@ -1,4 +1,4 @@
-"""What is kept about events. Every module in this folder is a projection; loading registers it."""
+"""The projections. Every module in this folder is one; loading a module registers it."""
 
 import pkgutil
 import traceback
@@ -9,9 +9,9 @@ from worker.registry import Registry, registry
 
 
 def load() -> Registry:
-    """Import every projection, and return the registry that they filled.
+    """Import every projection and return the registry that they filled.
 
-    Raises `RegistrationError` for a handler or a table that the worker could not use.
+    Raises `RegistrationError` for a handler or a table that the worker cannot use.
     """
     for module in pkgutil.iter_modules(__path__):
         try:
@@ -29,7 +29,7 @@ def load() -> Registry:
 
 
 def _place(error: Exception) -> str:
-    """Say in which line of a projection an error arose; a SyntaxError says that itself."""
+    """Return the line of a projection that raised an error; a SyntaxError names its own."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     others = (each for each in frames if each.filename != __file__)
     ours = (each for each in others if each.filename.startswith(__path__[0]))

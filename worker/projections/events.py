@@ -1,7 +1,7 @@
-"""The events of chats: which are planned, which are going on, how the others ended.
+"""The events of chats: which are planned, which are active, and how the others ended.
 
-The whole domain: payloads, handlers, the table and its reads. Knows nothing of delivery, order or
-crashes; a handler says what one message means.
+The whole domain: payloads, handlers, the table and its queries. Knows nothing about delivery, order
+or crashes; a handler says what one message means.
 """
 
 import json
@@ -24,7 +24,7 @@ Status = Literal["planned", "active", "completed", "cancelled", "expired"]
 # event_expired           expired                     planned, active
 # event_status_reverted   its prior_status            any
 
-# As the index has it, word for word: SQLite does not look into parameters.
+# The statuses are literals, as in the index: SQLite cannot match parameters against it.
 ONGOING = """
     SELECT * FROM events WHERE chat_id = ? AND status IN ('planned', 'active')
     ORDER BY created_at, event_id
@@ -38,8 +38,9 @@ projection(
     table="events",
     version=2,
     schema=(
-        # With a rowid, rows lie in the order of planning: most messages find theirs on one of the
-        # last pages. By event_id, which is random, nearly every message would write another page.
+        # With a rowid, rows are stored in the order of planning, so most messages find theirs on
+        # one of the last pages. With the random event_id as the only key, nearly every message
+        # would write another page.
         """
         CREATE TABLE events (
             event_id     TEXT NOT NULL PRIMARY KEY,
@@ -51,12 +52,13 @@ projection(
             started_at   TEXT,
             completed_at TEXT,           -- when it ended, however it ended
             created_at   TEXT NOT NULL,  -- occurred_at of the message that inserted the row
-            updated_at   TEXT NOT NULL   -- and of the last that changed it
+            updated_at   TEXT NOT NULL   -- occurred_at of the last message that changed it
         )
         """,
-        # No status in it, because what changes with nearly every message costs a page to write.
+        # Without the status, which nearly every message changes: each change would write a page.
         "CREATE INDEX events_of_chat ON events (chat_id, created_at)",
-        # What is asked most. Stays small, and SQLite prefers the younger of two that would do.
+        # For the most frequent query. It stays small, and SQLite prefers the newer of two indexes
+        # that fit.
         """
         CREATE INDEX ongoing_of_chat ON events (chat_id, created_at)
         WHERE status IN ('planned', 'active')
@@ -81,13 +83,13 @@ class Started(Payload):
 
 
 class Ended(Payload):
-    """An event ends: completed, cancelled or expired, which the message's kind says."""
+    """An event ends; the message's kind says whether it was completed, cancelled or has expired."""
 
     completed_at: Timestamp | None = None
 
 
 class StatusReverted(Payload):
-    """The turn that changed the status was regenerated; the status is what it was before."""
+    """The turn that changed the status was regenerated; the status goes back to what it was."""
 
     prior_status: Status
 
@@ -159,20 +161,20 @@ async def end(tx: Transaction, message: Message[Ended], status: Status) -> None:
 
 
 async def get_event(reader: Reader, event_id: str) -> dict[str, Any] | None:
-    """Give the row of an event with `props` parsed, or None."""
+    """Return the row of an event with `props` parsed, or None."""
     rows = await reader.fetch_all("SELECT * FROM events WHERE event_id = ?", (event_id,))
     return _event(rows[0]) if rows else None
 
 
 async def list_active_events(reader: Reader, chat_id: str) -> list[dict[str, Any]]:
-    """Give the events of a chat that are planned or going on, in the order of planning."""
+    """Return the planned and active events of a chat, in the order of planning."""
     return _events(await reader.fetch_all(ONGOING, (chat_id,)))
 
 
 async def list_events_in_status(
     reader: Reader, chat_id: str, status: Status
 ) -> list[dict[str, Any]]:
-    """Give the events of a chat in one status, in the order of planning."""
+    """Return the events of a chat that have this status, in the order of planning."""
     return _events(await reader.fetch_all(IN_STATUS, (chat_id, status)))
 
 

@@ -1,6 +1,6 @@
 """Everything that knows SQLite."""
 
-# Before anything that imports sqlite3: it chooses which one that is.
+# Imported before anything that imports sqlite3, because it chooses the copy of SQLite.
 from worker.store import library
 
 __all__ = ["library"]

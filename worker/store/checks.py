@@ -1,4 +1,4 @@
-"""Whether an open file is a database of the worker, and whole."""
+"""Checks that an open file is a database of the worker, and is not damaged."""
 
 import sqlite3
 from pathlib import Path
@@ -12,23 +12,23 @@ from worker.store.migrations import SCHEMA_VERSION
 
 APPLICATION_ID = 0x70726A77
 
-# quick_check reads the whole file: 0.7 seconds a GiB from memory, several from a cold disk, and a
-# standby promises to consume within five. Of a larger file only the small tables are checked; a
-# damaged page elsewhere is found when it is first read, and stops the worker then.
+# quick_check reads the whole file, which takes 0.7 seconds per GiB from memory and several seconds
+# from a cold disk. A standby promises to consume within five. In a larger file only the small
+# tables are checked; a damaged page elsewhere stops the worker when it is first read.
 CHECKED_BYTES = 512 * 1024 * 1024
 SMALL_TABLES = ("sqlite_schema", "projections")
 
-READ_HINT = "see that it is a database of the worker and that this user may read it."
+READ_HINT = "make sure that it is a database of the worker and that this user may read it."
 COMPANIONS_HINT = (
-    "see that this user may read it, and the two files beside it with -wal and -shm at the end of "
-    "their names: they have the group and mode of the database. If they are missing, start the "
-    "worker, which makes them and leaves them there when it stops (docs/operate.md, 'Let another "
+    "make sure that this user may read it and the two files beside it whose names end in -wal and "
+    "-shm: they have the group and mode of the database. If they are missing, start the worker, "
+    "which creates them and leaves them there when it stops (docs/operate.md, 'Let another "
     "group read the file')."
 )
 
 
 def require_ours(path: Path | str, application_id: int, version: int) -> None:
-    """Raise `StoreUnusable` for a file of another program or of a newer schema."""
+    """Raise `StoreUnusable` for a file of another program or with a newer schema."""
     if application_id != APPLICATION_ID:
         raise not_ours(path)
     if version > SCHEMA_VERSION:
@@ -40,7 +40,7 @@ def require_ours(path: Path | str, application_id: int, version: int) -> None:
 
 
 async def identity(connection: aiosqlite.Connection, schema: str = "main") -> tuple[int, int, int]:
-    """Give what tells whose file it is: application id, version, and the number of tables."""
+    """Return the application id, the schema version, and the number of tables."""
     found = []
     for sql in (
         f"PRAGMA {schema}.application_id",
@@ -54,7 +54,7 @@ async def identity(connection: aiosqlite.Connection, schema: str = "main") -> tu
 
 
 async def require_sound(connection: aiosqlite.Connection, path: Path | str) -> None:
-    """Raise `StoreUnusable` for a file that is seen to be damaged."""
+    """Raise `StoreUnusable` if the file is found to be damaged."""
     ((size,),) = await connection.execute_fetchall(
         "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
     )
@@ -68,7 +68,7 @@ async def require_sound(connection: aiosqlite.Connection, path: Path | str) -> N
 
 
 def opening_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
-    """Give the error for a file that could not be opened, or turned out not to be one of ours."""
+    """Return the error for a file that could not be opened, or turned out not to be ours."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
         return not_ours(path)
@@ -82,7 +82,7 @@ def reading_failed(path: Path | str, error: sqlite3.Error) -> StoreFault:
     code = primary_code(error)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return opening_failed(path, error)
-    # READONLY is what SQLite says if the WAL's shared memory is missing and cannot be made.
-    is_of_a_companion = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-    hint = COMPANIONS_HINT if is_of_a_companion else READ_HINT
+    # SQLite reports READONLY if the WAL's shared memory is missing and cannot be created.
+    is_companion_missing = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    hint = COMPANIONS_HINT if is_companion_missing else READ_HINT
     return StoreUnusable(f"The database cannot be read (path {path}: {error}).", hint)

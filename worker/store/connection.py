@@ -1,6 +1,6 @@
 """The database's connections: one writer, any number of readers.
 
-Knows nothing of what the tables mean. How a writer is set up stands in opening.py.
+Knows nothing about what the tables mean. opening.py sets a writer up.
 """
 
 import asyncio
@@ -55,29 +55,29 @@ class Database:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; a cancelled block leaves no statement running."""
+        """Close; if the block was cancelled, no statement keeps running."""
         await self.interrupt_if_cancelled(exc)
         await self.close()
 
     async def interrupt_if_cancelled(self, error: BaseException | None) -> None:
-        """End the statement that runs, if nobody waits for it any more.
+        """End the running statement if nobody waits for it any more.
 
-        Never otherwise: SQLite would not checkpoint when it closes, as was seen with 3.40.
+        Otherwise nothing is interrupted: SQLite 3.40 was seen to skip the checkpoint on closing.
         """
         if isinstance(error, asyncio.CancelledError) and self._connection is not None:
             await self._connection.interrupt()
 
     async def close(self) -> None:
-        """Close the file; twice is once."""
+        """Close the file; closing it twice is harmless."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """Give all rows of a query, outside any transaction of ours.
+        """Return all rows of a query, outside any transaction of ours.
 
         Raises `StoreUnavailable` if the file cannot be read now, and `StoreUnusable` if it is
-        damaged or does not have what is asked of it.
+        damaged or lacks what the query asks for.
         """
         connection = await self._ready()
         try:
@@ -86,7 +86,7 @@ class Database:
             raise self._fault(error) from error
 
     async def file_id(self) -> str:
-        """Return what tells this file from every other: random, chosen when it was made."""
+        """Return the id that identifies this file: random, chosen when it was created."""
         ((file_id,),) = await self.fetch_all("SELECT id FROM file")
         return str(file_id)
 
@@ -109,13 +109,13 @@ class Database:
 class Writer(Database):
     """The one connection that writes; `SCRATCH` is a database that nobody else sees.
 
-    After an error of the disk nothing is believed: the next use closes and opens the file again.
+    After a disk error the connection is not trusted: the next use closes and reopens the file.
     """
 
     def __init__(self, path: Path | str, lock: WriterLock | None = None) -> None:
         """Name the file; nothing is opened yet.
 
-        `lock` is the one that this process holds for the file: what is committed is noted in it.
+        `lock` is the lock that this process holds for the file. Each commit is noted in it.
         """
         super().__init__(path)
         self._watch = None if path == SCRATCH else FileWatch(Path(path), lock)
@@ -128,16 +128,16 @@ class Writer(Database):
         return self
 
     async def open(self) -> None:
-        """Open and check the file, creating it if need be.
+        """Open and check the file, creating it if necessary.
 
-        Raises `StoreUnusable` for a file that is not ours, of a newer schema, damaged, or not what
-        it was when its last writer committed, or if this SQLite can lose commits, and
-        `StoreUnavailable` where trying again may help.
+        Raises `StoreUnusable` for a file that is not ours, has a newer schema, is damaged, or has
+        lost what its last writer committed, and if this SQLite can lose commits. Raises
+        `StoreUnavailable` if trying again may help.
         """
         if self.path != SCRATCH:
             require_safe_commits()
             create_private(self.path)
-            # Whoever opens the file for writing holds its lock, so that no rebuild goes on.
+            # Whoever opens the file for writing holds its lock, so no rebuild is running.
             remove_rebuild_file(self.path)
         if self._watch is not None:
             await self._watch.opening()
@@ -145,7 +145,7 @@ class Writer(Database):
 
     async def _open(self, *, may_be_new: bool) -> None:
         try:
-            # Never makes a file: one that is gone must not be taken for a new one.
+            # Never creates a file: a missing one must not be taken for a new one.
             self._connection = await connect(
                 SCRATCH if self.path == SCRATCH else _uri(Path(self.path), "rw"),
                 timeout_seconds=BUSY_MILLISECONDS / 1_000,
@@ -160,26 +160,26 @@ class Writer(Database):
             raise opening_failed(self.path, error) from error
 
     async def close(self) -> None:
-        """Close the file, and leave an empty WAL; twice is once.
+        """Close the file and leave an empty WAL; closing it twice is harmless.
 
-        Whoever may only read the files cannot make a WAL and its shared memory, and cannot read the
-        database without them.
+        A user who may only read the files can create neither the WAL nor its shared memory, and
+        cannot read the database without them.
         """
         async with AsyncExitStack() as stack:
             with suppress(sqlite3.Error, WorkerError):
                 if self._connection is not None and not self._is_in_doubt:
-                    await self._outlive(self._connection, stack)
+                    await self._keep_wal(self._connection, stack)
             await super().close()
 
-    async def _outlive(self, connection: aiosqlite.Connection, stack: AsyncExitStack) -> None:
-        """Have a connection closed after this one that cannot remove the WAL, if it is empty.
+    async def _keep_wal(self, connection: aiosqlite.Connection, stack: AsyncExitStack) -> None:
+        """Empty the WAL, and let a read-only connection be the last one to close.
 
-        The last connection to close removes it, unless it was opened read-only.
+        The last connection to close removes the WAL, unless it was opened read-only.
         """
         if self._watch is None:
             return
         await self._watch.beginning()
-        # Do not wait for readers, which may take any time. SQLite does what it can as it closes.
+        # Do not wait for readers, which may take any time. Closing checkpoints what it can.
         await connection.execute_fetchall("PRAGMA busy_timeout = 0")
         ((is_busy, _, _),) = await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         if not is_busy:
@@ -210,12 +210,13 @@ class Writer(Database):
     ) -> AsyncIterator[StoreTransaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
 
-        `in_bulk` is for work of which nobody awaits a single part: one commit in many may then take
-        some tenths of a second, so that all together take less. `meanwhile` is called once SQLite
-        commits, which leaves the loop idle: a sync of the disk, and Python's lock let go.
+        `in_bulk` is for work in which nobody waits for a single part. One commit in many may then
+        take some tenths of a second, but all of them together take less. `meanwhile` is called
+        while SQLite commits: that syncs the disk without holding Python's lock, so the event loop
+        would be idle.
 
-        When the block has been left without an error, what it wrote is on the disk; so it is where
-        `meanwhile` raises, which is raised then. Raises
+        Once the block has ended without an error, what it wrote is on the disk. That is also true
+        if `meanwhile` raises an exception, which is raised after the commit. Raises
         `StoreUnavailable` if SQLite cannot begin, write or commit now, and `StoreUnusable` if the
         file is damaged or no longer in its place.
         """
@@ -227,24 +228,24 @@ class Writer(Database):
             )
             tx.add(BEGIN)
             yield tx
-            # Where its fsync fails, its frames stay in the WAL but not in SQLite's index of it
-            # (wal.c, sqlite3WalFrames): the next commit overwrites them, or the next opening finds
-            # them whole and counts them as committed. Whichever it is, the log tells, when the
-            # same batch is tried again, what it has already from what it has not.
+            # If the fsync of the commit fails, its frames stay in the WAL but are missing from
+            # SQLite's index of it (wal.c, sqlite3WalFrames). Either the next commit overwrites
+            # them, or the next opening finds them complete and counts them as committed. In both
+            # cases the log shows, when the batch is tried again, which messages it already has.
             commits = await tx.commit(meanwhile)
             if self._watch is not None:
-                # A file that was deleted meanwhile keeps nothing.
+                # A file that was deleted meanwhile has lost the commit.
                 await self._watch.committed(commits)
         except BaseException as error:
             await self.interrupt_if_cancelled(error)
             await self._roll_back(connection)
-            # Of a statement that nobody waits for any more, it is not known whether it has run.
+            # Nobody knows whether a statement ran if its caller stopped waiting for it.
             is_cancelled = isinstance(error, asyncio.CancelledError)
             self._is_in_doubt = self._is_in_doubt or tx.register.casts_doubt or is_cancelled
             if self._watch is not None and isinstance(error, Exception):
                 await self._watch.ended()
             if isinstance(error, Exception):
-                # Also where the block has made another error of it.
+                # Also if the block has turned the fault into another error.
                 tx.register.require_house()
             raise
 
@@ -254,20 +255,20 @@ class Writer(Database):
             self._checkpoint_pages = pages
 
     async def probe(self, least_bytes: int = 1) -> None:
-        """Prove that so many bytes can be committed, and leave the database as it was.
+        """Prove that `least_bytes` bytes can be committed, and leave the database unchanged.
 
-        Raises what `transaction` does if that fails.
+        Raises the errors of `transaction` if that fails.
         """
         async with self.transaction() as tx:
             tx.add("DELETE FROM filler")
-            # Random, because a file system may compress everything else.
+            # Random, because a file system may compress anything else.
             tx.add("INSERT INTO filler VALUES (randomblob(?))", [(least_bytes,)])
         async with self.transaction() as tx:
             tx.add("DELETE FROM filler")
 
     @asynccontextmanager
     async def attached(self, path: Path, name: str) -> AsyncIterator[None]:
-        """Have another database file under a schema name, for transactions in the block."""
+        """Attach another database file under a schema name, for transactions in the block."""
         connection = await self._ready()
         try:
             await connection.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
@@ -279,7 +280,7 @@ class Writer(Database):
             try:
                 await connection.execute(f"DETACH DATABASE {name}")
             except sqlite3.Error:
-                # The next opening lets go of it.
+                # Reopening the file detaches it.
                 self._is_in_doubt = True
 
     async def _roll_back(self, connection: aiosqlite.Connection) -> None:
@@ -302,8 +303,8 @@ class Writer(Database):
 class Reader(Database):
     """A connection that can only read; works while the worker writes, and when it is stopped.
 
-    Any version of SQLite will do: what loses commits is a checkpoint, and a connection that was
-    opened read-only makes none, not even when it is the last to close.
+    Any version of SQLite will do. Only a checkpoint can lose commits, and a read-only connection
+    runs none, not even when it is the last to close.
     """
 
     async def __aenter__(self) -> Self:
@@ -324,7 +325,7 @@ class Reader(Database):
 
 
 def read_only_uri(path: Path) -> str:
-    """Name an existing file so that SQLite opens it for reading only."""
+    """Return the URI with which SQLite opens an existing file read-only."""
     try:
         is_there = path.is_file()
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The database as a file among files: who may read it, and whether it is still the same one.
+"""The database as a file: who may read it, and whether it is still the same file.
 
-New files are for the worker's user alone. Whoever reads needs the database, its `-wal` and its
-`-shm`. SQLite makes the last two with the mode of the first, and the worker leaves them when it
-stops. An operator who wants other readers changes the group and mode (0640) of these files while
+Only the worker's user may read new files. A reader needs the database, its `-wal` and its `-shm`.
+SQLite creates the last two with the mode of the first, and the worker leaves them when it stops. An
+operator who wants other readers changes the group and mode (0640) of these files while
 the worker is stopped, and those of the folder (2750).
 """
 
@@ -15,7 +15,7 @@ from worker.errors import StoreUnavailable, StoreUnusable
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
-# SQLite keeps such a database in its cache, and puts what exceeds that into a temporary file.
+# SQLite keeps such a database in its cache, and spills over into a temporary file.
 SCRATCH = ""
 
 COMPANIONS = ("-wal", "-shm", ".lock")
@@ -27,13 +27,13 @@ Place = tuple[int, int]
 
 
 def create_private(path: Path | str) -> None:
-    """Make an empty file that only this user may read; one that is there is left as it is.
+    """Create an empty file that only this user may read, and leave an existing file as it is.
 
-    Raises `StoreUnavailable` if it cannot be made.
+    Raises `StoreUnavailable` if it cannot be created.
     """
     try:
-        # Only ever a new file: to close a descriptor of one that SQLite has open would drop
-        # SQLite's locks on it (sqlite.org/howtocorrupt.html, section 2.2).
+        # O_EXCL, so that this never opens an existing file: closing a descriptor of a file that
+        # SQLite has open would drop SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE))
     except FileExistsError:
         pass
@@ -42,17 +42,17 @@ def create_private(path: Path | str) -> None:
 
 
 def cannot_open(path: Path | str, cause: object) -> StoreUnavailable:
-    """Give the error for a file that cannot be opened, and may be later."""
+    """Return the error for a file that cannot be opened now, but perhaps later."""
     return StoreUnavailable(
         f"The database cannot be opened (path {path}: {cause}).",
-        "see that its directory exists, can be written by this user, and has space.",
+        "make sure that its directory exists, is writable for this user, and has space.",
     )
 
 
 def look_at(path: Path) -> os.stat_result:
-    """Ask for a file by its name, which opens nothing.
+    """Return the status of a file without opening it.
 
-    Raises `StoreUnusable` if there is none, and `StoreUnavailable` if nobody can tell.
+    Raises `StoreUnusable` if it does not exist, and `StoreUnavailable` if that cannot be found out.
     """
     try:
         return path.stat()
@@ -63,15 +63,15 @@ def look_at(path: Path) -> os.stat_result:
 
 
 def place(found: os.stat_result) -> Place:
-    """Return which file it is, whatever its names."""
+    """Return the identity of a file, which does not depend on its name."""
     return found.st_dev, found.st_ino
 
 
 def require_one_name(path: Path) -> None:
     """Raise `StoreUnusable` for a file with hard links.
 
-    SQLite names the WAL after the database, so each name would have a WAL of its own
-    (sqlite.org/howtocorrupt.html, section 2.5), and a lock of its own.
+    SQLite names the WAL after the database, so each name would have its own WAL
+    (sqlite.org/howtocorrupt.html, section 2.5) and its own lock.
     """
     found = look_at(path)
     if not stat.S_ISREG(found.st_mode):
@@ -88,9 +88,9 @@ def require_one_name(path: Path) -> None:
 def is_gone(path: Path) -> StoreUnusable:
     """Return the error for a file that is no longer where it was opened."""
     if path.name.endswith(COMPANIONS):
-        hint = "start the worker again: it has moved all that it acked into the database."
+        hint = "start the worker again: everything that it acked is in the database."
     else:
-        hint = "put the file that was there back, or restore a backup; then start the worker again."
+        hint = "put the original file back, or restore a backup; then start the worker again."
     return StoreUnusable(
         f"A file of the database was deleted, moved or replaced while it was open (path {path}).",
         f"{hint} {TOUCHED}",
@@ -98,12 +98,12 @@ def is_gone(path: Path) -> StoreUnusable:
 
 
 def rebuild_file(database: Path) -> Path:
-    """Name the file that a rebuild fills; it is in nobody's way if it is left behind."""
+    """Return the path of the file that a rebuild fills; a leftover file does no harm."""
     return database.with_name(database.name + ".rebuild")
 
 
 def remove_rebuild_file(database: Path | str) -> None:
-    """Remove what a rebuild has made, also one that was killed; none is no error."""
-    # What cannot be removed now is removed the next time.
+    """Remove the file of a rebuild, even of one that was killed; a missing file is no error."""
+    # A file that cannot be removed now is removed the next time.
     with suppress(OSError):
         rebuild_file(Path(database)).unlink()

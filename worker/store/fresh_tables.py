@@ -51,21 +51,22 @@ class Difference:
 class FreshTables(Database):
     """Empty tables in a file of their own, with the live database attached for reading.
 
-    Within the `async with`, one snapshot of the live database is seen, whatever its worker does.
+    Within the `async with`, all reads see one snapshot of the live database, whatever its worker
+    writes meanwhile.
     """
 
     def __init__(self, live: Path, schema: Schema, file: Path | None = None) -> None:
-        """Make the tables in `file`, or, without one, in a temporary file that has no name."""
+        """Use `file`, or a temporary file without a name if there is none."""
         super().__init__(file or "")
         self.named = self._live = live
         self._schema = schema
         self._is_temporary = file is None
 
     async def __aenter__(self) -> Self:
-        """Make the file and the tables.
+        """Create the file and the tables.
 
         Raises `StoreUnusable` if the live database is missing, damaged or not ours, and
-        `StoreUnavailable` if no file can be made.
+        `StoreUnavailable` if the file cannot be created.
         """
         live = read_only_uri(self._live)
         if self._is_temporary:
@@ -83,14 +84,14 @@ class FreshTables(Database):
             raise opening_failed(self._live, error) from error
         finally:
             if self._is_temporary:
-                # It is open, and gone with its process, however that ends. Not left to SQLite: its
-                # own temporary files may be memory (sqlite.org/tempfiles.html).
-                os.unlink(self.path)  # noqa: PTH108 - a path that is known to be there
+                # The open file stays usable, and disappears with its process, however that ends.
+                # SQLite's own temporary files may be in memory (sqlite.org/tempfiles.html).
+                os.unlink(self.path)  # noqa: PTH108 - the path is known to exist
         return self
 
     async def _prepare(self, connection: aiosqlite.Connection, live: str) -> None:
         connection.row_factory = Row
-        # The file is thrown away with its process, so nothing in it must survive a crash.
+        # The file is discarded with its process, so nothing in it needs to survive a crash.
         await connection.execute("PRAGMA journal_mode = OFF")
         await connection.execute("PRAGMA synchronous = OFF")
         await connection.execute("ATTACH DATABASE ? AS live", (live,))
@@ -98,7 +99,7 @@ class FreshTables(Database):
         require_ours(self._live, application_id, version)
         await connection.execute("BEGIN")
         for statements in self._schema.values():
-            # Nobody asks these tables by an index, and each message would have to keep it up.
+            # No query here uses an index, and each message would have to update it.
             for statement in statements:
                 if not INDEX.match(statement):
                     await connection.execute(statement)
@@ -110,10 +111,10 @@ class FreshTables(Database):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Commit, unless the block raised, and close.
+        """Commit, unless the block raised an exception, and close.
 
-        Raises `StoreUnavailable` that names the folder of these tables if it has no room for them:
-        the live database is not at fault.
+        Raises `StoreUnavailable` if there is no room for these tables. The error names their
+        folder, because the live database is not at fault.
         """
         try:
             if exc is None:
@@ -128,27 +129,27 @@ class FreshTables(Database):
             raise exc
 
     async def count_messages(self) -> int:
-        """Give the number of messages in the live log."""
+        """Return the number of messages in the live log."""
         (row,) = await self.fetch_all("SELECT count(*) FROM live.log")
         return int(row[0])
 
     async def count_rows(self, table: str) -> int:
-        """Give the number of rows folded into a table here."""
+        """Return the number of rows in one of these tables."""
         (row,) = await self.fetch_all(f"SELECT count(*) FROM main.{table}")  # noqa: S608 - ours
         return int(row[0])
 
     async def streams(self) -> AsyncIterator[dict[int, str]]:
-        """Return all streams of the live log, number -> event, some at a time."""
+        """Yield all streams of the live log in batches: number -> event."""
         last = 0
         while rows := await self.fetch_all(STREAMS, (last, STREAMS_AT_ONCE)):
             yield dict(map(tuple, rows))
             last = rows[-1][0]
 
     async def differing(self, table: str) -> list[str]:
-        """Give the events whose rows here and in the live table are not the same."""
+        """Return the events whose rows here and in the live table differ."""
         live, here = await self._columns("live", table), await self._columns("main", table)
         if live == here:
-            # To the byte, whatever collation a column has.
+            # Compare byte by byte, whatever collation a column has.
             exact = ", ".join(f"{quoted(name)} COLLATE BINARY AS {quoted(name)}" for name in here)
             rows = await self.fetch_all(DIFFERING.format(table, exact))
         else:
@@ -156,7 +157,7 @@ class FreshTables(Database):
         return [row["event_id"] for row in rows]
 
     async def difference(self, table: str, event_id: str) -> Difference:
-        """Give both rows of one event."""
+        """Return both rows of one event."""
         pair = []
         for schema in ("live", "main"):
             sql = f"SELECT * FROM {schema}.{table} WHERE event_id = ?"  # noqa: S608 - ours
@@ -173,6 +174,6 @@ def _temporary_file() -> Path:
     try:
         descriptor, name = mkstemp(prefix="projection-worker-", suffix=".db")
     except OSError as error:
-        raise no_room(os.environ.get("TMPDIR", "/tmp"), error) from error  # noqa: S108 - its name
+        raise no_room(os.environ.get("TMPDIR", "/tmp"), error) from error  # noqa: S108 - only named
     os.close(descriptor)
     return Path(name)

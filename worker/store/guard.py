@@ -1,13 +1,13 @@
-"""What handlers' statements may do: read, and write rows of tables that are not the worker's own.
+"""What handlers' statements may do: read any table, and write rows of the projections' tables.
 
-SQLite asks when it prepares a statement, which it does once for each text.
+SQLite asks the guard when it prepares a statement, which happens once for each text.
 """
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What the worker's own tables and views are called.
+# The names of the worker's own tables and views.
 RESERVED = frozenset({"log", "streams", "messages", "projections", "file", "kinds", "filler"})
 _READING = frozenset(
     {
@@ -21,23 +21,23 @@ _WRITING = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLI
 
 
 class Guard:
-    """A connection's authorizer (sqlite.org/c3ref/set_authorizer.html): refuses while it is on."""
+    """A connection's authorizer (sqlite.org/c3ref/set_authorizer.html); refuses only while on."""
 
     def __init__(self) -> None:
-        """Begin switched off."""
+        """Start switched off."""
         self._is_on = False
         self._has_refused = False
 
     @contextmanager
     def guarding(self, sql: str) -> Iterator[None]:
-        """Raise `ValueError` if the block runs this statement and it may not do what it does."""
+        """Raise `ValueError` if the block runs this statement and it does what it may not do."""
         self._is_on, self._has_refused = True, False
         try:
             yield
         except sqlite3.DatabaseError as error:
             if self._has_refused:
                 raise ValueError(
-                    "A handler's statement must only read, and write rows of tables that are not "
+                    "A handler's statement may only read, and write rows of tables that are not "
                     f"the worker's own: {' '.join(sql.split())}"
                 ) from error
             raise
@@ -45,7 +45,7 @@ class Guard:
             self._is_on = False
 
     def authorize(self, action: int, table: str | None, *_: str | None) -> int:
-        """Return SQLite's code for whether a statement may do this."""
+        """Return SQLite's code that allows or denies an action of a statement."""
         if not self._is_on or action in _READING or (action in _WRITING and _may_write(table)):
             return sqlite3.SQLITE_OK
         self._has_refused = True

@@ -1,7 +1,7 @@
-"""One writer a database, by a lock that ends with its process, however that ends.
+"""One writer per database, ensured by a lock that ends with its process, however that ends.
 
-The lock is on a file of its own beside the database: closing any descriptor of the database itself
-would drop SQLite's own locks on it (sqlite.org/howtocorrupt.html, section 2.2).
+The lock is on a separate file beside the database, because closing any descriptor of the database
+itself would drop SQLite's own locks on it (sqlite.org/howtocorrupt.html, section 2.2).
 """
 
 import fcntl
@@ -25,11 +25,11 @@ class Progress(NamedTuple):
 
     file_id: str
     commits: int
-    """Those that appended to the log; the messages of all of them may have been acked."""
+    """Transactions that appended to the log; the messages of all of them may have been acked."""
     checkpointed: int | None = None
-    """How many of them are safe in the database itself, without its WAL; None if not known."""
+    """How many of them the database file itself holds, without its WAL; None if not known."""
     is_overwritten: bool = False
-    """Whether somebody wrote over the file while it was open: an operator must look at it first."""
+    """Whether somebody overwrote the file while it was open: an operator must look at it first."""
 
 
 class WriterLock:
@@ -40,15 +40,15 @@ class WriterLock:
         self.database = database
         self.path = database.with_name(database.name + ".lock")
         self.noted: Progress | None = None
-        """What the last holder has noted, once the lock is taken; None if nothing."""
+        """What the last holder noted, once the lock is taken; None if it noted nothing."""
         self._descriptor: int | None = None
         self._place: Place | None = None
         self._owner: dict[str, object] = {}
 
     def acquire(self) -> None:
-        """Take the lock, or raise `WriterLocked`, which names the process that has it.
+        """Take the lock, or raise `WriterLocked`, which names the process that holds it.
 
-        Raises `StoreUnusable` if the lock's file cannot be made.
+        Raises `StoreUnusable` if the lock file cannot be created.
         """
         descriptor = self._open()
         try:
@@ -68,33 +68,34 @@ class WriterLock:
         self._write()
 
     def peek(self) -> None:
-        """Read what the holder has noted, without the lock; nothing if it cannot be read."""
+        """Read the holder's note without taking the lock; ignore a file that cannot be read."""
         with suppress(OSError):
             self.noted = _progress(self.path.read_bytes())
 
     def note(self, progress: Progress) -> None:
-        """Note how far the database has come, for the next holder."""
+        """Note the database's progress for the next holder."""
         self.noted = progress
         self._write()
 
     def require_held(self) -> None:
-        """Raise `StoreUnusable` if the lock's file was removed: the next one locks another."""
+        """Raise `StoreUnusable` if the lock file was removed: others would lock a new one."""
         if place(look_at(self.path)) != self._place:
             raise is_gone(self.path)
 
     def _write(self) -> None:
         note = self._owner if self.noted is None else {**self._owner, **self.noted._asdict()}
-        # Always of one length, so that no note is ever half of two, and a full disk has room.
+        # Always the same length, so that a note never mixes with an older one, and always fits on a
+        # full disk.
         line = json.dumps(note).encode().ljust(NOTE_BYTES - 1) + b"\n"
-        # The lock counts, not the note: a full disk must not keep the worker from holding on.
+        # The lock counts, not the note: a full disk must not make the worker give up.
         with suppress(OSError):
             if self._descriptor is not None:
                 os.pwrite(self._descriptor, line, 0)
 
     def holder(self) -> str | None:
-        """Say who has the lock, None if nobody; takes and writes nothing.
+        """Return who holds the lock, or None; neither takes the lock nor writes anything.
 
-        Raises `StoreUnusable` if this user may not look.
+        Raises `StoreUnusable` if this user may not read the lock file.
         """
         if not self.path.exists():
             return None
@@ -107,23 +108,23 @@ class WriterLock:
         except OSError as error:
             raise StoreUnusable(
                 f"The lock file cannot be read (path {self.path}: {error.strerror}).",
-                "ask as the user that the worker runs as.",
+                "run this command as the user that runs the worker.",
             ) from error
         return None
 
     def _open(self) -> int:
-        # Never unlinked: a lock on a file that is no longer in the directory locks nothing.
+        # The file is never unlinked: a lock on a file that has left its directory locks nothing.
         try:
             self.path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         except OSError as error:
             raise StoreUnusable(
-                f"The lock file cannot be made (path {self.path}: {error.strerror}).",
-                "see that the directory exists and that this user may write in it.",
+                f"The lock file cannot be created (path {self.path}: {error.strerror}).",
+                "make sure that the directory exists and that this user may write to it.",
             ) from error
 
     def release(self) -> None:
-        """Let another process have the database; twice is once."""
+        """Let another process take the lock; releasing it twice is harmless."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -151,8 +152,8 @@ def _progress(note: bytes) -> Progress | None:
 
 
 def _holder(note: bytes) -> str:
-    # The note is written after the lock is taken, so it may be missing or the one of before.
+    # The note is written after the lock is taken, so it may be missing or be the previous holder's.
     with suppress(ValueError, KeyError, TypeError):
         owner = json.loads(note)
         return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
-    return "which has not said yet who it is"
+    return "which has not identified itself yet"

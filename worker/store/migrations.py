@@ -1,24 +1,24 @@
-"""The versions of the worker's own tables: each script takes a file from one to the next."""
+"""The schema versions of the worker's own tables: each script upgrades a file to the next one."""
 
 from importlib import resources
 
 import aiosqlite
 
 SCRIPTS = ("schema.sql", "schema_2.sql")
-"""A new file gets all of them; each is one transaction and ends by noting its version."""
+"""A new file runs all of them. Each is one transaction and ends by setting its version."""
 SCHEMA_VERSION = len(SCRIPTS)
 
 
 def scripts_after(version: int) -> list[str]:
-    """Return what brings a file of this version, 0 if it is new, up to the present one."""
+    """Return the scripts that upgrade a file from this version (0 if it is new)."""
     folder = resources.files("worker.store")
     return [folder.joinpath(script).read_text() for script in SCRIPTS[version:]]
 
 
 async def migrate(connection: aiosqlite.Connection, version: int) -> None:
-    """Bring a file of this version, 0 if it is new, up to the present one.
+    """Upgrade a file from this version (0 if it is new) to the current one.
 
-    Raises what SQLite raises; the scripts that had ended by then need not run again.
+    Raises SQLite's errors; scripts that have already ended need not run again.
     """
     for script in scripts_after(version):
         await connection.executescript(script)

@@ -1,10 +1,10 @@
--- What version 2 of the schema adds.
+-- The additions in version 2 of the schema.
 BEGIN IMMEDIATE;
 
--- Which file this is, and how far it has come: one row.
+-- The identity of this file and its progress, in one row.
 CREATE TABLE file (
     id      TEXT NOT NULL,    -- random, chosen when the file is made; the broker's queue is bound to it
-    commits INTEGER NOT NULL  -- transactions that appended to the log; a lost WAL makes it smaller
+    commits INTEGER NOT NULL  -- transactions that appended to the log; smaller after the loss of a WAL
 );
 INSERT INTO file (id, commits) VALUES (lower(hex(randomblob(16))), 0);
 
@@ -14,7 +14,7 @@ CREATE TABLE kinds (
 ) WITHOUT ROWID;
 INSERT INTO kinds SELECT DISTINCT kind FROM log;
 
--- Empty, but for the moment in which the worker proves that the disk takes a message.
+-- Empty except while the worker proves that the disk has room for a message.
 CREATE TABLE filler (
     content BLOB NOT NULL
 );

@@ -1,7 +1,8 @@
-"""Whether the projections' tables can be made and kept, tried in memory before a file is opened.
+"""Checks of the projections' tables, in memory, before a file is opened.
 
-SQLite is the judge: it builds the tables beside the worker's own, and is asked what it has built.
-Only what it would say too late, message by message, is found in the text.
+SQLite is the judge: it creates the tables beside the worker's own, and reports what it created. The
+text of a statement is searched only for mistakes that SQLite would report too late, message by
+message.
 """
 
 import re
@@ -16,19 +17,19 @@ from worker.store.migrations import scripts_after
 from worker.store.statements import keywords
 from worker.store.tables import COPY, REMOVAL, WITH_ROWS, Schema
 
-# `CREATE TABLE ... AS SELECT` would make rows that no handler has written, and `CREATE INDEX IF NOT
-# EXISTS` no index where somebody else's has the name.
+# `CREATE TABLE ... AS SELECT` would insert rows that no handler wrote. `CREATE INDEX IF NOT EXISTS`
+# would create nothing if another index already has the name.
 _CREATE = re.compile(
     r"\s*CREATE\s+(TABLE\b(?!.*\bAS\s+(SELECT|WITH|VALUES)\b)|(UNIQUE\s+)?INDEX\b(?!\s+IF\s+NOT\b))",
     re.IGNORECASE | re.DOTALL,
 )
 # A conflict would end the transaction of the whole batch (sqlite.org/lang_conflict.html).
 _ENDING = re.compile(r"\bON\s+CONFLICT\s+ROLLBACK\b", re.IGNORECASE)
-# What is left of a literal without its quoted text: nothing, or the x of a blob.
+# What remains of a literal once its quoted text is removed: nothing, or the x of a blob.
 _LITERAL = re.compile(
     r"\s*(|x|[-+]?(0x[\da-f]+|[\d.]+(e[-+]?\d+)?)|NULL|TRUE|FALSE)\s*", re.IGNORECASE
 )
-# Functions whose results do not follow from the message, or need not.
+# Functions whose results do not depend on the message alone.
 _UNREPEATABLE = frozenset(
     {"current_date", "current_time", "current_timestamp"}
     | {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
@@ -36,7 +37,7 @@ _UNREPEATABLE = frozenset(
     | {"sqlite_version", "sqlite_source_id"}
 )
 
-# Without those that SQLite makes for the keys of a table.
+# Without the indexes that SQLite creates for the keys of a table.
 _OBJECTS = "SELECT type, name, tbl_name FROM sqlite_schema WHERE sql IS NOT NULL"
 _COLUMNS = "SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?)"
 _SHAPE = 'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_xinfo(?)'
@@ -49,7 +50,7 @@ _Object = tuple[str, str, str]
 
 
 class SchemaMistake(Exception):
-    """A table that cannot be made or kept: what was found, and what to do about it."""
+    """A table that the worker cannot create or maintain: what is wrong, and what to do about it."""
 
     def __init__(self, table: str, found: str, hint: str) -> None:
         """Name the table, so that the caller can say where it was registered."""
@@ -59,10 +60,10 @@ class SchemaMistake(Exception):
 
 
 def require_schemas(schemas: Schema) -> None:
-    """Build all tables together, in a database that is gone afterwards.
+    """Create all tables together, in a database in memory.
 
-    Raises `SchemaMistake` for the first table that SQLite cannot make, or that the worker could
-    not keep.
+    Raises `SchemaMistake` for the first table that SQLite cannot create or the worker could not
+    maintain.
     """
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")  # as in the file
@@ -73,9 +74,10 @@ def require_schemas(schemas: Schema) -> None:
 
 
 async def require_columns(source: Database, schemas: Schema) -> None:
-    """Raise `StoreUnusable` for a table that a file has with other columns than its schema.
+    """Raise `StoreUnusable` if a table in the file has other columns than its schema.
 
-    For tables of the version that the file notes: a schema was changed, and its version was not.
+    Pass only tables whose version is the one that the file notes. A difference means that a schema
+    was changed without raising its version.
     """
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for table, statements in schemas.items():
@@ -92,7 +94,7 @@ async def require_columns(source: Database, schemas: Schema) -> None:
 
 
 class _Trial:
-    """One table, built and used as the worker will."""
+    """One table, created and used as the worker will."""
 
     def __init__(self, connection: sqlite3.Connection, table: str) -> None:
         self._connection = connection
@@ -111,25 +113,25 @@ class _Trial:
         text = keywords(statement)
         if not _CREATE.match(text):
             self._fail(
-                f"has a statement that is no CREATE TABLE or CREATE INDEX: {_shown(statement)}",
+                f"has a statement other than CREATE TABLE and CREATE INDEX: {_shown(statement)}",
                 "write one CREATE TABLE with its columns, and one CREATE INDEX for each index, "
-                "without SELECT and IF NOT EXISTS.",
+                "without SELECT or IF NOT EXISTS.",
             )
         if _ENDING.search(text):
             self._fail(
                 "says ON CONFLICT ROLLBACK, which would undo the whole batch",
-                "leave it out; a handler's own statement says ON CONFLICT ... DO ...",
+                "leave it out; write ON CONFLICT ... DO ... in the handler's statement.",
             )
         before = self._objects()
-        self._execute(statement, (), "cannot be made")
+        self._execute(statement, (), "cannot be created")
         made = self._objects() - before
         foreign = [f"{kind} {name}" for kind, name, owner in sorted(made) if owner != self._table]
         if foreign or not made:
             self._fail(
-                f"has a statement that makes {', '.join(foreign) or 'nothing'} in the file: "
+                f"has a statement that creates {', '.join(foreign) or 'nothing'} in the file: "
                 f"{_shown(statement)}",
-                "make this table and indexes on it, under names of their own, and nothing else "
-                "(AUTOINCREMENT makes a table, too).",
+                "create this table and indexes on it, under names of their own, and nothing else "
+                "(AUTOINCREMENT creates a table, too).",
             )
 
     def _require_columns(self) -> None:
@@ -138,7 +140,7 @@ class _Trial:
         if "event_id" not in types:
             self._fail(
                 "has no column event_id",
-                "add 'event_id TEXT NOT NULL', at the beginning of a key or an index.",
+                "add 'event_id TEXT NOT NULL' as the first column of a key or an index.",
             )
         if not self._keeps_text(types["event_id"]):
             self._fail("has an event_id that changes or refuses text", "declare it TEXT.")
@@ -150,15 +152,15 @@ class _Trial:
                 )
             if default is not None and not _LITERAL.fullmatch(keywords(default)):
                 self._fail(
-                    f"has a default for {name} that is no literal: {default}",
-                    "write a number, a text or NULL; handlers take all else from the message.",
+                    f"has a default for {name} that is not a literal: {default}",
+                    "write a number, text or NULL; handlers take other values from the message.",
                 )
         key = [name for name, _, _, pk, _ in columns if pk]
         if key and "event_id" not in key:
             self._fail_for_key(f"PRIMARY KEY ({', '.join(key)})")
 
     def _keeps_text(self, declared: str) -> bool:
-        """Tell whether a column of this type keeps '007' as it is (sqlite.org/datatype3.html)."""
+        """Return whether a column of this type keeps '007' as text (sqlite.org/datatype3.html)."""
         ((is_strict,),) = self._execute(_IS_STRICT, (self._table,))
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as apart:
             try:
@@ -169,28 +171,28 @@ class _Trial:
             return apart.execute("SELECT id FROM t").fetchall() == [("007",)]
 
     def _require_use(self) -> None:
-        """Try what the worker does with every projection's table."""
-        removal, asking = REMOVAL.format(self._table), WITH_ROWS.format(self._table)
-        for sql, parameter in ((removal, ""), (asking, "[]")):
+        """Try the statements that the worker runs on every projection's table."""
+        removal, query = REMOVAL.format(self._table), WITH_ROWS.format(self._table)
+        for sql, parameter in ((removal, ""), (query, "[]")):
             plan = self._execute(
-                f"EXPLAIN QUERY PLAN {sql}", (parameter,), "has a name that SQL has for itself"
+                f"EXPLAIN QUERY PLAN {sql}", (parameter,), "has a name that is an SQL keyword"
             )
             if not any(detail.startswith(f"SEARCH {self._table} ") for *_, detail in plan):
                 self._fail(
-                    "is not found by event_id through a key or an index",
-                    "begin a key or an index with event_id: every batch asks for rows by it.",
+                    "cannot be searched by event_id through a key or an index",
+                    "begin a key or an index with event_id: every batch looks rows up by it.",
                 )
         self._execute(COPY.format(self._table, "main"), (), "cannot be copied")
 
     def _require_keys(self) -> None:
-        """See that rows of different events are never in each other's way."""
+        """Check that rows of different events never conflict."""
         for index, is_unique in self._execute(_UNIQUE, (self._table,)):
             collations = dict(self._execute(_COLLATIONS, (index,)))
             if is_unique and "event_id" not in collations:
                 self._fail_for_key(index)
             if collations.get("event_id", "BINARY") != "BINARY":
                 self._fail(
-                    f"takes different ids for the same (COLLATE {collations['event_id']})",
+                    f"treats different ids as equal (COLLATE {collations['event_id']})",
                     "compare event_id without COLLATE.",
                 )
 
@@ -204,7 +206,7 @@ class _Trial:
         return set(self._execute(_OBJECTS))
 
     def _execute(
-        self, sql: str, parameters: Sequence[str] = (), otherwise: str = "cannot be kept"
+        self, sql: str, parameters: Sequence[str] = (), otherwise: str = "cannot be maintained"
     ) -> list[Any]:
         self._refused = ""
         try:
@@ -217,7 +219,7 @@ class _Trial:
                 )
             self._fail(
                 f"{otherwise}: {error}",
-                "correct the schema; tables and indexes of all projections share their names.",
+                "correct the schema; tables and indexes of all projections share one set of names.",
             )
 
     def _authorize(self, action: int, _: str | None, name: str | None, *__: str | None) -> int:

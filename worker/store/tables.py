@@ -1,7 +1,7 @@
-"""The projections' tables: made, replaced, compared, and noted by version.
+"""The projections' tables: creating and replacing them, reading their rows, noting their versions.
 
-Knows their names and CREATE statements, not what their columns mean, but for `event_id`. Drops only
-what a projection has made and the log can make again.
+Knows the tables' names and CREATE statements. Of their columns it knows only `event_id`. Drops only
+what a projection created and the log can restore.
 """
 
 import json
@@ -26,10 +26,11 @@ Schema = Mapping[str, tuple[str, ...]]
 Values = tuple[Value, ...]
 """A row: the values of all columns of its table, in order."""
 
-# What is read of other streams at once; a row may have a megabyte.
+# How many rows one query reads. Few, because a row may have a megabyte.
 ROWS_AT_ONCE = 50
 
-# Not what SQLite keeps for itself, nor what would hide a function from the worker's own queries.
+# Excludes names that SQLite reserves, and names that would hide a function which the worker's own
+# queries use.
 _NAME = re.compile(r"(?!sqlite_|pragma_|json_(each|tree)$)[a-z][a-z0-9_]*")
 
 # Every name in these statements comes from a registered projection, never from input.
@@ -40,7 +41,7 @@ WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_e
 LONE_ROWS = """
     SELECT *, count(*) FROM {} WHERE event_id IN (SELECT value FROM json_each(?)) GROUP BY event_id
 """
-# As SQLite keeps it (build.c, sqlite3CreateIndex).
+# The spelling in which SQLite stores the statement (build.c, sqlite3CreateIndex).
 _MAKES_INDEX = re.compile(r"CREATE( UNIQUE)? INDEX")
 NOTE = "INSERT INTO projections (table_name, version) VALUES (?, ?)"
 OBJECTS = """
@@ -59,21 +60,21 @@ INDEXES = """
 
 
 def may_be_named(table: object) -> bool:
-    """Tell whether a projection's table may have this name."""
+    """Return whether a projection's table may have this name."""
     return isinstance(table, str) and _NAME.fullmatch(table) is not None and table not in RESERVED
 
 
 async def noted_versions(source: Database) -> dict[str, int]:
-    """Return table -> version of the projections that folded this file's rows.
+    """Return table -> version of the projection that folded this file's rows.
 
-    Raises `StoreUnusable` if the file notes a table that no projection can have made.
+    Raises `StoreUnusable` if the file notes a table name that no projection can have.
     """
     rows = await source.fetch_all("SELECT table_name, version FROM projections")
     for table, _ in rows:
         if not may_be_named(table):
             raise StoreUnusable(
-                f"The database notes a projection's table {table!r}, which no projection may have "
-                f"(path {source.named}).",
+                f"The database notes a projection with the table {table!r}, a name that no "
+                f"projection may use (path {source.named}).",
                 "restore a backup, or run the version of the worker that wrote the note.",
             )
     return {row["table_name"]: row["version"] for row in rows}
@@ -82,7 +83,7 @@ async def noted_versions(source: Database) -> dict[str, int]:
 async def require_log(source: Database) -> None:
     """Raise `StoreUnusable` for a file whose log is empty while other tables have rows.
 
-    Such a file is not new: it has lost its log, and nothing could make its rows again.
+    Such a file is not new. It has lost its log, so nothing could restore its rows.
     """
     if not await log.is_empty(source):
         return
@@ -90,7 +91,7 @@ async def require_log(source: Database) -> None:
         if await source.fetch_all(f"SELECT 1 FROM main.{table} LIMIT 1"):  # noqa: S608 - ours
             raise StoreUnusable(
                 f"The log is empty, but the table {table} has rows (path {source.named}).",
-                "restore a backup that has the log; or, to begin without these rows, move the file "
+                "restore a backup that has the log; or, to start without these rows, move the file "
                 "away or set WORKER_DATABASE to a new one.",
             )
 
@@ -98,7 +99,7 @@ async def require_log(source: Database) -> None:
 async def with_rows(
     tx: StoreTransaction, names: Iterable[str], event_ids: Collection[str]
 ) -> set[str]:
-    """Give those of the events that have a row in any of the tables, after all that waits."""
+    """Return the events that have a row in any of the tables, once pending statements have run."""
     parts = [WITH_ROWS.format(name) for name in names]
     if not event_ids or not parts:
         await tx.flush()
@@ -108,7 +109,7 @@ async def with_rows(
 
 
 def insertion(table: str, columns: int) -> str:
-    """Return the statement that puts a row into a table."""
+    """Return the statement that inserts a row into a table."""
     return INSERTION.format(table, ", ".join("?" * columns))
 
 
@@ -133,7 +134,7 @@ async def lone_rows(
 async def rows_of(
     tx: StoreTransaction, names: Iterable[str], event_id: str
 ) -> list[dict[str, object]]:
-    """Give the rows of one event, from all tables."""
+    """Return the rows of one event from all tables."""
     sql = "SELECT * FROM {} WHERE event_id = ?"
     return [
         dict(row) for name in names for row in await tx.fetch_all(sql.format(name), (event_id,))
@@ -143,12 +144,12 @@ async def rows_of(
 async def require_no_triggers(source: Database, schema: Schema) -> None:
     """Raise `StoreUnusable` for a trigger on a projection's table.
 
-    It may write rows that no handler has written, and would be gone with the table.
+    A trigger may write rows that no handler wrote, and it would be lost with the table.
     """
     names = (json.dumps([*schema, *await noted_versions(source)]),)
     for name, table in await source.fetch_all(TRIGGERS, names):
         raise StoreUnusable(
-            f"The table {table} has a trigger {name!r}, which no projection has made (path "
+            f"The table {table} has a trigger {name!r}, which no projection created (path "
             f"{source.named}).",
             f"drop it (DROP TRIGGER {quoted(name)}): it would be lost with the table, and what it "
             "writes is not what the messages say.",
@@ -158,22 +159,22 @@ async def require_no_triggers(source: Database, schema: Schema) -> None:
 async def replace_tables(
     writer: Writer, schema: Schema, versions: Mapping[str, int], fresh: Path | None = None
 ) -> tuple[str, ...]:
-    """Put tables in place of those that the file has, in one transaction; note the versions.
+    """Replace the tables that the file has, in one transaction, and note the versions.
 
-    Their rows come from the tables of the same names in the file `fresh`; without one they are
-    empty. Readers see the old rows until the transaction commits. Indexes that others have made on
-    a table of the same version are made again. Returns the statements of all other indexes that are
-    gone: nobody can tell whether an earlier version made them, or whether they still fit.
+    The rows are copied from the tables of the same names in the file `fresh`. Without one the
+    tables are empty. Readers see the old rows until the transaction commits. Indexes that somebody
+    else created are created again if the version of their table has not changed. Returns the
+    statements of all other dropped indexes: there is no telling whether an earlier version created
+    them, or whether they still fit.
 
     Raises `StoreUnusable`, and changes nothing, if the log has been lost, if a table has a trigger,
-    or if the file has something of the name of a table or an index that was not made by a
-    projection.
+    or if the name of a table or an index is already taken by something that no projection created.
     """
     await require_log(writer)
     await require_no_triggers(writer, schema)
     old = await noted_versions(writer)
     for name, kind in await _objects(writer, schema.keys() - old.keys()):
-        raise _in_the_way(writer, f"no projection has made the {kind} {name}")
+        raise _in_the_way(writer, f"no projection created the {kind} {name}")
     indexes = await writer.fetch_all(INDEXES, (json.dumps(list(old)),))
     async with AsyncExitStack() as stack:
         if fresh is not None:
@@ -197,13 +198,13 @@ async def replace_tables(
 async def _make(tx: StoreTransaction, dropped: Collection[str], schema: Schema) -> None:
     for name in sorted(dropped):
         await tx.run(f"DROP TABLE IF EXISTS main.{name}")
-    # Indexes, too, before the rows: made afterwards, they would be sorted in memory.
+    # The indexes are created before the rows are inserted: SQLite would sort them in memory later.
     for statement in chain.from_iterable(schema.values()):
         await tx.run(statement)
 
 
 async def _objects(source: Database, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return name and type of what the file has under these names, in whatever case."""
+    """Return name and type of what the file has under these names, ignoring case."""
     rows = await source.fetch_all(OBJECTS, (json.dumps(list(names)),))
     return [(row["name"], row["type"]) for row in rows]
 
@@ -211,10 +212,10 @@ async def _objects(source: Database, names: Iterable[str]) -> list[tuple[str, st
 def _in_the_way(writer: Writer, what: str) -> StoreUnusable:
     return StoreUnusable(
         f"The projections' tables cannot be put in place (path {writer.path}): {what}.",
-        "rename what others have made in the file, or give the projection another name.",
+        "rename what others created in the file, or give the projection another name.",
     )
 
 
 def quoted(name: str) -> str:
-    """Return a name as it is written in a statement, whatever its characters."""
+    """Return a name quoted for use in a statement."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,12 +1,12 @@
-"""The files beneath an open database: whether they are still the ones that were opened.
+"""Notices when the files of an open database are no longer the ones that were opened.
 
-SQLite keeps its files open and does not look at their names again. It does not notice who removes
-its WAL, or copies a backup over the database, and what is acked from then on is lost. So every
-transaction looks before it begins and after it ends: four stat(2) each time. What was acked is
-noted in the lock file, so that the next start notices what was lost, too.
+SQLite keeps its files open and does not look at their names again. If somebody removes its WAL, or
+copies a backup over the database, SQLite does not notice, and everything acked from then on is
+lost. So every transaction checks the files before it begins and after it ends, with four stat(2)
+calls each time. The lock file notes what was acked, so that the next start notices a loss, too.
 
-Nothing here opens a file except through SQLite: to close a descriptor of the database would drop
-SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
+Nothing here opens a file except through SQLite, because closing a descriptor of the database would
+drop SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ WAL_BYTES_KEPT = 64 * 1024 * 1024
 
 
 class Checkpointed(NamedTuple):
-    """What the database says without its WAL: the state of the last checkpoint."""
+    """What the database holds without its WAL: the state of the last checkpoint."""
 
     file_id: str
     commits: int
@@ -32,7 +32,7 @@ class Checkpointed(NamedTuple):
 
 class _Found(NamedTuple):
     database: tuple[int, int]
-    """Its size in bytes, and when it was written last."""
+    """Its size in bytes, and when it was last written."""
     wal_bytes: int
 
 
@@ -50,10 +50,10 @@ class FileWatch:
         self._progress = Progress("", 0)
 
     async def opening(self) -> None:
-        """Look before SQLite opens the database, and the WAL that lies beside it.
+        """Check the files before SQLite opens the database and its WAL.
 
-        Raises `StoreUnusable` for a database that has several names, or is older than what was
-        there when its last worker acked.
+        Raises `StoreUnusable` for a database that has several names, or is older than it was when
+        its last worker acked.
         """
         require_one_name(self._database)
         self._places = {self._database: place(look_at(self._database))}
@@ -65,12 +65,12 @@ class FileWatch:
             return
         if noted.is_overwritten:
             raise self._overwritten()
-        # Where it cannot be read, a power cut may have torn a page, which the WAL repairs.
+        # If it cannot be read, a power cut may have torn a page, which the WAL repairs.
         if isinstance(found, Checkpointed) and noted.checkpointed is not None:
             self._require_commits(found.commits, noted.checkpointed)
 
     async def opened(self, file_id: str, commits: int) -> None:
-        """Watch the files that SQLite has open now.
+        """Begin to watch the files that SQLite has opened.
 
         Raises `StoreUnusable` if the database lacks commits whose messages were acked.
         """
@@ -81,7 +81,7 @@ class FileWatch:
         await self.ended()
 
     def require_acked(self, file_id: str, commits: int) -> None:
-        """Raise `StoreUnusable` if the lock notes more of this database than it holds."""
+        """Raise `StoreUnusable` if the lock file notes more commits than this database holds."""
         noted = self._noted()
         if noted is None or noted.file_id != file_id:
             return
@@ -90,51 +90,51 @@ class FileWatch:
         self._require_commits(commits, noted.commits)
 
     def require_database(self) -> None:
-        """Raise `StoreUnusable` if the database itself is not the one that was opened."""
+        """Raise `StoreUnusable` if the database file is no longer the one that was opened."""
         self._require_place(self._database)
 
     async def beginning(self) -> None:
-        """Look before a transaction begins.
+        """Check the files before a transaction begins.
 
-        Nothing of ours has written since the last one ended. Raises `StoreUnusable` if a file is
-        gone, or was overwritten by a person; a checkpoint of another process is harmless.
+        This process has written nothing since the last one ended. Raises `StoreUnusable` if a file
+        is gone or was overwritten; a checkpoint by another process is harmless.
         """
         found = self._seen()
         if found == self._found:
             return
-        # What the WAL has lost must be in the database.
+        # What is missing from the WAL must be in the database.
         is_cut = found.wal_bytes < min(self._found.wal_bytes, WAL_BYTES_KEPT)
-        if not await self._look_into(self._progress.commits if is_cut else 0):
+        if not await self._require_current(self._progress.commits if is_cut else 0):
             raise StoreUnavailable(
-                f"The database was written by another process, and is not whole (path "
+                f"The database was written by another process and is incomplete (path "
                 f"{self._database}).",
                 "if it is being copied, stop the worker first; if not, start the worker again.",
             )
         self._found = found
 
     async def ended(self) -> None:
-        """Look after a transaction has ended, whether by a commit or not.
+        """Check the files after a transaction has ended, by a commit or by a rollback.
 
-        What has changed is mostly a checkpoint of ours. One that failed in the middle leaves a
-        database that is not whole without its WAL. Raises `StoreUnusable` as `beginning` does.
+        A change is usually a checkpoint of ours. A checkpoint that failed halfway leaves a database
+        that is incomplete without its WAL. Raises `StoreUnusable` as `beginning` does.
         """
         found = self._seen()
         if found.database != self._found.database:
-            await self._look_into(0)
+            await self._require_current(0)
         self._found = found
 
     async def committed(self, commits: int) -> None:
-        """Look, as `ended` does, and note what may be acked now."""
+        """Check the files as `ended` does, and note what may be acked now."""
         before = self._progress
         self._progress = before._replace(commits=commits)
         await self.ended()
         if self._lock is not None and self._progress != before:
             self._lock.note(self._progress)
 
-    async def _look_into(self, least_commits: int) -> bool:
-        """Tell whether the database can be read without its WAL; see that it is not an older one.
+    async def _require_current(self, least_commits: int) -> bool:
+        """Return whether the database can be read without its WAL.
 
-        Raises `StoreUnusable` if it is, and notes that for the next start.
+        Raises `StoreUnusable` if it is an older one, and notes that for the next start.
         """
         seen = await asyncio.to_thread(checkpointed, self._database)
         if not isinstance(seen, Checkpointed):
@@ -142,8 +142,9 @@ class FileWatch:
         known = self._progress
         least = max(least_commits, known.checkpointed or 0)
         if seen.file_id == known.file_id and seen.commits >= least:
-            # SQLite syncs the database only when a checkpoint has moved all of the WAL (wal.c,
-            # walCheckpoint). What a reader kept from it may be lost in a power cut.
+            # SQLite syncs the database only when a checkpoint has copied the whole WAL (wal.c,
+            # walCheckpoint). After a checkpoint that a reader kept from finishing, a power cut may
+            # lose what it copied.
             if seen.commits == known.commits:
                 self._progress = known._replace(checkpointed=seen.commits)
             return True
@@ -178,7 +179,7 @@ class FileWatch:
     def _overwritten(self) -> StoreUnusable:
         return StoreUnusable(
             f"The database or its WAL was overwritten while it was open (path {self._database}). "
-            "What the worker wrote may be mixed into it now.",
+            "It may now contain a mixture of both.",
             self._way_out(),
         )
 
@@ -186,20 +187,21 @@ class FileWatch:
         removal = f", remove {self._lock.path}" if self._lock is not None else ""
         return (
             f"put the right files back; or restore a backup{removal}, start the worker, and ask "
-            f"the publishers to publish again what is newer than the backup. {RESTORE}"
+            f"the publishers to publish everything newer than the backup again. {RESTORE}"
         )
 
 
 def checkpointed(database: Path) -> Checkpointed | sqlite3.Error:
-    """Read the database without its WAL, or return why that is not possible."""
+    """Read the database without its WAL, or return the error that prevented it."""
     try:
         # Takes no lock and reads no WAL (sqlite.org/uri.html, "immutable").
         connection = sqlite3.connect(
             f"{database.absolute().as_uri()}?mode=ro&immutable=1", uri=True
         )
         try:
-            # A checkpoint beside a reader skips pages, so the file may be shorter than its first
-            # page says. SQLite takes that for damage, but not in this mode (btree.c, lockBtree).
+            # A checkpoint skips pages that a reader still needs, so the file may be shorter than
+            # its first page says. SQLite treats that as damage, but not in this mode (btree.c,
+            # lockBtree).
             connection.execute("PRAGMA writable_schema = ON")
             ((file_id, commits),) = connection.execute("SELECT id, commits FROM file").fetchall()
         finally:
