@@ -11,7 +11,7 @@ from tests.queues import Queues
 
 @pytest.fixture
 async def start_on_disk(queues: Queues, tmp_path: Path) -> AsyncIterator[StartOnDisk]:
-    """Return a function that starts a worker on a disk of its own."""
+    """Return a function that starts a worker on a separate disk."""
     if reason := cannot_mount():
         pytest.skip(reason)
     async with AsyncExitStack() as stack:

@@ -20,7 +20,7 @@ from worker.errors import StoreUnavailable
 
 
 def at(sequence: int) -> dict[str, Any]:
-    """Give a place in a stream that is the same in every process."""
+    """Return a position in a stream that is the same in every process."""
     return {"id": f"m-{sequence}", "sequence": sequence, "occurred_at": "2026-04-27T10:00:00Z"}
 
 
@@ -41,7 +41,7 @@ def say(word: object) -> None:
 
 
 def hear() -> str:
-    """Read a line, and nothing that another process is to read."""
+    """Read one line, and nothing that is meant for another process."""
     heard = b""
     while not heard.endswith(b"\n"):
         if not (byte := os.read(0, 1)):
@@ -70,7 +70,7 @@ async def project(path: Path) -> None:
 
 
 def main() -> None:
-    """Fork a child for each path, and say how it ended."""
+    """Fork a child for each path, and report how it ended."""
     # What is loaded here, no child loads; each call of a child stops for strace.
     shipped()
     while True:

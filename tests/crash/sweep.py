@@ -1,4 +1,4 @@
-"""SQLite's method: fail at the first step, the second, the nth, until a run sees no fault."""
+"""SQLite's method: fail at the first step, the second, the nth, until a run meets no fault."""
 
 import shutil
 import sqlite3
@@ -26,7 +26,7 @@ TOO_MANY = 300
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How one run of `tests.crash.one_batch` went."""
+    """How one run of `tests.crash.one_batch` ended."""
 
     said: list[str]
     """Of each try: held or done."""
@@ -35,17 +35,17 @@ class Run:
 
 
 class Batches:
-    """A process that projects the batch into one file after the other."""
+    """A process that projects the batch into one file after another."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        """Talk to a process that has been started."""
+        """Talk to a process that has already been started."""
         self._process = process
 
     def run(self, database: Path, fault: str, *, from_opening: bool) -> Run:
         """Project the batch with a fault.
 
-        It hits all threads from before the opening on; or the one thread that has opened the file,
-        so that a second opening finds the disk mended.
+        The fault hits all threads, starting before the file is opened; or it hits only the thread that
+        opened the file, so that the disk works when the file is reopened.
         """
         calls, said = database.with_name("calls"), []
         self._say(database)
@@ -89,7 +89,7 @@ def batches() -> Iterator[Batches]:
 
 
 async def prepare(folder: Path, state: str) -> list[Message]:
-    """Leave a database in a folder as a worker leaves it, and give what it has projected into it.
+    """Leave a database in a folder as a worker leaves it; return what was projected into it.
 
     `closed`: by a worker that ended; `killed`: with its last commits in the WAL; `new`: not yet.
     """
@@ -106,10 +106,10 @@ async def prepare(folder: Path, state: str) -> list[Message]:
 
 
 async def sweep(folder: Path, state: str, fault: str, *, from_opening: bool) -> AsyncIterator[Run]:
-    """Put the fault at the first call, the second ... of runs that each begin in the same state.
+    """Put the fault at the first call, the second and so on, each time from the same initial state.
 
-    After each of them the batch is in the file as a whole or not at all, is there if the run said
-    so, and trying it again without a fault gives the right rows.
+    After each run the file holds the whole batch or none of it, and the whole batch if the run said
+    so. Projecting it again without a fault gives the right rows.
     """
     (begin := folder / "begin").mkdir()
     before = await prepare(begin, state)
@@ -130,7 +130,7 @@ async def sweep(folder: Path, state: str, fault: str, *, from_opening: bool) -> 
 
 
 def require_whole_or_none(database: Path, before: list[Message], *, is_done: bool) -> None:
-    """Fail if the batch is there in part, or not at all though it was said to be."""
+    """Fail if only part of the batch is there, or if it is missing although the run said `done`."""
     if not is_done and (not database.exists() or not _tables(database)):
         return
     whole = [*before, *BATCH]

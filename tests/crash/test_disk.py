@@ -19,7 +19,7 @@ MESSAGES = [make(f"e-{number}") for number in range(20) for make in (started, co
 
 @pytest.fixture
 async def worker(start_worker: StartWorker, queues: Queues) -> WorkerProcess:
-    """Give a worker that has projected something."""
+    """Return a worker that has projected some messages."""
     running = await start_worker()
     await running.wait_for_log("connected")
     await queues.publish(FIRST)
@@ -28,9 +28,9 @@ async def worker(start_worker: StartWorker, queues: Queues) -> WorkerProcess:
 
 
 async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -> None:
-    """Wait until all is settled, and see that nothing was lost or rejected.
+    """Wait until all messages are settled, and check that none was lost or rejected.
 
-    A commit whose sync failed may be in the file all the same: its messages come as duplicates.
+    A commit whose sync failed may still be in the file: its messages come as duplicates.
     """
     every = [*FIRST, *MESSAGES]
     await worker.wait_until_settled(len(every))
@@ -48,7 +48,7 @@ class TestADiskThatFails:
     async def test_is_asked_again_through_a_file_that_was_opened_anew(
         self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess, fault: str
     ) -> None:
-        """The thread that met the error never writes again; the batch that it held commits."""
+        """The thread that met the error never writes again; the batch that was held commits."""
         require_strace()
         with traced(threads(worker.pid), tmp_path / "calls", fault):
             await queues.publish(MESSAGES)
@@ -61,7 +61,7 @@ class TestADiskThatFails:
     async def test_for_long_gets_no_ack_until_it_works(
         self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess
     ) -> None:
-        """While no sync succeeds the broker is told nothing; then the same batch commits."""
+        """While no sync succeeds, the broker gets no ack; then the same batch commits."""
         require_strace()
         fault = f"{SYNC}:error=EIO:when=1+"
         with traced([worker.pid], tmp_path / "calls", fault, follow=True):
@@ -78,7 +78,7 @@ class TestADiskThatFails:
     async def test_and_a_process_that_may_open_no_more_files(
         self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess
     ) -> None:
-        """A second fault on the way out of the first: it is held until both have gone."""
+        """A second fault during the recovery from the first is held until both are gone."""
         require_strace()
         usual = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
@@ -96,7 +96,7 @@ class TestAnAck:
     async def test_is_sent_only_when_the_batch_is_on_the_disk(
         self, queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """The kernel is asked to write and to sync, says that it has, and then the ack goes."""
+        """The ack is sent only after the kernel has confirmed the write and the sync."""
         require_strace()
         worker = await start_worker(batch_size=5)
         await worker.wait_for_log("connected")
@@ -118,7 +118,7 @@ class TestAFileThatIsDamagedWhileItIsOpen:
     async def test_stops_the_worker(
         self, queues: Queues, database: Path, worker: WorkerProcess
     ) -> None:
-        """It exits and acks nothing: waiting mends no file, and no message is at fault."""
+        """It exits and acks nothing: waiting repairs no file, and no message is at fault."""
         # A commit of another makes SQLite forget the pages that it has read.
         change(database, "PRAGMA wal_checkpoint(TRUNCATE)")
         change(database, "PRAGMA user_version = 1")
@@ -163,7 +163,7 @@ class TestAFileThatIsTakenAwayWhileItIsOpen:
     async def test_stops_the_worker(
         self, queues: Queues, database: Path, worker: WorkerProcess, take: Callable[[Path], None]
     ) -> None:
-        """What it would commit into a file without a name would be gone with the worker."""
+        """Commits to a file without a name would be lost when the worker ends."""
         take(database)
         await queues.publish(MESSAGES)
 
@@ -175,7 +175,7 @@ class TestAFileThatIsTakenAwayWhileItIsOpen:
     async def test_brings_it_all_back_if_it_is_brought_back(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """As the hint says: beside the WAL that it has left."""
+        """This works as the hint says: the file goes back beside the WAL that was left."""
         move(database)
         await queues.publish(MESSAGES)
         await worker.exit_code()
@@ -191,7 +191,7 @@ class TestADiskThatMayOnlyBeRead:
     async def test_is_refused_before_anything_is_consumed(
         self, queues: Queues, tmp_path: Path, start_on_disk: StartOnDisk
     ) -> None:
-        """The worker says which file it cannot make and why, and ends."""
+        """The worker says which file it cannot create and why, and ends."""
         await queues.declare()
         await queues.publish(FIRST)
 

@@ -19,7 +19,7 @@ NAMES = ("SIGTERM", "SIGINT")
 
 
 async def drains(worker: WorkerProcess, number: signal.Signals = signal.SIGTERM) -> bool:
-    """Send a signal; return whether the worker ends as it should, with 0 and in time."""
+    """Send a signal; return whether the worker ends as it should, with code 0 and in time."""
     worker.send(number)
     async with patiently(PROMISED_SECONDS):
         return await worker.exit_code() == 0
@@ -36,7 +36,7 @@ class TestADrain:
     async def test_before_the_worker_has_begun_is_like_any_other(
         self, start_worker: StartWorker, number: signal.Signals
     ) -> None:
-        """A signal that comes while Python still imports waits for its turn."""
+        """A signal that arrives while Python is still importing takes effect later."""
         worker = await start_worker()
         await eventually(lambda: blocks(worker.pid, number))
         assert worker.lines == []
@@ -50,7 +50,7 @@ class TestADrain:
     async def test_under_load_loses_and_repeats_nothing(
         self, queues: Queues, database: Path, start_worker: StartWorker, number: signal.Signals
     ) -> None:
-        """What was committed is acked, and what was not is still in the queue."""
+        """What was committed is acked, and everything else is still in the queue."""
         published = histories(Random(number), events=500)
         await queues.declare()
         await queues.publish(published)
@@ -82,7 +82,7 @@ class TestADrain:
     async def test_while_the_database_is_locked_leaves_the_batch(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """It does not wait for the lock; the broker keeps what could not be committed."""
+        """The drain does not wait for the lock; the broker keeps what could not be committed."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
 
@@ -95,7 +95,7 @@ class TestADrain:
         assert log(database) == []
 
     async def test_while_standing_by_changes_nothing(self, start_worker: StartWorker) -> None:
-        """A standby has nothing to finish; the first worker goes on."""
+        """A standby has nothing to finish, and the first worker goes on."""
         first = await start_worker()
         await first.wait_for_log("connected")
         second = await start_worker()
@@ -109,7 +109,7 @@ class TestADrain:
     async def test_while_the_broker_is_absent_ends(
         self, proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """A worker that waits for its broker needs no broker to end."""
+        """A worker that waits for its broker can end without it."""
         worker = await start_worker(amqp_url=proxy.url)
         await worker.wait_for_log("connection_lost")
 
@@ -120,7 +120,7 @@ class TestADrainIntoABlackHole:
     async def test_while_it_consumes_ends(
         self, queues: Queues, open_proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """A peer that takes everything and says nothing cannot keep the worker."""
+        """A peer that accepts everything and answers nothing cannot stop the worker from ending."""
         worker = await start_worker(amqp_url=open_proxy.url)
         await worker.wait_for_log("connected")
         open_proxy.stall()
@@ -130,7 +130,7 @@ class TestADrainIntoABlackHole:
     async def test_while_it_connects_ends(
         self, open_proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """Nor can one that answers no greeting."""
+        """A peer that does not answer the greeting cannot, either."""
         open_proxy.stall()
         worker = await start_worker(amqp_url=open_proxy.url)
         await eventually(lambda: open_proxy.connections)
@@ -140,7 +140,7 @@ class TestADrainIntoABlackHole:
     async def test_with_work_at_hand_commits_it(
         self, queues: Queues, database: Path, open_proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """What could not be acked comes again, and is known."""
+        """Messages that could not be acked are redelivered and recognized as duplicates."""
         await queues.declare()
         await queues.publish([only := planned("e-1")])
         open_proxy.swallows = BASIC_ACK
@@ -162,7 +162,7 @@ class TestASecondSignal:
     async def test_ends_it_at_once(
         self, open_proxy: Proxy, start_worker: StartWorker, number: signal.Signals
     ) -> None:
-        """Whoever does not want to wait for the drain need not."""
+        """An operator who does not want to wait for the drain does not have to."""
         worker = await start_worker(amqp_url=open_proxy.url)
         await worker.wait_for_log("connected")
         open_proxy.stall()

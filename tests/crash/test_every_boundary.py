@@ -19,7 +19,7 @@ class TestAKill:
     async def test_at_any_call_leaves_the_whole_batch_or_none_of_it(
         self, tmp_path: Path, state: str, call: str
     ) -> None:
-        """From the opening of the file to its closing: what is missing is projected again."""
+        """From opening the file to closing it, anything that is missing is projected again."""
         kills = sweep(tmp_path, state, f"{call}:signal=KILL:when={{}}", from_opening=True)
         codes = Counter([run.exit_code async for run in kills])
 
@@ -43,7 +43,7 @@ class TestAnError:
     async def test_at_any_call_costs_no_more_than_another_try(
         self, tmp_path: Path, fault: str
     ) -> None:
-        """The batch is held, the file is opened anew where it must be, and the batch commits."""
+        """The batch is held, the file is reopened if necessary, and the batch commits."""
         runs = [run async for run in sweep(tmp_path, "closed", fault, from_opening=False)]
 
         assert Counter(run.exit_code for run in runs) == {0: len(runs)}
@@ -61,7 +61,7 @@ class TestAnError:
         ],
     )
     async def test_that_lasts_is_waited_for(self, tmp_path: Path, fault: str) -> None:
-        """However often the file is opened anew, nothing is said to be done that is not."""
+        """However often the file is reopened, nothing is reported as done that is not."""
         runs = [run async for run in sweep(tmp_path, "closed", fault, from_opening=True)]
 
         assert Counter(run.exit_code for run in runs) == {0: len(runs)}

@@ -49,7 +49,7 @@ class TestABackupCopiedOverARunningWorker:
     async def test_ends_it_before_it_acks_into_the_mixture(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """The next start is refused as well, until the backup has been restored by the steps."""
+        """The next start is refused, too, until the backup has been restored as documented."""
         copy = backed_up(database)
         await queues.publish(SECOND)
         await worker.wait_until_settled(len(FIRST) + len(SECOND))
@@ -78,7 +78,7 @@ class TestAWALThatIsRemoved:
     async def test_under_a_running_worker_costs_nothing(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """SQLite has it open still, and writes what is in it into the database at the end."""
+        """SQLite still has it open, and copies its contents into the database at the end."""
         beside(database, "-wal").unlink()
         await queues.publish(SECOND)
 
@@ -91,7 +91,7 @@ class TestAWALThatIsRemoved:
     async def test_with_what_was_acked_is_told_at_the_next_start(
         self, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """A kill left the last commits in it alone: to SQLite they never were."""
+        """A kill left the last commits only in the WAL; to SQLite they never happened."""
         await worker.kill()
         beside(database, "-wal").unlink()
 
@@ -106,7 +106,7 @@ class TestALockFileThatIsRemoved:
     async def test_ends_the_worker_that_had_it(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """Another worker may have locked a new one; that one goes on."""
+        """Another worker may have locked a new file; that one goes on."""
         beside(database, ".lock").unlink()
         second = await start_worker()
         await queues.publish([*SECOND, *THIRD])

@@ -18,7 +18,7 @@ DISK = "size=32m"
 
 
 async def full(queues: Queues, worker: WorkerProcess, seen: Path) -> None:
-    """Let a worker project something, and then fill its disk."""
+    """Let a worker project some messages, and then fill its disk."""
     await worker.wait_for_log("connected")
     await queues.publish(FIRST)
     await worker.wait_until_settled(len(FIRST))
@@ -35,7 +35,7 @@ def copied(seen: Path, copies: Path) -> Path:
 async def require_whole(
     queues: Queues, seen: Path, copies: Path, worker: WorkerProcess, messages: list[Message]
 ) -> None:
-    """Wait until all is settled, and see that nothing was lost, rejected or suspected."""
+    """Wait until all messages are settled; check that none was lost, rejected or suspected."""
     await worker.wait_for_log("resumed")
     await eventually(lambda: count_log(copied(seen, copies)) == len(messages))
     assert (await queues.depth()).ready == 0
@@ -49,7 +49,7 @@ class TestAFullDisk:
     async def test_is_waited_for(
         self, queues: Queues, tmp_path: Path, start_on_disk: StartOnDisk
     ) -> None:
-        """Not a byte is left: the batch is held; then there is room, and it commits."""
+        """Without a free byte the batch is held; once there is room, it commits."""
         disk = Disk(tmp_path / "disk", DISK)
         worker = await start_on_disk(disk)
         await full(queues, worker, seen := disk.seen_by(worker))
@@ -66,9 +66,9 @@ class TestAFullDisk:
     async def test_takes_no_delivery_while_the_batch_that_it_holds_does_not_fit(
         self, queues: Queues, node: RabbitMQNode, tmp_path: Path, start_on_disk: StartOnDisk
     ) -> None:
-        """A session more would cost each message a delivery, and in the end it is dead-lettered.
+        """Another session would cost each message a delivery, and finally dead-letter it.
 
-        A page fits, and so does a message of the usual size; only what failed proves anything.
+        A page fits, and so does a message of the usual size; only the failed batch proves anything.
         """
         disk = Disk(tmp_path / "disk", DISK)
         worker = await start_on_disk(disk)

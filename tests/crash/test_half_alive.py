@@ -1,4 +1,4 @@
-"""What must not leave a worker running that does only half of its work."""
+"""Faults that must not leave a worker running that does only half of its work."""
 
 import asyncio
 import fcntl
@@ -22,7 +22,7 @@ PIPE_BYTES = 4_096
 
 
 def rows_or_none(database: Path) -> list[Row] | None:
-    """Give the rows, None before there is a file with a table."""
+    """Return the rows, or None until there is a file with the table."""
     try:
         return rows(database)
     except sqlite3.OperationalError:
@@ -31,7 +31,7 @@ def rows_or_none(database: Path) -> list[Row] | None:
 
 class TestABugInATaskBesideTheLoop:
     async def test_ends_the_process(self, queues: Queues, database: Path, tmp_path: Path) -> None:
-        """With a traceback and a code that says so: never half alive."""
+        """It ends with a traceback and a specific exit code; it is never half alive."""
         settings = environment(**queues.settings, database=database, secrets_dir=tmp_path)
 
         async with worker_process(
@@ -47,7 +47,7 @@ class TestAReaderOfTheLogThatStandsStill:
     async def test_does_not_hold_the_worker_up(
         self, queues: Queues, database: Path, tmp_path: Path
     ) -> None:
-        """Lines are dropped and counted; messages are projected."""
+        """Lines are dropped and counted; messages are still projected."""
         settings = environment(
             **queues.settings, database=database, secrets_dir=tmp_path, batch_size=1
         )
@@ -78,7 +78,7 @@ class TestAReaderOfTheLogThatIsGone:
     async def test_does_not_end_the_worker(
         self, queues: Queues, database: Path, tmp_path: Path
     ) -> None:
-        """Nobody listens, and the rows are right all the same."""
+        """Nobody reads the log, and the rows are still right."""
         settings = environment(**queues.settings, database=database, secrets_dir=tmp_path)
         reading, writing = os.pipe()
         process = await asyncio.create_subprocess_exec(

@@ -17,14 +17,14 @@ MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, st
 
 @pytest.fixture
 async def worker(start_worker: StartWorker) -> WorkerProcess:
-    """Give a worker that consumes."""
+    """Return a worker that consumes."""
     running = await start_worker()
     await running.wait_for_log("connected")
     return running
 
 
 async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -> None:
-    """Wait until the worker has resumed, and see that nothing was lost, rejected or repeated."""
+    """Wait until the worker has resumed; check that nothing was lost, rejected or repeated."""
     await worker.wait_for_log("resumed")
     await worker.wait_until_settled(len(MESSAGES))
     assert len(worker.said("holding")) == len(worker.said("connected")) == 1
@@ -38,7 +38,7 @@ class TestALockedDatabase:
     async def test_is_waited_for(
         self, queues: Queues, database: Path, worker: WorkerProcess
     ) -> None:
-        """Longer than SQLite itself waits: one line, and the batch stays unacked until it fits."""
+        """A lock that lasts longer than SQLite waits gives one line; the batch stays unacked."""
         with locked(database):
             await queues.publish(MESSAGES)
             line = await worker.wait_for_log("holding")
@@ -52,7 +52,7 @@ class TestALockedDatabase:
     async def test_for_a_moment_is_not_worth_a_word(
         self, queues: Queues, database: Path, worker: WorkerProcess
     ) -> None:
-        """SQLite waits for a second by itself."""
+        """SQLite itself waits for a second."""
         with locked(database):
             await queues.publish(MESSAGES)
             assert await worker.outlives(0.5)
@@ -65,7 +65,7 @@ class TestALockedDatabase:
     async def test_that_outlives_the_worker_costs_nothing(
         self, queues: Queues, database: Path, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """No message is acked while it cannot be committed: a kill leaves them all to the next."""
+        """Nothing is acked that is not committed: a kill leaves every message to the next one."""
         with locked(database):
             await queues.publish(MESSAGES)
             await worker.wait_for_log("holding")
@@ -81,7 +81,7 @@ class TestALockedDatabase:
     async def test_does_not_hide_that_the_session_is_lost(
         self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """The batch is the broker's again, one line says so, and the next session brings it."""
+        """The broker has the batch again, one line says so, and the next session receives it."""
         with locked(database):
             await queues.publish(MESSAGES)
             await worker.wait_for_log("holding")
@@ -97,7 +97,7 @@ class TestACommitThatOutlivesItsSession:
     async def test_is_followed_by_another_session(
         self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """The connection is cut while the batch waits for its commit: no ack, no crash, no loss."""
+        """The connection is cut during the commit: no ack, no crash, no loss."""
         await proxy.listen()
         worker = await start_worker(amqp_url=proxy.url)
         await worker.wait_for_log("connected")
@@ -128,7 +128,7 @@ class TestAFullDisk:
     async def test_is_waited_for(
         self, queues: Queues, database: Path, worker: WorkerProcess
     ) -> None:
-        """No file of the worker may grow: the batch is held; then they may, and it is committed."""
+        """While the worker's files may not grow, the batch is held; then it is committed."""
         unlimited = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1, unlimited[1]))
         await queues.publish(MESSAGES)

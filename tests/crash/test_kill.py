@@ -19,12 +19,12 @@ MOMENT_SECONDS = 0.02
 
 
 async def until_log_has(database: Path, messages: int) -> None:
-    """Wait until so many messages are committed, and hardly a moment longer."""
+    """Wait until this many messages are committed, and hardly a moment longer."""
     await eventually(lambda: count_log(database) >= messages)
 
 
 async def kill_soon(worker: WorkerProcess, rng: Random) -> None:
-    """Kill it at any moment from now on."""
+    """Kill the worker at a random moment from now on."""
     await worker.outlives(rng.uniform(0, MOMENT_SECONDS))
     await worker.kill()
 
@@ -37,7 +37,7 @@ class TestAKill:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """After a dozen of them the rows, the log and the queue are those of a quiet day."""
+        """After a dozen kills, the rows, the log and the queue are as if there had been none."""
         rng = Random(SEED)
         published = histories(rng, events=800)
         messages = distinct(published)
@@ -63,7 +63,7 @@ class TestAKill:
     async def test_at_its_start_leaves_a_file_that_the_next_one_can_use(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """Wherever the making of the tables was interrupted, it is made up for."""
+        """The next start completes the tables, wherever their creation was interrupted."""
         rng = Random(SEED)
         await queues.declare()
         await queues.publish([only := planned("e-1")])
@@ -80,7 +80,7 @@ class TestAKill:
 
 @pytest.fixture
 async def unacking(proxy: Proxy, start_worker: StartWorker) -> WorkerProcess:
-    """Give a worker that consumes, and none of whose acks arrives."""
+    """Return a worker that consumes and whose acks all get lost."""
     await proxy.listen()
     proxy.swallows = BASIC_ACK
     worker = await start_worker(amqp_url=proxy.url, batch_size=7)
@@ -116,7 +116,7 @@ class TestBetweenCommitAndAck:
     async def test_a_cut_brings_every_message_again_as_a_duplicate(
         self, queues: Queues, database: Path, proxy: Proxy, unacking: WorkerProcess
     ) -> None:
-        """The same worker, in its next session, finds all of them in its log."""
+        """The same worker finds all of them in its log in the next session."""
         published = [make(f"e-{n}") for n in range(20) for make in (planned, started)]
         await queues.publish(published)
         await unacking.wait_until_settled(40)

@@ -17,7 +17,7 @@ NAMES = ("SIGKILL", "SIGTERM")
 
 @pytest.fixture
 async def first(start_worker: StartWorker) -> WorkerProcess:
-    """Give a worker that consumes."""
+    """Return a worker that consumes."""
     worker = await start_worker()
     await worker.wait_for_log("connected")
     return worker
@@ -27,7 +27,7 @@ class TestASecondWorkerOnTheFile:
     async def test_says_once_for_whom_it_waits(
         self, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """One line names the process that writes the file; the second one touches nothing."""
+        """One line names the process that holds the file; the standby touches nothing."""
         second = await start_worker()
 
         line = await second.wait_for_log("standing_by")
@@ -46,7 +46,7 @@ class TestASecondWorkerOnTheFile:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """A symbolic link, to the file or to its folder, leads to the same lock."""
+        """A symbolic link to the file or its folder leads to the same lock."""
         (link := database.with_name("current.db")).symlink_to(database.name)
         (folder := database.with_name("data")).symlink_to(database.parent)
         for name in (link, folder / database.name):
@@ -67,7 +67,7 @@ class TestASecondWorkerOnTheFile:
         start_worker: StartWorker,
         number: signal.Signals,
     ) -> None:
-        """However the first one ends, the second has projected a message within the promise."""
+        """However the first worker ends, the second one projects within the promised time."""
         second = await start_worker()
         await second.wait_for_log("standing_by")
 
@@ -85,7 +85,7 @@ class TestARebuildByHand:
     async def test_of_a_file_that_is_held_is_refused(
         self, first: WorkerProcess, start_command: StartWorker
     ) -> None:
-        """It says who holds the file, and changes nothing."""
+        """The command names the holder of the file and changes nothing."""
         command = await start_command("rebuild")
 
         assert await command.exit_code() == 1

@@ -11,7 +11,7 @@ from tests.queues import Queues
 
 @pytest.fixture
 async def projected(queues: Queues, database: Path, start_worker: StartWorker) -> list[Message]:
-    """Leave a file behind, as a worker does that has ended; give what it has projected."""
+    """Leave a file behind as a stopped worker does; return what it projected."""
     messages = [planned("e-1"), completed("e-1"), planned("e-2"), started("e-2")]
     await queues.declare()
     await queues.publish(messages)
@@ -32,7 +32,7 @@ class TestAFileWithoutItsLog:
         start_worker: StartWorker,
         version: int,
     ) -> None:
-        """Its rows stay, nothing is consumed, and a line says what has happened and the way out."""
+        """Its rows stay, nothing is consumed, and a line says what happened and what to do."""
         change(database, "DELETE FROM log")
         change(database, f"UPDATE projections SET version = {version}")
         await queues.publish([planned("e-3")])
@@ -55,7 +55,7 @@ class TestAFileOfAnotherVersion:
         projected: list[Message],
         start_worker: StartWorker,
     ) -> None:
-        """The rows that another version folded are folded anew, and a line says why."""
+        """Rows that another version folded are folded again, and a line says why."""
         change(database, "UPDATE projections SET version = 77")
         change(database, "UPDATE events SET status = 'planned'")
 
@@ -71,7 +71,7 @@ class TestAFileOfAnotherVersion:
     async def test_of_the_projection_is_rebuilt_once(
         self, database: Path, projected: list[Message], start_worker: StartWorker
     ) -> None:
-        """The next start finds it as it must be."""
+        """The next start finds the file up to date."""
         change(database, "UPDATE projections SET version = 77")
         first = await start_worker()
         await first.wait_for_log("rebuilt")
@@ -86,7 +86,7 @@ class TestAFileOfAnotherVersion:
     async def test_of_a_newer_schema_is_refused(
         self, database: Path, projected: list[Message], start_worker: StartWorker
     ) -> None:
-        """Only the newer worker knows what it means: the file is left alone."""
+        """Only the newer worker knows what it means, so the file is left alone."""
         change(database, "PRAGMA user_version = 99")
 
         worker = await start_worker()
@@ -103,7 +103,7 @@ class TestAFileWithMessagesThatOnlyANewerReleaseKnows:
     async def test_is_refused_before_anything_is_consumed(
         self, queues: Queues, database: Path, projected: list[Message], start_worker: StartWorker
     ) -> None:
-        """Each late message of such a stream would be dead-lettered, and a rebuild would fail."""
+        """A late message of such a stream would be dead-lettered, and a rebuild would fail."""
         change(database, "INSERT INTO kinds VALUES ('event_postponed')")
         await queues.publish([started("e-2")])
 
@@ -119,7 +119,7 @@ class TestAFileWithMessagesThatOnlyANewerReleaseKnows:
     async def test_is_not_rebuilt_by_a_release_that_does_not_know_them(
         self, database: Path, projected: list[Message], start_command: StartWorker
     ) -> None:
-        """Neither in earnest nor for a comparison; nothing is changed."""
+        """Neither a rebuild nor a comparison runs; nothing is changed."""
         change(database, "INSERT INTO kinds VALUES ('event_postponed')")
 
         for options in ([], ["--verify"]):
@@ -132,7 +132,7 @@ class TestAFileWithMessagesThatOnlyANewerReleaseKnows:
     async def test_gets_them_noted_in_the_transaction_that_appends_them(
         self, database: Path, projected: list[Message]
     ) -> None:
-        """Every kind of the log is there, and no other."""
+        """The file notes every kind in the log, and no other."""
         noted = query(database, "SELECT kind FROM kinds ORDER BY kind")
 
         assert noted == query(database, "SELECT DISTINCT kind FROM log ORDER BY kind")

@@ -1,4 +1,4 @@
-"""A user of the broker, and a password that is found wherever it is written."""
+"""A user of the broker, and a password that is easy to find wherever it is written."""
 
 # In parts, so that no file of ours holds what looks like a credential.
 CANARY = "-".join(["S3CR3T", "canary"])

@@ -1,4 +1,4 @@
-"""What a publisher may put into a message to harm who reads it."""
+"""What a publisher may put into a message to harm whoever reads it."""
 
 import json
 from functools import partial
@@ -33,7 +33,7 @@ class TestText:
     async def test_of_a_publisher_is_data_everywhere(
         self, queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """Quotes, line breaks, markup and control sequences: in rows, log lines and lists."""
+        """Quotes, line breaks, markup and control sequences do no harm in rows, logs or lists."""
         messages = [planned(f"e-{number}{text}", chat_id=text) for number, text in enumerate(NASTY)]
         worker = await start_worker()
         await worker.wait_for_log("connected")
@@ -58,7 +58,7 @@ class TestLargeMessages:
     async def test_wait_with_the_broker_while_the_database_is_locked(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """The worker has granted 2,000 and reads no more than it has room for."""
+        """The prefetch is 2,000, but the worker reads only as much as it has room for."""
         first, *large = (planned(f"e-{n}", payload={"note": "x" * 1_000_000}) for n in range(151))
         worker = await start_worker(prefetch=2_000)
         await worker.wait_for_log("connected")
@@ -78,7 +78,7 @@ class TestLargeMessages:
     async def test_for_which_there_is_no_room_come_again(
         self, queues: Queues, database: Path, tmp_path: Path
     ) -> None:
-        """They are given back, in the same session, and no ack for others takes them along."""
+        """They are requeued in the same session, and no ack for other messages covers them."""
         first, *others = (planned(f"e-{n}", payload={"note": "x" * 1_000}) for n in range(201))
         settings = environment(**queues.settings, database=database, secrets_dir=tmp_path)
         cramped = worker_process("run", settings=settings, folder=tmp_path, module="tests.cramped")
@@ -100,7 +100,7 @@ class TestLargeMessages:
     async def test_are_dead_lettered_whole_within_the_same_bound(
         self, queues: Queues, start_worker: StartWorker
     ) -> None:
-        """What is too large is not read, whatever it is."""
+        """A message that is too large is not parsed, whatever it contains."""
         large = b"[" * MEBIBYTE + b"x"
         await queues.declare()
         await queues.publish([large] * 150)
@@ -127,7 +127,7 @@ class TestALogThatWasTamperedWith:
         start_worker: StartWorker,
         command: list[str],
     ) -> None:
-        """The same models judge it that judged the messages; the live rows are left alone."""
+        """The models that judged the messages judge the log, too; the live rows are left alone."""
         history = [planned("e-1"), started("e-1")]
         worker = await start_worker()
         await worker.wait_for_log("connected")

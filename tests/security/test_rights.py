@@ -1,4 +1,4 @@
-"""Users who may do no more than they must, of the broker and of the files."""
+"""Users of the broker and of the files who have only the rights that they need."""
 
 import asyncio
 import json
@@ -46,21 +46,21 @@ class Limited:
     async def may(
         self, *, configure: str = NOTHING, write: str = NOTHING, read: str = NOTHING
     ) -> None:
-        """Grant this and nothing else."""
+        """Grant these permissions and nothing else."""
         await self.node.ctl("set_permissions", self.name, configure, write, read)
 
     async def may_consume(self, queues: Queues) -> None:
-        """Grant what docs/operate.md says that a worker of this queue needs."""
+        """Grant the permissions that docs/operate.md names for a worker of this queue."""
         topology = Topology(queues.exchange, queues.name, DELIVERY_LIMIT)
         command = topology.needed_to_consume.command(self.name, "/")
         await self.node.ctl(*shlex.split(command)[1:])
 
     async def may_not_claim(self, queues: Queues) -> None:
-        """Grant what consuming needs, and nothing else."""
+        """Grant the permissions for consuming, and nothing else."""
         await self.may(write=only(queues.dead_letters), read=only(queues.name))
 
     async def is_granted_what(self, hint: str) -> None:
-        """Run the command of a hint, as it stands there."""
+        """Run the command of a hint exactly as it is printed."""
         found = re.search(r"run rabbitmqctl (.*?)(, or let another user.*)?$", hint.strip())
         assert found, hint
         await self.node.ctl(*shlex.split(found[1]))
@@ -76,7 +76,7 @@ def only(name: str) -> str:
 
 
 async def refusal(worker: WorkerProcess) -> dict[str, Any]:
-    """Wait for a worker that does not start, and give the line that says why."""
+    """Wait for a worker that does not start, and return the line that says why."""
     assert await worker.exit_code() == 1
     (line,) = worker.said("failed", level="error")
     return line
@@ -91,7 +91,7 @@ def metric(worker: WorkerProcess, name: str) -> float:
 
 @pytest.mark.parametrize("configure", [NOTHING, EVERYTHING], ids=["fixed", "configures"])
 class TestAUserWithFewRights:
-    """The queues were made by another user; it reads one and writes to the other's exchange."""
+    """Another user created the queues; this one reads one and writes to its exchange."""
 
     @pytest.mark.parametrize("is_first", [True, False], ids=["new file", "old file"])
     async def test_consumes_and_dead_letters(
@@ -104,7 +104,7 @@ class TestAUserWithFewRights:
         *,
         is_first: bool,
     ) -> None:
-        """Whether or not it may configure, and whether or not the file is there."""
+        """This works with and without the right to configure, and with and without a file."""
         await queues.declare()
         if not is_first:
             first = await start_worker()
@@ -126,7 +126,7 @@ class TestAUserWithFewRights:
     async def test_is_told_that_it_may_not_read(
         self, queues: Queues, limited: Limited, start_worker: StartWorker, configure: str
     ) -> None:
-        """The start ends, with the command that grants what is missing."""
+        """The start fails, and names the command that grants what is missing."""
         await queues.declare()
         await limited.may(configure=configure, write=only(queues.dead_letters))
         refused = await refusal(await start_worker(amqp_url=limited.url))
@@ -147,7 +147,7 @@ class TestAUserWithFewRights:
         start_worker: StartWorker,
         configure: str,
     ) -> None:
-        """Dead letters wait for the permission, without a restart; all else is projected."""
+        """Dead letters wait for the permission without a restart; other messages are projected."""
         await queues.declare()
         await limited.may(configure=configure, read=only(queues.name))
         worker = await start_worker(amqp_url=limited.url)
@@ -169,7 +169,7 @@ class TestAUserWithTheRightsOfAHint:
     async def test_makes_the_exchanges_and_queues(
         self, queues: Queues, database: Path, limited: Limited, start_worker: StartWorker
     ) -> None:
-        """What the refusal of the first start names is enough, and no more is needed."""
+        """The rights that the refusal of the first start names are sufficient and necessary."""
         await limited.may(read=only(queues.name))
         refused = await refusal(await start_worker(amqp_url=limited.url))
 
@@ -209,7 +209,7 @@ class TestWhatAUserMayNotSee:
     async def test_is_named_by_the_commands_that_look(
         self, queues: Queues, database: Path, limited: Limited, tmp_path: Path
     ) -> None:
-        """`check` warns, and `topology show` does not say that all is well."""
+        """`check` warns, and `topology show` does not claim that all is well."""
         await queues.declare()
         await limited.may(write=only(queues.dead_letters), read=only(queues.name))
         settings: dict[str, Any] = {
@@ -230,7 +230,7 @@ class TestACommand:
     async def test_says_which_permission_it_needs(
         self, queues: Queues, database: Path, limited: Limited, tmp_path: Path
     ) -> None:
-        """And does its work once that has been granted with the command that it names."""
+        """It works once the command that it names has granted the permission."""
         await queues.declare()
         await limited.may()
         settings: dict[str, Any] = {
@@ -258,7 +258,7 @@ class TestACommand:
     async def test_requeues_nothing_that_it_may_not_publish(
         self, queues: Queues, database: Path, limited: Limited, tmp_path: Path
     ) -> None:
-        """The dead letter stays, and the command says what it needs."""
+        """The dead letter stays, and the command says which permission it needs."""
         await queues.declare()
         await put(queues, [planned("e-1", id="m-1")], headers=headers())
         await limited.may(read=only(queues.dead_letters))
@@ -280,7 +280,7 @@ class TestAClaim:
     async def test_of_a_user_who_may_consume_keeps_another_file_away(
         self, queues: Queues, limited: Limited, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """The permissions in docs/operate.md are enough, and no line complains."""
+        """The permissions in docs/operate.md suffice, and no line complains."""
         await queues.declare()
         await limited.may_consume(queues)
         worker = await start_worker(amqp_url=limited.url)
@@ -295,7 +295,7 @@ class TestAClaim:
     async def test_that_is_not_permitted_is_told_once(
         self, queues: Queues, database: Path, limited: Limited, start_worker: StartWorker
     ) -> None:
-        """The worker consumes; one line names what to grant, however many sessions there are."""
+        """The worker consumes; one line names what to grant, however many sessions follow."""
         await queues.declare()
         await limited.may_not_claim(queues)
         worker = await start_worker(amqp_url=limited.url)
@@ -318,7 +318,7 @@ class TestAClaim:
         tmp_path: Path,
         start_worker: StartWorker,
     ) -> None:
-        """With the permissions to grant; `topology show` shows the rest all the same."""
+        """It names the permissions to grant; `topology show` still shows everything else."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
         await limited.may_not_claim(queues)
@@ -344,7 +344,7 @@ READER, READERS = 61_001, 61_002
 
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
-    """Return a folder that is set up as the README says, for readers of another group."""
+    """Return a folder that is set up as documented for readers of another group."""
     with TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         (folder := Path(place) / "data").mkdir()
@@ -354,7 +354,7 @@ def shared_folder() -> Iterator[Path]:
 
 
 async def stop_once(database: Path, *messages: Message) -> None:
-    """Project into a new file, stop, and give its group the right to read it."""
+    """Project into a new file, stop, and let its group read it."""
     await project(database, messages)
     for suffix in ("", "-wal", "-shm"):
         database.with_name(database.name + suffix).chmod(0o640)
@@ -372,7 +372,7 @@ def list_as_reader(database: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as another user")
 class TestAReaderOfAnotherGroup:
     async def test_reads_whether_or_not_the_worker_runs(self, shared_folder: Path) -> None:
-        """Though it may write neither the files nor the folder."""
+        """The reader may write neither the files nor the folder."""
         database = shared_folder / "p.db"
         await stop_once(database, planned("e-1"))
         stopped = await asyncio.to_thread(list_as_reader, database)
@@ -387,7 +387,7 @@ class TestAReaderOfAnotherGroup:
         assert "e-2" in stopped_again.stdout
 
     async def test_is_told_which_files_it_needs(self, shared_folder: Path) -> None:
-        """Where they are missing, or their mode was forgotten."""
+        """The error comes when they are missing, or when their mode was not changed."""
         database, wal = shared_folder / "p.db", shared_folder / "p.db-wal"
         await stop_once(database, planned("e-1"))
         wal.chmod(0o600)

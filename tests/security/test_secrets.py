@@ -1,4 +1,4 @@
-"""A password that stands nowhere else must not appear in anything that the worker writes."""
+"""A password must not appear in anything that the worker writes."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class TestThePassword:
         proxy: Proxy,
         start_worker: StartWorker,
     ) -> None:
-        """Connected, cut, refused, with the log at debug: in no line, file, metric or argument."""
+        """It is in no log line (even at debug), file, metric or argument, whatever happens."""
         await proxy.listen()
         worker = await start_worker(amqp_url=with_password(proxy.url, user))
         await worker.wait_for_log("connected")
@@ -63,7 +63,7 @@ class TestThePassword:
     async def test_is_in_nothing_that_a_command_prints(
         self, queues: Queues, tmp_path: Path, broker_url: str, command: list[str], flaw: str
     ) -> None:
-        """Refused by the broker, or without one."""
+        """This holds if the broker refuses the command, and if there is no broker."""
         url = broker_url.replace("guest:guest", f"nobody:{CANARY}")
         if flaw == "absent":
             url = f"amqp://nobody:{CANARY}@127.0.0.1:1/"
@@ -81,7 +81,7 @@ class TestThePassword:
     async def test_comes_from_a_file_that_only_the_worker_reads(
         self, tmp_path: Path, broker_url: str, user: str, start_worker: StartWorker
     ) -> None:
-        """Nothing of it is in the environment of the process then."""
+        """The process's environment then contains nothing of it."""
         (tmp_path / "worker_amqp_url").write_text(with_password(broker_url, user))
         worker = await start_worker(amqp_url=None)
         await worker.wait_for_log("connected")
@@ -90,5 +90,5 @@ class TestThePassword:
 
 
 def told_to(worker: WorkerProcess, what: str) -> str:
-    """Give a process's arguments or environment."""
+    """Return a process's arguments or environment."""
     return Path(f"/proc/{worker.pid}/{what}").read_text()

@@ -1,4 +1,4 @@
-"""Who the broker is, and who the worker is, proved by certificates of a test's own authority."""
+"""The broker and the worker prove who they are with certificates of the test's own authority."""
 
 import asyncio
 import os
@@ -36,19 +36,19 @@ ssl_options.fail_if_no_peer_cert = true
 
 @dataclass
 class Place:
-    """A broker that asks for certificates, and the files with those that are right."""
+    """A broker that requires certificates, and the files with the right ones."""
 
     node: RabbitMQNode
     port: int
     folder: Path
 
     def url(self, host: str = "localhost") -> str:
-        """Where a worker connects to."""
+        """Return the address to which a worker connects."""
         return f"amqps://guest:guest@{host}:{self.port}/"
 
     @property
     def proofs(self) -> dict[str, object]:
-        """What a worker is told of certificates."""
+        """Return the worker's settings for certificates."""
         return {
             "amqp_ca_file": self.folder / "ca.pem",
             "amqp_certificate_file": self.folder / "worker.pem",
@@ -74,7 +74,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
 
 @pytest.fixture
 def node(place: Place) -> RabbitMQNode:
-    """Look and publish at the same broker, past TLS."""
+    """Return the same broker, reached without TLS."""
     return place.node
 
 
@@ -105,7 +105,7 @@ class TestABrokerWithTLS:
     async def test_gets_no_worker_without_a_certificate_that_it_asks_for(
         self, place: Place, start_worker: StartWorker
     ) -> None:
-        """Half of the proofs is none."""
+        """The broker refuses a worker that proves nothing."""
         worker = await start_worker(amqp_url=place.url(), amqp_ca_file=place.proofs["amqp_ca_file"])
 
         await never_connects(worker)
@@ -113,7 +113,7 @@ class TestABrokerWithTLS:
     async def test_under_another_name_is_not_trusted(
         self, place: Place, start_worker: StartWorker
     ) -> None:
-        """Its certificate is for localhost, and the worker was sent to an address."""
+        """Its certificate is for localhost, and the worker connects to an IP address."""
         worker = await start_worker(amqp_url=place.url("127.0.0.1"), **place.proofs)
 
         line = await never_connects(worker)
@@ -124,7 +124,7 @@ class TestABrokerWithTLS:
     async def test_is_trusted_as_soon_as_its_authority_is_known(
         self, place: Place, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """A file that was renewed is read at the next connection, without a restart."""
+        """A renewed file is read at the next connection, without a restart."""
         renewed = tmp_path / "renewed.pem"
         trustme.CA().cert_pem.write_to_path(renewed)
         worker = await start_worker(
@@ -139,7 +139,7 @@ class TestABrokerWithTLS:
     async def test_is_asked_nothing_with_files_that_are_not_there(
         self, place: Place, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """The start ends with the file's name and the settings."""
+        """The start fails, and names the file and the settings."""
         missing = tmp_path / "missing.pem"
 
         worker = await start_worker(
@@ -153,7 +153,7 @@ class TestABrokerWithTLS:
 
 
 async def never_connects(worker: WorkerProcess) -> Line:
-    """Wait until it has tried again, and give the one line that says why it cannot."""
+    """Wait until the worker has tried again; return the line that says why it cannot connect."""
     await worker.wait_for_log("connection_failed")
     (line,) = worker.said("connection_lost")
     assert worker.said("connected") == []
@@ -162,7 +162,7 @@ async def never_connects(worker: WorkerProcess) -> Line:
 
 @asynccontextmanager
 async def impostor(certificate: trustme.LeafCert) -> AsyncIterator[int]:
-    """Serve TLS with a certificate, on a port that is given."""
+    """Serve TLS with a certificate on the given port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
 
@@ -179,7 +179,7 @@ class TestAnImpostor:
     async def test_is_told_nothing(
         self, tmp_path: Path, flaw: str, start_worker: StartWorker
     ) -> None:
-        """No password leaves the worker before the certificate has been verified."""
+        """The worker sends no password before it has verified the certificate."""
         known = trustme.CA()
         known.cert_pem.write_to_path(tmp_path / "ca.pem")
         if flaw == "expired":
@@ -200,7 +200,7 @@ class TestAnImpostor:
 
 class TestTheContext:
     def test_verifies_and_takes_no_old_protocol(self) -> None:
-        """TLS 1.2 at least, the name in the certificate, and an authority that is known."""
+        """TLS 1.2 or newer, the name in the certificate and a known authority are required."""
         context = BrokerAddress(("amqps://localhost/",)).tls()
 
         assert context.verify_mode is ssl.CERT_REQUIRED
@@ -208,7 +208,7 @@ class TestTheContext:
         assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
     def test_names_the_files_that_cannot_be_used(self, tmp_path: Path) -> None:
-        """A certificate that is none."""
+        """The certificate file contains no certificate."""
         broken = tmp_path / "broken.pem"
         broken.write_text("no certificate")
 

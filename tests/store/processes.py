@@ -1,4 +1,4 @@
-"""Real processes that run a few lines of code and say a line when they have come to a point."""
+"""Real processes that run a few lines of code and print a line at each point of interest."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def process(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Run code in a process of its own; kill it at the end of the block, whatever it does."""
+    """Run code in a separate process; kill it at the end of the block, whatever it does."""
     started = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -28,7 +28,7 @@ def process(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]
 
 
 def line(running: subprocess.Popen[str]) -> str:
-    """Wait for the next line that it says, or fail with what it died of."""
+    """Return the next line that the process prints, or fail with its standard error."""
     assert running.stdout is not None
     assert running.stderr is not None
     said = running.stdout.readline().rstrip("\n")

@@ -47,7 +47,7 @@ def names(folder: Path) -> list[str]:
 
 
 def join_threads() -> None:
-    """Let aiosqlite's thread end: it does not wait for that itself when it cannot connect."""
+    """Wait for aiosqlite's thread to end; aiosqlite does not if it cannot connect."""
     for thread in threading.enumerate():
         if "_connection_worker_thread" in thread.name:
             thread.join()
@@ -66,7 +66,7 @@ class TestWriter:
     async def test_opens_with_what_is_promised(
         self, tmp_path: Path, pragma: str, value: str | int
     ) -> None:
-        """Also a file that it has made itself before."""
+        """This holds for a new file and for one that the worker created before."""
         for _ in range(2):
             async with Writer(tmp_path / "p.db") as writer:
                 ((found,),) = await writer.fetch_all(f"PRAGMA {pragma}")
@@ -82,7 +82,7 @@ class TestWriter:
         assert len(rows(database)) == 1
 
     async def test_takes_an_empty_file(self, tmp_path: Path) -> None:
-        """What a killed first start leaves behind is no file of another program."""
+        """The file that a killed first start leaves behind is not another program's."""
         (tmp_path / "p.db").touch()
 
         await project(tmp_path / "p.db", [planned("e")])
@@ -90,7 +90,7 @@ class TestWriter:
         assert len(rows(tmp_path / "p.db")) == 1
 
     async def test_that_is_closed_says_so(self, tmp_path: Path) -> None:
-        """Closing twice is once; using it afterwards is an error with a sentence."""
+        """Closing twice is harmless; using a closed file is an error with a clear message."""
         async with Writer(tmp_path / "p.db") as writer:
             await writer.close()
             await writer.close()
@@ -100,7 +100,7 @@ class TestWriter:
 
     @pytest.mark.parametrize("name", ["a b", "a?b=c", "a#b", "a%20b", "\U0001f600", "file:x"])
     async def test_and_reader_take_any_file_name(self, tmp_path: Path, name: str) -> None:
-        """A name is a name, and not a part of a URI."""
+        """No part of a file name is interpreted as part of a URI."""
         await project(tmp_path / name, [planned("e")])
 
         async with Reader(tmp_path / name) as reader:
@@ -108,7 +108,7 @@ class TestWriter:
         assert (tmp_path / name).stat().st_size > 0
 
     async def test_that_cannot_open_may_try_again(self, tmp_path: Path) -> None:
-        """A folder that is not there may come back, such as a volume."""
+        """A missing folder, such as that of a volume, may come back."""
         with pytest.raises(StoreUnavailable, match="cannot be opened"):
             async with Writer(tmp_path / "missing" / "p.db"):
                 pass
@@ -116,7 +116,7 @@ class TestWriter:
         join_threads()
 
     async def test_tells_a_lock_from_a_file_that_is_not_ours(self, tmp_path: Path) -> None:
-        """Somebody's lock at the opening passes."""
+        """Another process's lock at the opening is temporary."""
         await project(tmp_path / "p.db", [planned("e")])
         change(tmp_path / "p.db", "PRAGMA journal_mode = DELETE")
         other = sqlite3.connect(tmp_path / "p.db", isolation_level=None)
@@ -159,7 +159,7 @@ class TestForeignFiles:
     async def test_are_refused_and_left_alone(
         self, tmp_path: Path, opened: type[Writer | Reader], make: object, sentence: str
     ) -> None:
-        """The error names the path, and not a byte of the file has changed."""
+        """The error names the path, and not a single byte of the file changes."""
         assert callable(make)
         make(tmp_path / "p.db")
         before = (tmp_path / "p.db").read_bytes()
@@ -175,7 +175,7 @@ class TestForeignFiles:
 
 class TestCheckpoints:
     async def test_are_rarer_in_bulk(self, tmp_path: Path) -> None:
-        """As long as the work is of that kind, and no longer."""
+        """Only transactions in bulk use the larger number of pages."""
         found = []
         async with Writer(tmp_path / "p.db") as writer:
             for in_bulk in (False, True, True, False):
@@ -188,7 +188,7 @@ class TestCheckpoints:
 
 class TestReader:
     async def test_sees_the_last_commit_while_the_worker_writes(self, tmp_path: Path) -> None:
-        """A transaction that has not committed is not seen and does not block."""
+        """An uncommitted transaction is not visible and does not block."""
         async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
             await projector.project(arrivals([planned("e")]))
             async with projector._writer.transaction() as tx:
@@ -202,7 +202,7 @@ class TestReader:
         assert (during["status"], after["status"]) == ("planned", "active")
 
     async def test_works_when_the_worker_is_down(self, tmp_path: Path) -> None:
-        """Once the worker has closed the file, and while it comes back."""
+        """The reader works after the worker has closed the file, and when it has come back."""
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:
@@ -211,7 +211,7 @@ class TestReader:
             assert ((await get_event(reader, "e")) or {})["status"] == "completed"
 
     async def test_works_when_the_worker_was_killed(self, tmp_path: Path) -> None:
-        """What had committed is in the WAL, and is read from there."""
+        """Committed rows are in the WAL and are read from there."""
         with process(WRITE_AND_WAIT, tmp_path / "p.db") as worker:
             line(worker)
             worker.kill()
@@ -227,7 +227,7 @@ class TestReader:
          "INSERT INTO projections VALUES ('t', 1)"],
     )  # fmt: skip
     async def test_cannot_write(self, tmp_path: Path, sql: str) -> None:
-        """SQLite refuses whatever would change the file."""
+        """SQLite refuses every statement that would change the file."""
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:
@@ -235,7 +235,7 @@ class TestReader:
                 await reader.fetch_all(sql)
 
     async def test_makes_no_file(self, tmp_path: Path) -> None:
-        """A wrong path is an error, and not an empty database."""
+        """A wrong path is an error, not an empty database."""
         with pytest.raises(StoreUnusable, match="There is no database"):
             async with Reader(tmp_path / "p.db"):
                 pass
@@ -245,7 +245,7 @@ class TestReader:
 
 @pytest.fixture
 def readable() -> Iterator[Path]:
-    """Give a folder that everybody may read, and only its owner, if root, may write."""
+    """Yield a path in a folder that everybody may read, but only root as its owner may write."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name) / "p.db"
@@ -253,9 +253,9 @@ def readable() -> Iterator[Path]:
 
 class TestReaderWithoutPermission:
     def test_to_write_in_the_folder_works_beside_a_worker(self, readable: Path) -> None:
-        """Whoever may read the files may read the rows while the worker runs.
+        """Whoever may read the files can read the rows while the worker runs.
 
-        Their mode is the operator's, who has made the file before the worker.
+        The operator chose their mode by creating the file before the worker did.
         """
         readable.touch(0o644)
         with process(WRITE_AND_WAIT, readable) as worker:

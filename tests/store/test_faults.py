@@ -55,7 +55,7 @@ async def shown(database: Path) -> None:
 
 
 def recovered(database: Path) -> str:
-    """Give what .recover saves, or skip where this sqlite3 has none that works."""
+    """Return the output of .recover, or skip if this sqlite3 has no working .recover."""
     program = shutil.which("sqlite3") or pytest.skip("sqlite3 is not installed")
     shell = subprocess.run([program, database, ".recover"], capture_output=True, check=False)
     if shell.returncode:
@@ -69,7 +69,7 @@ Use = Callable[[Path], Awaitable[object]]
 class TestADamagedFile:
     @pytest.mark.parametrize("use", [opened_by_a_writer, audited, rebuilt, shown])
     async def test_is_refused_with_a_way_out(self, tmp_path: Path, use: Use) -> None:
-        """Whatever reads the page that is broken says which file it is, and what to do."""
+        """Every command that reads the broken page names the file and says what to do."""
         database = tmp_path / "p.db"
         await project(database, MESSAGES)
         spoil_page(database, root_of(database, "log"))
@@ -81,7 +81,7 @@ class TestADamagedFile:
         assert ".recover" in refused.value.hint
 
     async def test_is_found_while_it_is_open(self, tmp_path: Path) -> None:
-        """Waiting mends nothing, and no message is at fault."""
+        """Waiting repairs nothing, and no message is at fault."""
         database = tmp_path / "p.db"
         await project(database, MESSAGES)
         async with projecting(database) as projector:
@@ -98,7 +98,7 @@ class TestADamagedFile:
     async def test_that_is_too_large_to_be_read_at_the_start_is_refused_later(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What the start looks at is bounded; what it does not is looked at when it is used."""
+        """The start checks a bounded amount; the rest is checked when it is used."""
         database = tmp_path / "p.db"
         await project(database, MESSAGES)
         spoil_page(database, root_of(database, "log"))
@@ -110,7 +110,7 @@ class TestADamagedFile:
 
     @pytest.mark.parametrize("use", [opened_by_a_writer, audited, rebuilt, shown])
     async def test_without_a_whole_header_is_not_ours(self, tmp_path: Path, use: Use) -> None:
-        """It could be anybody's."""
+        """Such a file could belong to any program."""
         await project(tmp_path / "p.db", MESSAGES)
         spoil_page(tmp_path / "p.db", 1)
 
@@ -119,7 +119,7 @@ class TestADamagedFile:
 
     @pytest.mark.parametrize("use", [audited, rebuilt, shown])
     async def test_that_lacks_a_table_is_refused(self, tmp_path: Path, use: Use) -> None:
-        """Somebody's hand was in it, or it was never whole."""
+        """Somebody changed the file, or it was never complete."""
         await project(tmp_path / "p.db", MESSAGES)
         change(tmp_path / "p.db", "DROP TABLE log")
 
@@ -129,7 +129,7 @@ class TestADamagedFile:
             await use(tmp_path / "p.db")
 
     async def test_can_be_salvaged_as_the_hint_says(self, tmp_path: Path) -> None:
-        """Rows that were lost come back from the log that was not."""
+        """A rebuild restores lost rows from the recovered log."""
         database, saved = tmp_path / "p.db", tmp_path / "saved.db"
         await project(database, MESSAGES)
         spoil_page(database, root_of(database, "events"))
@@ -142,7 +142,7 @@ class TestADamagedFile:
 
 
 async def fits(projector: Projector) -> bool:
-    """Try the long batch twice; tell whether it was committed."""
+    """Try the long batch twice; return whether it was committed."""
     for _ in range(2):
         try:
             await projector.project(arrivals(LONG))
@@ -154,7 +154,7 @@ async def fits(projector: Projector) -> bool:
 
 
 async def write_too_much(writer: Writer) -> None:
-    """Be a handler that makes an error of its own of whatever happens."""
+    """Act as a handler that replaces every error with one of its own."""
     async with writer.transaction() as tx, tx.savepoint():
         tx.add("CREATE TABLE t AS SELECT zeroblob(99999) AS large")
         try:
@@ -197,7 +197,7 @@ class TestNoMemory:
 
 class TestAFileThatMayNotGrow:
     async def test_holds_a_batch_as_a_whole_or_not_at_all(self, tmp_path: Path) -> None:
-        """At the first page that does not fit, the second, and so on."""
+        """This holds whichever page is the first that does not fit."""
         database, failures = tmp_path / "p.db", 0
         await project(database, MESSAGES)
         async with projecting(database) as projector:
@@ -214,7 +214,7 @@ class TestAFileThatMayNotGrow:
         assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
     async def test_is_blamed_whatever_a_handler_makes_of_it(self, tmp_path: Path) -> None:
-        """A handler that catches the error cannot make a message of it that is at fault."""
+        """A handler that catches the error cannot turn it into a fault of its message."""
         await project(tmp_path / "p.db", MESSAGES)
         async with Writer(tmp_path / "p.db") as writer:
             await writer.fetch_all("PRAGMA max_page_count = 1")

@@ -22,7 +22,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 class TestNewFiles:
     async def test_are_for_the_worker_alone(self, tmp_path: Path) -> None:
-        """What people said stands in all of them, while a rebuild goes on and before."""
+        """All of them contain what people said, before and during a rebuild."""
         database, seen = tmp_path / "new" / "p.db", {}
         await project(database, [planned("e")])
         with WriterLock(database) as lock:
@@ -36,7 +36,7 @@ class TestNewFiles:
         assert seen == dict.fromkeys(names, "0o600")
 
     async def test_take_the_mode_that_the_operator_gave_the_database(self, tmp_path: Path) -> None:
-        """What is there keeps its mode, and SQLite's files beside it take it over."""
+        """An existing file keeps its mode, and SQLite's companion files adopt it."""
         (folder := tmp_path / "theirs").mkdir(0o755)
         (database := folder / "p.db").touch()
         database.chmod(0o640)
@@ -74,7 +74,7 @@ class TestAFileThatIsNoLongerInItsPlace:
     async def test_takes_no_more_batches(
         self, tmp_path: Path, remove: Callable[[Path], None]
     ) -> None:
-        """What was committed into a file without a name would be gone with its process."""
+        """A commit to a file without a name would be lost when the process ends."""
         async with projecting(tmp_path / "p.db") as projector:
             await projector.project(arrivals([planned("e-1")]))
             await asyncio.to_thread(remove, tmp_path / "p.db")
@@ -88,7 +88,7 @@ class TestAFileThatIsNoLongerInItsPlace:
     async def test_does_not_count_as_committed(
         self, tmp_path: Path, remove: Callable[[Path], None]
     ) -> None:
-        """Whoever removes it in the middle of a batch gets no ack for that batch."""
+        """A batch gets no ack if the file is removed while it is being written."""
         async with projecting(tmp_path / "p.db"), Writer(tmp_path / "p.db") as writer:
             with pytest.raises(StoreUnusable, match="deleted, moved or replaced"):
                 await commit_after(writer, lambda: remove(tmp_path / "p.db"))
@@ -96,7 +96,7 @@ class TestAFileThatIsNoLongerInItsPlace:
 
 class TestProbe:
     async def test_commits_and_changes_nothing(self, tmp_path: Path) -> None:
-        """Each one writes a page into the WAL, which is the proof."""
+        """Each probe writes a page to the WAL, which is the proof."""
         await project(tmp_path / "p.db", [planned("e")])
         async with Writer(tmp_path / "p.db") as writer:
             before, wals = rows(tmp_path / "p.db"), set()
@@ -109,7 +109,7 @@ class TestProbe:
         assert rows(tmp_path / "p.db", "PRAGMA user_version") == [(2,)]
 
     async def test_fails_as_a_batch_would(self, tmp_path: Path) -> None:
-        """And works again when the obstacle has gone."""
+        """It works again once the obstacle is gone."""
         async with Writer(tmp_path / "p.db") as writer:
             other = sqlite3.connect(tmp_path / "p.db", isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
@@ -141,7 +141,7 @@ class TestTheWAL:
         assert len(rows(tmp_path / "without-wal.db")) == 1
 
     async def test_that_is_damaged_ends_where_the_damage_begins(self, tmp_path: Path) -> None:
-        """To SQLite that is a write which a crash tore: whole batches are left, and they fold."""
+        """SQLite takes it for a torn write: whole batches remain, and they fold."""
         (folder := tmp_path / "killed").mkdir()
         batches = [[planned(f"e-{number}")] for number in range(5)]
         async with projecting(tmp_path / "p.db") as projector:
@@ -159,7 +159,7 @@ class TestTheWAL:
         assert rows(folder / "p.db") == rows(tmp_path / "p.db")
 
     async def test_has_a_size(self, tmp_path: Path) -> None:
-        """A worker that ends leaves none."""
+        """A worker that stops leaves an empty WAL."""
         async with projecting(tmp_path / "p.db") as projector:
             await projector.project(arrivals([planned("e")]))
             size = (tmp_path / "p.db-wal").stat().st_size
@@ -171,7 +171,7 @@ class TestTheWAL:
 
 class TestAKilledRebuild:
     async def test_leaves_nothing_after_the_next_opening(self, tmp_path: Path) -> None:
-        """Also if that one needs no rebuild."""
+        """This holds even if the next start needs no rebuild."""
         await project(tmp_path / "p.db", [planned("e")])
         (tmp_path / "p.db.rebuild").write_bytes(b"x" * 99)
 

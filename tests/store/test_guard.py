@@ -26,7 +26,7 @@ async def execute(writer: Writer, sql: str) -> None:
 class TestAHandlersStatement:
     @pytest.mark.parametrize("table", sorted(RESERVED - {"messages"}))
     async def test_writes_no_table_of_the_worker(self, writer: Writer, table: str) -> None:
-        """However the name is written; and the store itself may."""
+        """This holds however the name is written; the store itself may write them."""
         for name in (table, f'"{table.upper()}"', f"main.[{table}]"):
             with pytest.raises(HandlersFailed, match="may only read, and write rows"):
                 await execute(writer, f"DELETE FROM {name}")
@@ -39,7 +39,7 @@ class TestAHandlersStatement:
                 "PRAGMA user_version = 9", "ATTACH ':memory:' AS other"],
     )  # fmt: skip
     async def test_defines_nothing(self, writer: Writer, sql: str) -> None:
-        """Tables are the projections', and are made at the start."""
+        """Only the projections define tables, and the start creates them."""
         before = rows(Path(writer.path), "SELECT * FROM sqlite_schema")
 
         with pytest.raises(HandlersFailed):
@@ -48,7 +48,7 @@ class TestAHandlersStatement:
         assert rows(Path(writer.path), "SELECT * FROM sqlite_schema") == before
 
     async def test_reads_all_and_writes_its_rows(self, writer: Writer) -> None:
-        """With whatever SQL, in a query as well; also where a text looks like more."""
+        """Any SQL will do, in a query as well, even if a text looks like another statement."""
         async with writer.transaction() as tx:
             stream = tx.of_stream("e")
             await stream.execute("INSERT INTO t VALUES ('e', 'DELETE FROM log')")
@@ -62,7 +62,7 @@ class TestAHandlersStatement:
         assert len(rows(Path(writer.path), "SELECT * FROM t")) == 4
 
     async def test_may_be_the_cause_of_a_trigger(self, writer: Writer) -> None:
-        """Somebody's own trigger writes somebody's own table, but none of the worker's."""
+        """A user's trigger may write the user's table, but none of the worker's."""
         async with writer.transaction() as tx:
             await tx.run("CREATE TABLE audit (v)")
             await tx.run(
@@ -80,7 +80,7 @@ class TestAHandlersStatement:
 
 class TestOneCall:
     async def test_finds_all_streams_that_fail(self, writer: Writer) -> None:
-        """Each with its first failure, whether one statement fails or one text for all."""
+        """Each failing stream is reported with its first failure, even for a shared statement."""
         async with writer.transaction() as tx:
             await tx.run("CREATE UNIQUE INDEX one ON t (v)")
 
@@ -99,7 +99,7 @@ class TestOneCall:
         assert rows(Path(writer.path), "SELECT * FROM t") == []
 
     async def test_lets_other_streams_read_on(self, writer: Writer) -> None:
-        """What is fetched for one is right, though the statement of another has failed."""
+        """One stream reads correct rows although another stream's statement has failed."""
         async with writer.transaction() as tx:
             await tx.of_stream("a").execute("INSERT INTO nowhere VALUES (1)")
             await tx.of_stream("b").execute("INSERT INTO t VALUES ('b', 'x')")

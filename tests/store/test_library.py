@@ -54,7 +54,7 @@ asyncio.run(main())
 
 
 def run(*arguments: str | Path, code: int = 0, **settings: object) -> str:
-    """Run a program of its own with Python, and return what it prints."""
+    """Run a separate Python program and return its output."""
     result = subprocess.run(
         (sys.executable, "-c", *arguments),
         cwd=ROOT,
@@ -69,10 +69,10 @@ def run(*arguments: str | Path, code: int = 0, **settings: object) -> str:
 
 
 class TestTheLibrary:
-    """One SQLite in a process, and a fixed one where it can be chosen."""
+    """A process uses one copy of SQLite, and a fixed one if it can choose."""
 
     def test_is_one_for_tests_handlers_and_worker(self) -> None:
-        """Two on one file would drop each other's locks."""
+        """Two copies that open one file would drop each other's locks."""
         assert sqlite3.sqlite_version_info == SQLITE_VERSION
         assert sqlite3.connect is aiosqlite.core.sqlite3.connect  # type: ignore[attr-defined]
 
@@ -81,13 +81,13 @@ class TestTheLibrary:
         "first", ["from worker import on", "import worker.cli.run", "import worker.projections"]
     )
     def test_is_the_one_of_the_package(self, first: str) -> None:
-        """Before any file of a projection is loaded, which may import sqlite3."""
+        """It is chosen before any projection is loaded, which may import sqlite3."""
         found = run(f"{first}; import sqlite3, sqlite3.dbapi2 as d; print(sqlite3, d)")
 
         assert found.count("pysqlite3") == 4
 
     def test_is_the_one_that_the_process_uses_already(self) -> None:
-        """An application that reads has perhaps opened files with it."""
+        """An application may already have opened files with it."""
         found = run(
             "import sqlite3, worker.store; import sqlite3 as again; print(sqlite3 is again)"
         )
@@ -96,7 +96,7 @@ class TestTheLibrary:
 
 
 class TestASQLiteThatLosesCommits:
-    """Refused where it could do harm."""
+    """It is refused wherever it could do harm."""
 
     @pytest.mark.parametrize(
         ("version", "expected"),
@@ -118,11 +118,11 @@ class TestASQLiteThatLosesCommits:
     def test_is_known_by_its_version(
         self, version: tuple[int, int, int], *, expected: bool
     ) -> None:
-        """As sqlite.org/wal.html lists them."""
+        """The versions are those listed in sqlite.org/wal.html."""
         assert has_wal_reset_bug(version) is expected
 
     def test_is_refused_with_the_way_out(self) -> None:
-        """The sentence names the version, the package and the versions that are fixed."""
+        """The error names the version, the package and the fixed versions."""
         with pytest.raises(StoreUnusable, match=re.escape("SQLite 3.51.2 ")) as refused:
             require_safe_commits((3, 51, 2))
 
@@ -131,7 +131,7 @@ class TestASQLiteThatLosesCommits:
 
     @pytest.mark.parametrize("command", ["run", "rebuild", "check"])
     async def test_ends_a_command_that_would_write(self, command: str, tmp_path: Path) -> None:
-        """Before it consumes or folds anything; `check` finds it."""
+        """The command ends before it consumes or folds anything; `check` reports the version."""
         async with Writer(tmp_path / "p.db"):
             pass
 
@@ -147,18 +147,18 @@ class TestASQLiteThatLosesCommits:
         assert "Traceback" not in said
 
     def test_writes_no_file(self, tmp_path: Path) -> None:
-        """And makes none."""
+        """It creates none, either."""
         said = run(OLD_LIBRARY + WRITES, tmp_path / "p.db")
 
         assert said.startswith("SQLite 3.40.1 can lose commits")
         assert list(tmp_path.iterdir()) == []
 
     def test_writes_a_scratch_database(self) -> None:
-        """What only one connection sees has no WAL."""
+        """A database that only one connection sees has no WAL."""
         assert run(OLD_LIBRARY + WRITES, SCRATCH) == ""
 
     async def test_reads_and_leaves_the_wal_alone(self, tmp_path: Path) -> None:
-        """A connection that is read-only makes no checkpoint, also where it closes as the last."""
+        """A read-only connection runs no checkpoint, even if it is the last to close."""
         path, wal = tmp_path / "p.db", tmp_path / "p.db-wal"
         async with Writer(path) as writer:
             await writer.probe()

@@ -31,7 +31,7 @@ sys.stdin.read()
 
 class TestSecondProcess:
     def test_is_refused_and_told_who_writes(self, tmp_path: Path) -> None:
-        """The error names the path, the pid, the host and since when."""
+        """The error names the path, the pid, the host and the start time."""
         database = tmp_path / "p.db"
 
         with process(HOLD, database) as holder:
@@ -48,7 +48,7 @@ class TestSecondProcess:
     def test_gets_the_lock_when_the_first_is_killed(
         self, tmp_path: Path, number: signal.Signals
     ) -> None:
-        """The kernel frees the lock, however the process ends; the note is the new one's."""
+        """The kernel frees the lock, however the process ends; the new holder writes its note."""
         lock = WriterLock(tmp_path / "p.db")
         with process(HOLD, lock.database) as holder:
             line(holder)
@@ -59,7 +59,7 @@ class TestSecondProcess:
                 assert f'"pid": {os.getpid()}' in lock.path.read_text()
 
     def test_gets_the_lock_though_a_child_of_the_first_lives(self, tmp_path: Path) -> None:
-        """The lock belongs to the worker and not to what it started."""
+        """The lock belongs to the worker, not to the processes that it started."""
         lock = WriterLock(tmp_path / "p.db")
         with process(HOLD_WITH_CHILD, lock.database) as holder:
             child = int(line(holder))
@@ -73,7 +73,7 @@ class TestSecondProcess:
                 os.kill(child, signal.SIGKILL)
 
     def test_is_refused_by_this_process(self, tmp_path: Path) -> None:
-        """It works in both directions."""
+        """The lock works in both directions."""
         with WriterLock(tmp_path / "p.db"), process(HOLD, tmp_path / "p.db") as other:
             _, errors = other.communicate()
 
@@ -87,14 +87,14 @@ class TestSecondProcess:
 
 class TestLock:
     def test_is_beside_the_database(self, tmp_path: Path) -> None:
-        """SQLite's own locks on the database are let be; a missing folder is made."""
+        """SQLite's own locks on the database are left alone; a missing folder is created."""
         database = tmp_path / "a" / "b" / "p.db"
 
         with WriterLock(database):
             assert [file.name for file in database.parent.iterdir()] == ["p.db.lock"]
 
     def test_can_be_released_twice_and_taken_again(self, tmp_path: Path) -> None:
-        """A worker that stops twice does not let go of another's lock."""
+        """Releasing twice does not release another holder's lock."""
         first, second = WriterLock(tmp_path / "p.db"), WriterLock(tmp_path / "p.db")
         first.acquire()
         first.release()
@@ -115,7 +115,7 @@ class TestLock:
 
     @pytest.mark.parametrize("note", ["", "{", "[]", "{}", "1", '{"pid": 1}', "\xff"])
     def test_is_held_whatever_the_note_says(self, tmp_path: Path, note: str) -> None:
-        """The note may be missing or half written: the lock counts."""
+        """The note may be missing or incomplete: only the lock counts."""
         lock = WriterLock(tmp_path / "p.db")
         with WriterLock(tmp_path / "p.db"):
             lock.path.write_bytes(note.encode("latin-1"))
@@ -124,7 +124,7 @@ class TestLock:
                 lock.acquire()
 
     def test_that_cannot_be_made_says_so(self, tmp_path: Path) -> None:
-        """Waiting would not help, so it is no lock of somebody else."""
+        """Waiting would not help, so the error differs from that for a lock held by another."""
         (tmp_path / "file").touch()
         (tmp_path / "p.db.lock").mkdir()
 
@@ -133,7 +133,7 @@ class TestLock:
                 WriterLock(database).acquire()
 
     def test_leaks_no_descriptor(self, tmp_path: Path) -> None:
-        """A standby asks twice a second for days."""
+        """A standby tries the lock twice a second for days."""
         before = len(list(Path("/proc/self/fd").iterdir()))
 
         with WriterLock(tmp_path / "p.db"):

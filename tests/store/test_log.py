@@ -21,7 +21,7 @@ def entry(stream: int, message_id: str, sequence: int = 1, body: str = "{}", at:
 
 class TestKnown:
     async def test_gives_the_bodies_of_those_in_the_log(self, tmp_path: Path) -> None:
-        """An id is known within its stream, and nowhere else."""
+        """An id is known only within its stream."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             log.append(tx, [entry(1, "m", body="1"), entry(2, "n", body="2")])
 
@@ -40,7 +40,7 @@ class TestKnown:
         assert known == {key: str(key) for key in keys}
 
     async def test_takes_any_number_of_them(self, tmp_path: Path) -> None:
-        """A batch of any size is one query, and an empty one gives nothing."""
+        """A batch of any size is one query, and an empty one finds nothing."""
         entries = [entry(number, "m") for number in range(5_000)]
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             log.append(tx, entries)
@@ -53,7 +53,7 @@ class TestKnown:
             assert await log.known(tx, []) == {}
 
     async def test_is_found_by_the_key(self, tmp_path: Path) -> None:
-        """Nothing that is done for a message grows with the log."""
+        """The cost of a message does not grow with the log."""
         async with Writer(tmp_path / "p.db") as writer:
             for sql, parameters in (
                 (log.KNOWN, ("[]",)),
@@ -77,7 +77,7 @@ async def read(source: log.Source, *starts: tuple[int, Position]) -> list[log.Pi
 
 class TestPieces:
     async def test_hold_whole_streams_after_their_starts(self, tmp_path: Path) -> None:
-        """Short streams share a piece; each begins after its position, and no others are read."""
+        """Short streams share a piece; each begins after its start, and no others are read."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             log.append(tx, [entry(1, "m", body="1"), entry(1, "n", body="2")])
             log.append(tx, [entry(2, "m", body="3"), entry(3, "m", 7, body="4")])
@@ -94,7 +94,7 @@ class TestPieces:
     async def test_are_bounded_however_long_the_stream(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The parts of a long stream come in the order of position, beside whole short ones."""
+        """The parts of a long stream come in the order of position, beside whole short streams."""
         monkeypatch.setattr(log, "PLACES_AT_ONCE", 7)
         monkeypatch.setattr(log, "PIECE_SIZE", 3 * (log.MESSAGE_SIZE + 10))
         places = Random(1).sample(range(40), 40)
@@ -110,7 +110,7 @@ class TestPieces:
         assert [len(piece) for piece in found if 1 not in piece] == [3, 3, 1]
 
     async def test_hold_one_message_that_is_too_large(self, tmp_path: Path) -> None:
-        """A message beyond the bound of a piece comes alone."""
+        """A message that exceeds the bound of a piece comes alone."""
         large = "x" * log.PIECE_SIZE
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             log.append(tx, [entry(1, f"{n}", n, body=large) for n in range(3)])
@@ -125,7 +125,7 @@ class TestPieces:
 
 class TestHistory:
     async def test_is_in_the_order_of_position(self, tmp_path: Path) -> None:
-        """What a person reads is what the handlers saw."""
+        """People see the messages in the order in which the handlers saw them."""
         last = started("e", id="b", sequence=7, occurred_at="2026-04-27T10:00:00Z")
         history = [
             last,
@@ -144,7 +144,7 @@ class TestHistory:
 
     @pytest.mark.parametrize("event_id", ["", "e-2", "%"])
     async def test_of_an_unknown_event_is_empty(self, tmp_path: Path, event_id: str) -> None:
-        """Nothing has been said about it."""
+        """The log has no messages of it."""
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:

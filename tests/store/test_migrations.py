@@ -12,7 +12,7 @@ LATER_TABLES = ("file", "kinds", "filler")
 
 
 def as_of_version_1(path: Path) -> None:
-    """Take away what later versions of the schema have added."""
+    """Remove what later versions of the schema added."""
     for table in LATER_TABLES:
         change(path, f"DROP TABLE {table}")
     change(path, "PRAGMA user_version = 1")
@@ -20,7 +20,7 @@ def as_of_version_1(path: Path) -> None:
 
 class TestAFileOfAnOlderSchema:
     async def test_is_brought_up_to_date_when_a_worker_opens_it(self, tmp_path: Path) -> None:
-        """Its log and rows stay, and what the new tables say is right for them."""
+        """Its log and rows stay, and the new tables have the right contents."""
         path = tmp_path / "p.db"
         async with projecting(path) as projector:
             await projector.project(arrivals([planned("e"), started("e")]))
@@ -36,7 +36,7 @@ class TestAFileOfAnOlderSchema:
         assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
     async def test_has_the_tables_of_a_new_one(self, tmp_path: Path) -> None:
-        """There is one schema, however a file has come to it."""
+        """There is one schema, whichever way a file reached it."""
         async with Writer(tmp_path / "new.db"), Writer(tmp_path / "old.db"):
             pass
         as_of_version_1(tmp_path / "old.db")
@@ -49,7 +49,7 @@ class TestAFileOfAnOlderSchema:
     async def test_of_which_the_update_was_interrupted_is_updated_at_the_next_start(
         self, tmp_path: Path
     ) -> None:
-        """Each script is one transaction, so a new file may have the first version only."""
+        """Each script is one transaction, so a new file may have only the first version."""
         path = tmp_path / "p.db"
         with sqlite3.connect(path) as made:
             made.executescript(resources.files("worker.store").joinpath("schema.sql").read_text())
@@ -61,7 +61,7 @@ class TestAFileOfAnOlderSchema:
 
 class TestTwoFiles:
     async def test_have_two_identities_that_last(self, tmp_path: Path) -> None:
-        """A copy has that of its original; a new file never has."""
+        """A copy keeps the id of its original; a new file always gets another."""
         found = []
         for name in ("a.db", "b.db", "a.db"):
             async with Writer(tmp_path / name) as writer:

@@ -48,7 +48,7 @@ TAMPER = "UPDATE events SET status = 'tampered' WHERE event_id = 'e-00003'"
 
 
 def history(events: int = 10) -> list[Message]:
-    """Give some events in several statuses, with late messages and an orphan."""
+    """Return the messages of events in several statuses, some late and one an orphan."""
     ids = [f"e-{number:05}" for number in range(events)]
     lives = [[started(e, sequence=2), planned(e, sequence=1), completed(e)] for e in ids]
     return [*chain(*lives), reverted(ids[0], "active"), started("orphan")]
@@ -62,7 +62,7 @@ async def rebuilt(path: Path, registry: Registry | None = None, **more: Any) -> 
 
 class TestRebuild:
     async def test_gives_the_rows_that_there_were(self, tmp_path: Path) -> None:
-        """Live or rebuilt: the same bytes, and a file that goes on as before."""
+        """Live or rebuilt, the rows are the same bytes, and the file works as before."""
         await project(tmp_path / "p.db", history())
         before = rows(tmp_path / "p.db", "SELECT hex(props_json), * FROM events ORDER BY event_id")
 
@@ -83,7 +83,7 @@ class TestRebuild:
         ],
         ids=["changed", "missing", "ghost"],
     )
-    async def test_mends_what_is_not_the_fold(
+    async def test_repairs_what_is_not_the_fold(
         self, tmp_path: Path, sql: str, live: str | None, folded: str | None
     ) -> None:
         """A row that was tampered with is counted, shown and repaired."""
@@ -101,7 +101,7 @@ class TestRebuild:
         assert rows(tmp_path / "p.db") == before
 
     async def test_shows_as_many_differences_as_asked(self, tmp_path: Path) -> None:
-        """All are counted, the first of them are given in full."""
+        """All differences are counted, and the first ones are shown in full."""
         await project(tmp_path / "p.db", history())
         change(tmp_path / "p.db", "UPDATE events SET chat_id = 'x' WHERE event_id < 'e-00007'")
 
@@ -112,7 +112,7 @@ class TestRebuild:
         assert (found.differing, none.differing, none.differences) == (7, 7, ())
 
     async def test_reports_progress_over_streams_of_any_length(self, tmp_path: Path) -> None:
-        """A stream that is longer than a chunk of the scan is folded whole."""
+        """A stream that is longer than a chunk of the scan is folded completely."""
         long = [planned("e-1"), *(reverted("e-1", "active") for _ in range(4_500))]
         both = [planned("e-0"), *long, planned("e-2")]
         steps: list[tuple[int, int]] = []
@@ -126,7 +126,7 @@ class TestRebuild:
         assert rows(tmp_path / "p.db") == expected_rows(both)
 
     async def test_of_an_empty_log_gives_empty_tables(self, tmp_path: Path) -> None:
-        """A file that has seen no message yet is rebuilt like any other."""
+        """A file that has received no message yet is rebuilt like any other."""
         await project(tmp_path / "p.db")
 
         found = await rebuilt(tmp_path / "p.db")
@@ -137,7 +137,7 @@ class TestRebuild:
 
 class TestAudit:
     async def test_changes_nothing(self, tmp_path: Path) -> None:
-        """It finds the tampered row and leaves it."""
+        """It finds the tampered row and leaves it alone."""
         await project(tmp_path / "p.db", history())
         change(tmp_path / "p.db", TAMPER)
         before = (tmp_path / "p.db").read_bytes()
@@ -149,7 +149,7 @@ class TestAudit:
         assert not (tmp_path / "p.db.rebuild").exists()
 
     async def test_sees_one_snapshot_while_the_worker_writes(self, tmp_path: Path) -> None:
-        """What is committed meanwhile is in neither of the two that are compared."""
+        """A commit during the audit shows in neither of the two sides."""
         await project(tmp_path / "p.db", history())
 
         found = await audit(
@@ -165,7 +165,7 @@ class TestAudit:
 
 class TestReaders:
     async def test_see_the_old_rows_until_the_new_ones_are_complete(self, tmp_path: Path) -> None:
-        """While the log is folded, everything reads as before."""
+        """While the log is folded, every query reads as before."""
         await project(tmp_path / "p.db", history())
         change(tmp_path / "p.db", TAMPER)
         before, seen = rows(tmp_path / "p.db"), []
@@ -177,7 +177,7 @@ class TestReaders:
         assert rows(tmp_path / "p.db") != before
 
     async def test_that_are_open_do_not_stop_it(self, tmp_path: Path) -> None:
-        """A reader keeps its snapshot of the old table though that is dropped."""
+        """A reader keeps its snapshot of the old table although the table is dropped."""
         await project(tmp_path / "p.db", history())
         change(tmp_path / "p.db", TAMPER)
         before = rows(tmp_path / "p.db")
@@ -194,7 +194,7 @@ class TestReaders:
 
 class TestKill:
     async def test_in_the_middle_leaves_the_old_rows(self, tmp_path: Path) -> None:
-        """The next rebuild clears up what is left, and works."""
+        """The next rebuild removes the leftovers and succeeds."""
         await project(tmp_path / "p.db", history(1_500))
         change(tmp_path / "p.db", TAMPER)
         before = rows(tmp_path / "p.db")
@@ -219,7 +219,7 @@ class TestKill:
     async def test_before_a_statement_of_the_swap_leaves_the_old_rows(
         self, tmp_path: Path, statement: str
     ) -> None:
-        """Old or new, never between: the swap is one transaction."""
+        """The swap is one transaction: the tables are the old or the new ones, never a mixture."""
         await project(tmp_path / "p.db", history())
         change(tmp_path / "p.db", TAMPER)
         before = rows(tmp_path / "p.db")

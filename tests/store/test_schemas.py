@@ -166,16 +166,16 @@ BAD = {
 
 
 class TestSchemas:
-    """The tables of two projections, of which the other one is as it must be."""
+    """The tables of two projections, of which one is always correct."""
 
     @pytest.mark.parametrize("schema", GOOD.values(), ids=GOOD)
     def test_that_can_be_kept_are_accepted(self, schema: tuple[str, ...]) -> None:
-        """Whatever SQLite offers for one table and its indexes."""
+        """A schema may use whatever SQLite offers for one table and its indexes."""
         require_schemas({"notes": schema, "other": OTHER})
 
     @pytest.mark.parametrize(("schema", "found"), BAD.values(), ids=BAD)
     def test_with_a_mistake_are_refused(self, schema: tuple[str, ...], found: str) -> None:
-        """The sentence names the table and what was found; the hint says what to do."""
+        """The error names the table and the mistake; the hint says what to do."""
         with pytest.raises(SchemaMistake) as refused:
             require_schemas({"other": OTHER, "notes": schema})
 
@@ -186,7 +186,7 @@ class TestSchemas:
 
     @pytest.mark.parametrize("name", ["order", "table", "select", "values"])
     def test_with_a_word_of_sql_as_a_name_are_refused(self, name: str) -> None:
-        """Also where the schema quotes it: the worker does not."""
+        """Quoting the name in the schema does not help, because the worker does not quote it."""
         with pytest.raises(SchemaMistake, match="a name that is an SQL keyword"):
             require_schemas({name: (f'CREATE TABLE "{name}" (event_id TEXT PRIMARY KEY)',)})
 
@@ -194,5 +194,5 @@ class TestSchemas:
         "name", ["t", "trial", "live", "fresh", "temp", "main", "wanted", "pair"]
     )
     def test_may_have_any_other_name(self, name: str) -> None:
-        """What the worker's own statements call something for their length hides no table."""
+        """Aliases in the worker's own statements hide no table."""
         require_schemas({name: (f"CREATE TABLE {name} (event_id TEXT PRIMARY KEY)",)})

@@ -12,7 +12,7 @@ statements = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(TEXTS)),
 class TestStatements:
     @given(statements)
     def test_keep_the_order_of_every_stream(self, given: list[tuple[str, str]]) -> None:
-        """Whatever the streams say, and nothing is lost or said twice."""
+        """For any statements of the streams, none is lost or runs twice."""
         groups = Statements()
         for number, (stream, sql) in enumerate(given):
             groups.stream = groups.author = stream
@@ -34,7 +34,7 @@ class TestStatements:
             ]
 
     def test_are_as_few_as_the_longest_stream_needs(self) -> None:
-        """Streams that say the same share their groups, however many they are."""
+        """Streams with the same statements share groups, however many streams there are."""
         groups = Statements()
         for stream in range(100):
             groups.stream = str(stream)

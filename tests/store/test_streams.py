@@ -13,7 +13,7 @@ LATER = "2026-04-27T10:00:00.000001Z"
 
 class TestStreams:
     async def test_are_numbered_as_they_appear(self, tmp_path: Path) -> None:
-        """Also by who has never seen those that there are."""
+        """This also holds for a connection that has never seen the existing streams."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             streams = Streams()
             first = await streams.of(tx, ["z", "a"])
@@ -25,7 +25,7 @@ class TestStreams:
         assert last == {"a": Stream(2, None), "b": Stream(4, None)}
 
     async def test_have_their_greatest_position_as_head(self, tmp_path: Path) -> None:
-        """By sequence, then time, then id."""
+        """Positions are compared by sequence, then time, then id."""
         entries = [
             entry(1, "z", 1, at=LATER),
             entry(1, "a", 2),
@@ -56,7 +56,7 @@ class TestStreams:
             assert len({stream.number for stream in opened.values()}) == len(names)
 
     async def test_are_not_asked_for_twice(self, tmp_path: Path) -> None:
-        """What was noted at the last commit is given without the log."""
+        """What was remembered at the last commit is returned without reading the log."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             streams = Streams()
             streams.remember({"e": Stream(9, (7, AT, "m"))})
@@ -66,7 +66,7 @@ class TestStreams:
     async def test_are_forgotten_when_there_are_too_many(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Those first for which nobody has asked longest; the log still knows them."""
+        """The least recently used are forgotten first; the log still knows them."""
         monkeypatch.setattr(module, "REMEMBERED", 2)
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             await Streams().of(tx, ["e", "f"])

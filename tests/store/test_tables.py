@@ -30,7 +30,7 @@ async def created(path: Path, registry: Registry) -> None:
 
 class TestReservedNames:
     async def test_are_those_of_the_worker(self, tmp_path: Path) -> None:
-        """Each table and view that every file has, and no other."""
+        """They are the tables and views that every file has, and no others."""
         async with Writer(tmp_path / "p.db"):
             pass
 
@@ -40,7 +40,7 @@ class TestReservedNames:
 
 
 class TestALostLog:
-    """An empty log beside rows is no new file: nothing could make them again."""
+    """A file with rows and an empty log is not a new file: nothing could restore the rows."""
 
     @pytest.mark.parametrize("sql", UNLOGGED.values(), ids=UNLOGGED)
     @pytest.mark.parametrize("replace", [rebuilt, created])
@@ -48,7 +48,7 @@ class TestALostLog:
     async def test_keeps_every_table(
         self, tmp_path: Path, sql: str, replace: Replace, version: int
     ) -> None:
-        """Neither a rebuild nor a start drops what no log backs."""
+        """Neither a rebuild nor a start drops a table that the log cannot restore."""
         path = tmp_path / "p.db"
         await project(path, [say("e"), say("f")], registry=notes(1))
         for each in sql.split(";"):
@@ -64,7 +64,7 @@ class TestALostLog:
         assert rows(path, "SELECT version FROM projections") == [(1,)]
 
     async def test_is_none_of_a_new_file(self, tmp_path: Path) -> None:
-        """A file without rows, and one with a log, are as they must be."""
+        """A file without rows is accepted, and so is one with a log."""
         await project(tmp_path / "p.db", registry=notes(1))
         async with Reader(tmp_path / "p.db") as reader:
             await require_log(reader)
@@ -89,11 +89,11 @@ OTHERS = {
 
 
 class TestWhatOthersHaveMade:
-    """A table of the user's own, which the file keeps whatever is registered."""
+    """A table that the user created stays in the file, whatever is registered."""
 
     @pytest.mark.parametrize(("sql", "found"), OTHERS.values(), ids=OTHERS)
     async def test_is_never_dropped(self, tmp_path: Path, sql: str, found: str) -> None:
-        """The new projection of its name is refused with a sentence, and nothing is changed."""
+        """A new projection with its name is refused with an error, and nothing is changed."""
         path = tmp_path / "p.db"
         await project(path, [planned("e")])
         change(path, sql)
@@ -111,7 +111,7 @@ class TestWhatOthersHaveMade:
 
     @pytest.mark.parametrize("name", ["log", "streams", "messages", "x; DROP TABLE log", "Log"])
     async def test_is_not_dropped_for_a_note(self, tmp_path: Path, name: str) -> None:
-        """Nor is the log, though the file should say that a projection has made it."""
+        """The log is not dropped, either, even if the file notes it as a projection's table."""
         path = tmp_path / "p.db"
         await project(path, [say("e")], registry=notes(1))
         change(path, f"INSERT INTO projections VALUES ('{name}', 1)")
@@ -131,7 +131,7 @@ MINE = "CREATE{} INDEX mine ON notes (text, event_id)"
 class TestAnIndexOfTheUser:
     @pytest.mark.parametrize("unique", ["", " UNIQUE"])
     async def test_outlives_a_rebuild(self, tmp_path: Path, unique: str) -> None:
-        """It is made again, with all the rows in it."""
+        """It is created again and contains all rows."""
         path = tmp_path / "p.db"
         await project(path, [say("e"), say("f")], registry=notes(1))
         change(path, MINE.format(unique))
@@ -145,7 +145,7 @@ class TestAnIndexOfTheUser:
     async def test_on_the_table_of_another_version_is_named_as_it_goes(
         self, tmp_path: Path
     ) -> None:
-        """It may be one that this version has given up, or that its table cannot have."""
+        """This version may have dropped it on purpose, or its table may not fit it."""
         path = tmp_path / "p.db"
         await project(path, [say("e")], registry=notes(1))
         change(path, MINE.format(""))
@@ -160,7 +160,7 @@ class TestAnIndexOfTheUser:
 class TestATriggerOfTheUser:
     @pytest.mark.parametrize("version", [1, 2])
     async def test_is_refused_and_left(self, tmp_path: Path, version: int) -> None:
-        """It would be lost with the table, and what it writes is not the fold."""
+        """It would be lost with the table, and what it writes is not part of the fold."""
         path = tmp_path / "p.db"
         await project(path, [say("e")], registry=notes(1))
         change(path, "CREATE TRIGGER mine AFTER INSERT ON notes BEGIN DELETE FROM notes; END")
@@ -175,7 +175,7 @@ class TestATriggerOfTheUser:
 
 class TestAColumnWithACollation:
     async def test_is_compared_to_the_byte(self, tmp_path: Path) -> None:
-        """A row that differs in its case alone is found and corrected."""
+        """A row that differs only in case is found and corrected."""
         registry = Registry()
         table = 'CREATE TABLE notes (event_id TEXT PRIMARY KEY, "te""xt" TEXT COLLATE NOCASE)'
         registry.projection(table="notes", version=1, schema=(table,))

@@ -27,11 +27,11 @@ async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
 
 
 class Boom(Exception):
-    """Something went wrong in the block."""
+    """An error raised inside the block."""
 
 
 async def insert(tx: StoreTransaction, *values: str, fails: bool = False) -> None:
-    """Give statements that wait, but for the first, and fail if told to."""
+    """Run the first statement and defer the others; fail at the end if told to."""
     for number, value in enumerate(values):
         await tx.of_stream("e").execute(INSERT, (value,))
         if not number:
@@ -52,7 +52,7 @@ async def in_savepoint(tx: StoreTransaction, *values: str, fails: bool = False) 
 
 class TestCommit:
     async def test_is_on_the_disk_after_the_block(self, writer: Writer) -> None:
-        """What was executed and not flushed is written, too."""
+        """Statements that were executed but not flushed are written, too."""
         async with writer.transaction() as tx:
             await tx.of_stream("e").execute(INSERT, ("a",))
             tx.add(INSERT, [("b",), ("c",)])
@@ -60,7 +60,7 @@ class TestCommit:
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
 
     async def test_is_undone_if_the_block_raises(self, writer: Writer) -> None:
-        """Nothing is left, and the next transaction begins as ever."""
+        """Nothing is left, and the next transaction begins as usual."""
         with pytest.raises(Boom):
             await in_transaction(writer, "a", "c", fails=True)
         await in_transaction(writer, "b")
@@ -68,7 +68,7 @@ class TestCommit:
         assert rows(Path(writer.path), VALUES) == [("b",)]
 
     async def test_is_undone_if_a_statement_fails_at_the_end(self, writer: Writer) -> None:
-        """A statement that waited for the commit fails with it."""
+        """The commit fails if a deferred statement fails."""
         with pytest.raises(HandlersFailed, match="IntegrityError: UNIQUE"):
             await in_transaction(writer, "a", "a")
 
@@ -83,7 +83,7 @@ class TestCommit:
                     other.execute("BEGIN IMMEDIATE")
 
     async def test_names_the_house_if_it_cannot_begin(self, writer: Writer) -> None:
-        """Another writer is no message's fault, and a later try succeeds."""
+        """No message is at fault if another process is writing, and a later try succeeds."""
         with closing(sqlite3.connect(writer.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailable, match="SQLITE_BUSY"):
@@ -97,7 +97,7 @@ class TestCommit:
 
 class TestMeanwhile:
     async def test_is_called_once_for_a_commit(self, writer: Writer) -> None:
-        """Before the block is left, and after all that it wrote was handed over."""
+        """It is called before the block ends, after all statements have been handed over."""
         called: list[str] = []
         async with writer.transaction(meanwhile=lambda: called.append("meanwhile")) as tx:
             tx.add(INSERT, [("a",)])
@@ -107,7 +107,7 @@ class TestMeanwhile:
         assert rows(Path(writer.path), VALUES) == [("a",)]
 
     async def test_lets_the_commit_end_if_it_fails(self, writer: Writer) -> None:
-        """What it raises is raised, once it is known what became of the transaction."""
+        """Its exception is raised once the outcome of the commit is known."""
 
         def fail() -> None:
             raise Boom
@@ -121,7 +121,7 @@ class TestMeanwhile:
 
 
 class TestParameters:
-    """A handler's own objects, which it may use again."""
+    """A handler owns the parameters that it passes, and may change and reuse them."""
 
     @pytest.mark.parametrize("kind", [list, deque])
     async def test_in_a_sequence_are_copied(
@@ -153,7 +153,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("values", [{"a"}, iter("a"), 7, None])
     async def test_in_neither_are_refused_at_once(self, writer: Writer, values: Any) -> None:
-        """What has no order, or can be read once, is no parameters."""
+        """An unordered collection or an iterator is not accepted as parameters."""
         async with writer.transaction() as tx:
             with pytest.raises(TypeError, match=f"not {type(values).__name__}"):
                 await tx.of_stream("e").execute(INSERT, values)
@@ -163,14 +163,14 @@ class TestParameters:
 
 class TestWhatHandlersSee:
     async def test_is_three_methods(self, writer: Writer) -> None:
-        """Nothing that ends the transaction or looks behind it is within a handler's reach."""
+        """A handler can neither end the transaction nor see behind it."""
         async with writer.transaction() as tx:
             seen = [name for name in dir(tx.of_stream("e")) if not name.startswith("_")]
 
         assert seen == ["execute", "fetch_all", "fetch_one"]
 
     async def test_defers_a_statement_and_its_error(self, writer: Writer) -> None:
-        """Where a handler executes, nothing fails; where it fetches, what it executed does."""
+        """A failed statement raises when the handler next fetches, not when it executes."""
 
         async def write() -> None:
             async with writer.transaction() as tx:
@@ -188,7 +188,7 @@ class TestWhatHandlersSee:
                 "INSERT OR ROLLBACK INTO t VALUES (1)", "INSERT OR/**/ROLLBACK INTO t VALUES (1)"],
     )  # fmt: skip
     async def test_never_ends_the_transaction(self, writer: Writer, sql: str) -> None:
-        """However the statement is written; and no text in it is taken for one that does."""
+        """This holds however the statement is written, and literals are not mistaken for one."""
         async with writer.transaction() as tx:
             stream = tx.of_stream("e")
             with pytest.raises(ValueError, match="must not begin or end transactions"):
@@ -202,7 +202,7 @@ class TestWhatHandlersSee:
 
 class TestAStatementThatFails:
     async def test_keeps_those_behind_it_from_running(self, writer: Writer) -> None:
-        """They are one call, and the transaction commits nothing, whoever catches the error."""
+        """They are one call, and the transaction commits nothing even if the error is caught."""
 
         async def write() -> None:
             async with writer.transaction() as tx:
@@ -219,7 +219,7 @@ class TestAStatementThatFails:
 
 class TestFetch:
     async def test_sees_every_earlier_write(self, writer: Writer) -> None:
-        """Statements that wait are run before anything is read."""
+        """Deferred statements run before anything is read."""
         async with writer.transaction() as tx:
             stream = tx.of_stream("e")
             await stream.execute(INSERT, ("a",))
@@ -234,7 +234,7 @@ class TestFetch:
 
 class TestSavepoint:
     async def test_undoes_its_block_and_nothing_else(self, writer: Writer) -> None:
-        """Before, after and within: only what failed is gone."""
+        """Whether it stands before, after or within others, only the failed block is undone."""
         async with writer.transaction() as tx:
             tx.add(INSERT, [("before",)])
             await tx.flush()
@@ -246,7 +246,7 @@ class TestSavepoint:
         assert rows(Path(writer.path), VALUES) == [("after",), ("before",), ("good",)]
 
     async def test_fails_with_a_statement_that_waited(self, writer: Writer) -> None:
-        """A statement belongs to the block that gave it."""
+        """A deferred statement belongs to the block in which it was executed."""
         async with writer.transaction() as tx:
             with pytest.raises(HandlersFailed, match="IntegrityError: UNIQUE"):
                 await in_savepoint(tx, "a", "a")
@@ -257,7 +257,7 @@ class TestSavepoint:
 
 class TestOrder:
     async def test_of_each_stream_is_kept(self, writer: Writer) -> None:
-        """Streams may overtake each other; within one, the order is that of the calls."""
+        """Streams may overtake each other; within a stream, the order of the calls is kept."""
         append = "UPDATE t SET v = v || {} WHERE v GLOB ?".format
         async with writer.transaction() as tx:
             for stream in "xyz":
@@ -279,7 +279,7 @@ EXTENDED_CODES = {
 
 
 def error_of(name: str) -> sqlite3.Error:
-    """Return the error that SQLite raises with a result code."""
+    """Return the error that SQLite raises for a result code."""
     error = sqlite3.OperationalError("no")
     error.sqlite_errorcode = EXTENDED_CODES.get(name) or getattr(sqlite3, name)
     error.sqlite_errorname = name
@@ -294,7 +294,7 @@ class TestWhoIsToBlame:
          "SQLITE_PROTOCOL", "SQLITE_INTERRUPT"],
     )  # fmt: skip
     def test_is_the_moment(self, name: str) -> None:
-        """Primary and extended codes that say nothing about the statement, and may pass."""
+        """These primary and extended codes do not concern the statement, and the cause may pass."""
         blamed = fault(error_of(name), "p.db")
 
         assert isinstance(blamed, StoreUnavailable)
@@ -302,7 +302,7 @@ class TestWhoIsToBlame:
 
     @pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_NOTADB"])
     def test_is_the_file(self, name: str) -> None:
-        """Waiting mends no damaged file; the hint is the way out."""
+        """Waiting does not repair a damaged file; the hint says how to."""
         blamed = fault(error_of(name), "p.db")
 
         assert isinstance(blamed, StoreUnusable)
@@ -315,9 +315,9 @@ class TestWhoIsToBlame:
          "SQLITE_MISMATCH", "SQLITE_RANGE", "SQLITE_MISUSE"],
     )  # fmt: skip
     def test_is_the_statement(self, name: str) -> None:
-        """Codes for which waiting does not help."""
+        """Waiting does not help with these codes."""
         assert fault(error_of(name), "p.db") is None
 
     def test_is_the_statement_without_a_code(self) -> None:
-        """Python's own refusals, such as a wrong number of parameters."""
+        """These are Python's own errors, such as a wrong number of parameters."""
         assert fault(sqlite3.ProgrammingError("no"), "p.db") is None

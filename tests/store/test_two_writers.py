@@ -19,7 +19,7 @@ from worker.store.connection import Writer
 
 
 async def tried(projector: Projector, batch: list[Arrival]) -> tuple[list[Outcome], int]:
-    """Project a batch as the service does; return the outcomes, and how often it was held."""
+    """Project a batch as the service does; return the outcomes and how often it was held."""
     held = 0
     while True:
         try:
@@ -29,13 +29,13 @@ async def tried(projector: Projector, batch: list[Arrival]) -> tuple[list[Outcom
 
 
 class TestTwoWriters:
-    """Nothing keeps a second process from a file if its lock is taken away."""
+    """If the lock is taken away, nothing keeps a second process from writing the file."""
 
     @pytest.mark.parametrize("seed", range(5))
     async def test_that_share_the_messages_in_any_way_give_the_rows_of_one(
         self, tmp_path: Path, seed: int
     ) -> None:
-        """What one remembers of a stream is dropped when the other has committed."""
+        """A writer forgets what it remembers of a stream once another has committed."""
         rng = Random(seed)
         path, messages = tmp_path / "p.db", histories(rng, events=60)
         waiting, held = messages.copy(), 0
@@ -55,7 +55,7 @@ class TestTwoWriters:
     async def test_are_told_of_once_for_each_time_that_another_has_written(
         self, tmp_path: Path
     ) -> None:
-        """The operator hears of it, and the batch is tried again and commits."""
+        """The operator is told, and the batch is tried again and commits."""
         path = tmp_path / "p.db"
         async with projecting_with(Writer(path)) as projector:
             await projector.project(arrivals([planned("e")]))
@@ -71,7 +71,7 @@ class TestTwoWriters:
 
 class TestARebuild:
     async def test_beside_which_somebody_commits_changes_nothing(self, tmp_path: Path) -> None:
-        """The fold of the log of before would take the row of the new message away."""
+        """A fold of the log before that commit would remove the row of the new message."""
         path = tmp_path / "p.db"
         await project(path, before := [planned("e-1"), started("e-1")])
         is_first = True

@@ -15,7 +15,7 @@ from worker.store.tables import noted_versions
 
 
 class Said(Payload):
-    """Something is said."""
+    """A payload with a text."""
 
     text: str
 
@@ -24,7 +24,7 @@ NOTES = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT{})"
 
 
 def notes(version: int, column: str = "", check: str = "") -> Registry:
-    """Give a projection of which there are several versions."""
+    """Return a registry with one version of a projection."""
     registry = Registry()
     end = f", {column} INTEGER" if column else check
     registry.projection(table="notes", version=version, schema=(NOTES.format(end),))
@@ -73,11 +73,11 @@ class TestReason:
         ],
     )
     def test_names_what_has_changed(self, noted: dict[str, int], reason: str) -> None:
-        """Every table with its two versions: newer, older, new and gone."""
+        """It names every changed table with its two versions: newer, older, new and removed."""
         assert reason_to_rebuild(noted, notes(2)) == reason
 
     async def test_is_gone_after_the_rebuild(self, tmp_path: Path) -> None:
-        """The file notes by which versions its rows were folded."""
+        """The file notes the versions that folded its rows."""
         await project(tmp_path / "p.db", [say("e")], registry=notes(1))
 
         async with Writer(tmp_path / "p.db") as writer:
@@ -88,7 +88,7 @@ class TestReason:
         assert (before is None, after) == (False, None)
 
     async def test_is_none_for_a_new_file(self, tmp_path: Path) -> None:
-        """Its empty tables are those of this worker."""
+        """The empty tables of a new file have the versions of this worker."""
         async with Writer(tmp_path / "p.db") as writer:
             assert await noted_versions(writer) == {}
             await create_tables(writer, notes(2))
@@ -98,7 +98,7 @@ class TestReason:
 
 class TestChangedTable:
     async def test_is_replaced(self, tmp_path: Path) -> None:
-        """A new column is there after the rebuild, filled from the log, in every row."""
+        """After the rebuild every row has the new column, filled from the log."""
         await project(tmp_path / "p.db", [say("e"), say("f")], registry=notes(1))
 
         await rebuilt(tmp_path / "p.db", notes(2, column="more"))
@@ -108,7 +108,7 @@ class TestChangedTable:
         ]  # fmt: skip
 
     async def test_counts_every_row_as_differing(self, tmp_path: Path) -> None:
-        """Rows of other columns cannot be the same."""
+        """Rows with different columns are never equal."""
         await project(tmp_path / "p.db", [say("e"), say("f")], registry=notes(1))
 
         found = await audited(tmp_path / "p.db", notes(2, column="more"))
@@ -118,7 +118,7 @@ class TestChangedTable:
         assert found.differences[0].folded == {"event_id": "e", "text": "x", "more": 2}
 
     async def test_that_is_gone_is_dropped(self, tmp_path: Path) -> None:
-        """What no projection keeps would be stale for ever."""
+        """A table without a projection would stay stale forever."""
         both = notes(1)
         both.projection(table="gone", version=1, schema=("CREATE TABLE gone (event_id TEXT)",))
         await project(tmp_path / "p.db", [say("e")], registry=both)
@@ -150,7 +150,7 @@ class TestLogThatCannotBeFolded:
         ids=["handler", "both", "statement"],
     )
     async def test_names_the_event(self, tmp_path: Path, registry: Registry, cause: str) -> None:
-        """The sentence names the stream and the cause, and the old rows stay."""
+        """The error names the stream and the cause, and the old rows stay."""
         history = [say(f"e-{number}", "raise" if number == 3 else "x") for number in range(9)]
         await project(tmp_path / "p.db", history, registry=notes(1))
         before = rows(tmp_path / "p.db", "SELECT * FROM notes")
@@ -164,7 +164,7 @@ class TestLogThatCannotBeFolded:
         assert not (tmp_path / "p.db.rebuild").exists()
 
     async def test_names_the_kinds_that_nobody_handles(self, tmp_path: Path) -> None:
-        """Before anything is folded: a newer release has accepted their messages."""
+        """A newer release accepted their messages; the error comes before anything is folded."""
         await project(tmp_path / "p.db", [say("e-1")], registry=notes(1))
 
         with pytest.raises(StoreUnusable, match=r"does not know .*: said\)"):
@@ -173,7 +173,7 @@ class TestLogThatCannotBeFolded:
         assert rows(tmp_path / "p.db", "SELECT * FROM notes") == [("e-1", "x")]
 
     async def test_names_the_event_whose_statement_waited(self, tmp_path: Path) -> None:
-        """Not the next one, whose handler reads and so makes the statement run."""
+        """It does not name the next event, whose read makes the deferred statement run."""
         await project(tmp_path / "p.db", [say("e-1"), say("e-2", "raise")], registry=notes(1))
         await project(tmp_path / "p.db", [say("e-3")], registry=notes(1))
         registry = notes(1, check=" CHECK (text <> 'raise')")
@@ -189,7 +189,7 @@ class TestLogThatCannotBeFolded:
             await rebuilt(tmp_path / "p.db", registry)
 
     async def test_names_the_first_that_fails(self, tmp_path: Path) -> None:
-        """A statement that fails counts, though a later stream's handler raised before it ran."""
+        """A failed statement counts, even if a later stream's handler raised before it ran."""
         history = [say("e-1"), say("e-2", "bad"), say("e-3", "raise")]
         await project(tmp_path / "p.db", history, registry=notes(1))
 
@@ -197,7 +197,7 @@ class TestLogThatCannotBeFolded:
             await rebuilt(tmp_path / "p.db", notes(2, check=" CHECK (text <> 'bad')"))
 
     async def test_does_not_quote_the_message(self, tmp_path: Path) -> None:
-        """A body that no longer fits its model is named, and not printed."""
+        """A body that no longer fits its model is named but not printed."""
         await project(tmp_path / "p.db", [say("e", "s3cret")], registry=notes(1))
         change(tmp_path / "p.db", """UPDATE log SET body = replace(body, '"text"', '"t"')""")
 

@@ -23,7 +23,7 @@ ROUNDS = 40
 
 @pytest.fixture
 async def path(tmp_path: Path) -> Path:
-    """Return a database in a folder of its own, which holds the first messages."""
+    """Return a database in its own folder, with the first messages in it."""
     (tmp_path / "live").mkdir()
     path = tmp_path / "live" / "p.db"
     await project(path, FIRST)
@@ -35,7 +35,7 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def backup(path: Path) -> Path:
-    """Copy a database as the documentation says, while it may be open."""
+    """Copy a database as the documentation says, even while it is open."""
     copy = path.parent.parent / "backup.db"
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
@@ -43,7 +43,7 @@ def backup(path: Path) -> Path:
 
 
 def as_after_a_kill(path: Path) -> Path:
-    """Copy the files as a killed worker would leave them; `path` is open."""
+    """Copy the files as a killed worker would leave them, while `path` is open."""
     killed = path.parent.parent / "killed" / "p.db"
     killed.parent.mkdir()
     for suffix in SUFFIXES:
@@ -70,7 +70,7 @@ def replace(path: Path) -> None:
 
 
 def overwritten(path: Path, content: bytes) -> bytes:
-    """Write a file in its place, and return what it held."""
+    """Overwrite the file in place, and return its previous contents."""
     before = path.read_bytes()
     path.write_bytes(content)
     return before
@@ -82,7 +82,7 @@ class TestAFileThatIsTakenAway:
     async def test_ends_the_writing_and_costs_nothing_that_was_acked(
         self, path: Path, suffix: str, take: Callable[[Path], None]
     ) -> None:
-        """Database, WAL, shared memory and lock: SQLite itself would notice none of them."""
+        """SQLite would not notice the removal of database, WAL, shared memory or lock file."""
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
             take(beside(path, suffix))
@@ -96,7 +96,7 @@ class TestAFileThatIsTakenAway:
             assert rows(path) == expected_rows([*FIRST, *SECOND])
 
     async def test_is_noticed_before_a_batch_of_duplicates_is_acked(self, path: Path) -> None:
-        """It writes nothing, so a look at its effect would see nothing."""
+        """Such a batch writes nothing, so checking for its effect would not be enough."""
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
             beside(path, "-wal").unlink()
@@ -109,7 +109,7 @@ class TestAFileThatIsOverwritten:
     async def test_by_a_backup_ends_the_writing_until_an_operator_has_looked(
         self, path: Path
     ) -> None:
-        """`cp backup.db projection.db` keeps the inode; SQLite goes on into a mixture."""
+        """`cp backup.db projection.db` keeps the inode, so SQLite would write into a mixture."""
         copy = backup(path)
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
@@ -130,7 +130,7 @@ class TestAFileThatIsOverwritten:
         assert rows(path) == expected_rows([*FIRST, *THIRD])
 
     async def test_by_something_else_is_not_written_to(self, path: Path) -> None:
-        """It is waited for: a copy may be under way."""
+        """The batch waits, because a copy may be under way."""
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
             whole = overwritten(path, b"half a copy")
@@ -143,7 +143,7 @@ class TestAFileThatIsOverwritten:
         assert rows(path) == expected_rows([*FIRST, *SECOND, *THIRD])
 
     async def test_by_nothing_at_all_is_noticed_in_the_wal_too(self, path: Path) -> None:
-        """`: > projection.db-wal` takes away what the database does not have yet."""
+        """`: > projection.db-wal` removes what the database does not hold yet."""
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
             os.truncate(beside(path, "-wal"), 0)
@@ -152,7 +152,7 @@ class TestAFileThatIsOverwritten:
                 await projector.project(arrivals(THIRD))
 
     async def test_by_the_checkpoint_of_another_process_goes_on(self, path: Path) -> None:
-        """A backup tool may do so; it is told, and nothing is lost."""
+        """A backup tool may run one; the operator is told, and nothing is lost."""
         async with projecting(path) as projector:
             for batch in (SECOND, THIRD):
                 change(path, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -163,7 +163,7 @@ class TestAFileThatIsOverwritten:
         assert rows(path) == expected_rows([*FIRST, *SECOND, *THIRD])
 
     async def test_by_a_checkpoint_beside_a_long_reader_goes_on(self, path: Path) -> None:
-        """Without its WAL the database may be shorter then than its first page says."""
+        """Without its WAL the database may then be shorter than its first page says."""
         rng, sent, was_short = Random(1), [*FIRST], False
         async with projecting(path) as projector:
             for number in range(ROUNDS):
@@ -183,7 +183,7 @@ class TestAFileThatIsOverwritten:
 
 
 def is_short(path: Path) -> bool:
-    """Tell whether SQLite takes the database for damaged when it does not read the WAL."""
+    """Return whether SQLite treats the database as damaged when it ignores the WAL."""
     uri = f"{path.as_uri()}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         try:
@@ -194,7 +194,7 @@ def is_short(path: Path) -> bool:
 
 
 def restore(copy: Path, path: Path) -> None:
-    """Do what docs/upgrade.md says."""
+    """Follow the steps of docs/upgrade.md."""
     for suffix in SUFFIXES:
         beside(path, suffix).unlink(missing_ok=True)
     shutil.copyfile(copy, path)
@@ -218,7 +218,7 @@ class TestAStart:
     async def test_without_what_was_acked_is_refused(
         self, path: Path, spoil: Callable[[Path], None]
     ) -> None:
-        """To SQLite a WAL that is gone or damaged looks like a commit that never was."""
+        """SQLite takes a missing or damaged WAL for a commit that never happened."""
         async with projecting(path) as projector:
             for batch in (SECOND, THIRD):
                 await projector.project(arrivals(batch))
@@ -232,7 +232,7 @@ class TestAStart:
         assert str(beside(killed, ".lock")) in refused.value.hint
 
     async def test_after_a_kill_finds_everything(self, path: Path) -> None:
-        """What the guards above look for is nothing that a crash does."""
+        """A crash never leaves what the checks above look for."""
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
             checkpointed(path)
@@ -244,7 +244,7 @@ class TestAStart:
         assert rows(killed) == expected_rows([*FIRST, *SECOND, *THIRD])
 
     async def test_on_a_backup_beside_an_old_wal_is_refused(self, path: Path) -> None:
-        """SQLite would put the pages of the WAL over the backup, and undo it or spoil it."""
+        """SQLite would write the pages of the WAL over the backup and undo or corrupt it."""
         copy = backup(path)
         async with projecting(path) as projector:
             await projector.project(arrivals(SECOND))
@@ -259,7 +259,7 @@ class TestAStart:
         assert killed.read_bytes() == copy.read_bytes()
 
     async def test_on_a_restored_backup_goes_on_from_there(self, path: Path) -> None:
-        """Refused as long as it may be a mistake; taken once the steps have been followed."""
+        """It is refused while it may be a mistake, and accepted once the steps were followed."""
         copy = backup(path)
         await project(path, SECOND)
         shutil.copyfile(copy, path)
@@ -272,7 +272,7 @@ class TestAStart:
         assert rows(path) == expected_rows([*FIRST, *THIRD])
 
     async def test_on_a_new_file_beside_an_old_lock_is_a_new_start(self, path: Path) -> None:
-        """What the lock has noted is about another file."""
+        """The lock file's note is about another file."""
         remove(path)
 
         await project(path, SECOND)
@@ -280,7 +280,7 @@ class TestAStart:
         assert rows(path, "SELECT count(*) FROM log") == [(len(SECOND),)]
 
     async def test_on_a_file_with_two_names_is_refused(self, path: Path) -> None:
-        """Each name would have a WAL and a lock of its own."""
+        """Each name would have its own WAL and lock."""
         os.link(path, path.with_name("other.db"))
 
         with pytest.raises(StoreUnusable, match=r"2 names \(hard links\)"):

@@ -1,4 +1,4 @@
-"""Bodies that are no message: each with the reason and a part of the sentence that it gets."""
+"""Bodies that are not messages: each with its reason and a part of its error text."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def without(field: str) -> Message:
 
 
 def with_raw(text: str, place: str) -> bytes:
-    """Write JSON text as it is into an unknown field, props, or a known field."""
+    """Insert JSON text unchanged into an unknown field, props, or a known field."""
     message = planned("e-1")
     match place:
         case "props":
@@ -32,7 +32,7 @@ def with_key(text: str) -> bytes:
 
 
 def with_raw_object(text: str, place: str) -> bytes:
-    """Write the members of a JSON object as they are."""
+    """Insert the members of a JSON object unchanged."""
     return with_raw(f"{{{text}}}", place)
 
 

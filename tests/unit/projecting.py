@@ -1,4 +1,4 @@
-"""A projector on a real file, and what that file holds, read without the worker's code."""
+"""A projector on a real file, and reads of that file without the worker's code."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,7 +33,7 @@ def shipped() -> Registry:
 async def projecting(
     path: Path, registry: Registry | None = None, clock: Callable[[], str] = now
 ) -> AsyncIterator[Projector]:
-    """Lock and open the file, with its tables, as the service does."""
+    """Lock and open the file and create its tables, as the service does."""
     with WriterLock(path) as lock:
         async with projecting_with(Writer(path, lock), registry, clock) as projector:
             yield projector
@@ -43,7 +43,7 @@ async def projecting(
 async def projecting_with(
     opened: Writer, registry: Registry | None = None, clock: Callable[[], str] = now
 ) -> AsyncIterator[Projector]:
-    """Open a writer, with or without a lock, and project through it."""
+    """Open a writer, with or without a lock, and project with it."""
     registry = registry or shipped()
     async with opened as writer:
         if not await noted_versions(writer):
@@ -54,7 +54,7 @@ async def projecting_with(
 def arrivals(
     bodies: Sequence[bytes | Message], registry: Registry | None = None, *, again: bool = False
 ) -> list[Arrival]:
-    """Hand over messages, or bytes as they are; `again` as the broker marks a second delivery."""
+    """Return messages, or raw bytes, as arrivals; `again` marks them as redelivered."""
     wire = (registry or shipped()).wire
     raw = [each if isinstance(each, bytes) else body(each) for each in bodies]
     return [
@@ -69,7 +69,7 @@ async def project(
     registry: Registry | None = None,
     again: bool = False,
 ) -> list[Outcome]:
-    """Project some batches, and give the outcomes of all their deliveries."""
+    """Project some batches and return the outcomes of all their deliveries."""
     async with projecting(path, registry) as projector:
         return [
             outcome
@@ -79,12 +79,12 @@ async def project(
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
-    """Give the outcomes in the words of the log."""
+    """Return the outcomes in the log's words."""
     return [o.rejected.reason.value if o.rejected else o.verdict.value for o in outcomes]
 
 
 def rows(path: Path, sql: str = EVENTS) -> list[tuple[Any, ...]]:
-    """Ask the file."""
+    """Query the file."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(sql).fetchall()
 

@@ -1,4 +1,4 @@
-"""Two projections whose rows tell in which order their handlers ran; and the same fold again."""
+"""Two projections whose rows show the order in which handlers ran, and an independent fold."""
 
 from tests.builders import Message, message
 from worker import Message as Message_
@@ -17,7 +17,7 @@ class Word(Payload):
 
 
 def telling(runs: list[int] | None = None) -> Registry:
-    """Return two projections whose rows tell in which order their handlers ran."""
+    """Return two projections whose rows show the order in which their handlers ran."""
     registry = Registry()
     registry.projection(
         table="tales",

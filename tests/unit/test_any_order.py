@@ -77,7 +77,7 @@ def messages(draw: st.DrawFn) -> Message:
 
 
 def same_otherwise(value: Any) -> Any:
-    """Give the same content with its keys the other way round."""
+    """Return the same content with its keys in reverse order."""
     if isinstance(value, dict):
         return {key: same_otherwise(value[key]) for key in reversed(value)}
     return [same_otherwise(each) for each in value] if isinstance(value, list) else value
@@ -95,7 +95,7 @@ histories = st.lists(
 
 @st.composite
 def arrivals(draw: st.DrawFn, history: list[Message]) -> list[list[bytes | Message]]:
-    """Deliver a history in some order, some messages twice, in batches of some size."""
+    """Deliver a history in any order, some messages twice, in batches of any size."""
     again = draw(st.lists(st.sampled_from(history), max_size=5))
     bodies = [*map(body, history), *(draw(st.sampled_from([body, rewritten]))(m) for m in again)]
     order: list[bytes | Message] = list(draw(st.permutations(bodies)))
@@ -109,7 +109,7 @@ class TestAnyOrder:
     async def test_gives_the_fold_of_each_stream(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:
-        """Any order, duplicates and batches give the oracle's rows, and the same bytes."""
+        """Any order, duplicates and batches give the oracle's rows, byte for byte."""
         folder = tmp_path_factory.mktemp("any-order")
         history = data.draw(histories)
         files = (folder / "one.db", folder / "other.db")
@@ -128,7 +128,7 @@ class TestAnyOrder:
     async def test_gives_the_same_bytes_in_pieces(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:
-        """What arrived in pieces, with the file closed between them, is as if it came at once."""
+        """A history that arrives in pieces, with the file closed in between, gives the same rows."""
         folder = tmp_path_factory.mktemp("pieces")
         history = data.draw(histories)
 
@@ -141,7 +141,7 @@ class TestAnyOrder:
 
 
 def life(event_id: str) -> list[Message]:
-    """Give five messages of one event in the order in which they happened."""
+    """Return five messages of one event in the order in which they happened."""
     return [
         planned(event_id, id="1", sequence=1),
         started(event_id, id="2", sequence=2),
@@ -154,7 +154,7 @@ def life(event_id: str) -> list[Message]:
 class TestAllPermutations:
     @pytest.mark.parametrize("batch_size", [1, 2, 5, 600])
     async def test_of_one_life_end_alike(self, tmp_path: Path, batch_size: int) -> None:
-        """However the five arrive, the event was cancelled after it had been taken back."""
+        """Whatever the order of arrival, the event is cancelled after it was taken back."""
         lives = [life(f"e-{number:03}") for number in range(120)]
         orders = zip(lives, permutations(range(5)), strict=True)
         arriving = [history[place] for history, order in orders for place in order]
@@ -168,7 +168,7 @@ class TestAllPermutations:
         assert rows(tmp_path / "p.db", "SELECT count(*) FROM log") == [(600,)]
 
     async def test_mark_the_same_messages_late_in_any_batches(self, tmp_path: Path) -> None:
-        """Whether a message is late does not depend on how deliveries are cut into batches."""
+        """Whether a message is late does not depend on how deliveries are split into batches."""
         history = life("e-1")
         arriving = [history[place] for place in (1, 3, 0, 4, 2)]
 
@@ -192,7 +192,7 @@ SECOND_CONTENTS = {
 class TestOneContentUnderOneId:
     @pytest.mark.parametrize("batches", [1, 2])
     async def test_is_a_duplicate_however_it_is_written(self, tmp_path: Path, batches: int) -> None:
-        """Spaces, escapes and the order of keys say nothing; the first bytes are kept."""
+        """Spaces, escapes and the order of keys do not matter; the first bytes are kept."""
         first = planned("e-1", payload={"props": {"ä": [1.50, {"b": 1, "a": 2}]}})
         both = [body(first), rewritten(first)]
 
@@ -218,7 +218,7 @@ class TestTwoContentsUnderOneId:
         assert (await audited(tmp_path / "p.db")).differing == 0
 
     async def test_is_settled_by_arrival(self, tmp_path: Path) -> None:
-        """The other one counts if it is the first to arrive, and repeats of both change nothing."""
+        """Whichever arrives first counts, and repeats of either change nothing."""
         one, other = planned("e-1", id="m"), planned("e-1", chat_id="chat-2", id="m")
 
         outcomes = await project(tmp_path / "p.db", [other, one, other], [one, other])
@@ -237,7 +237,7 @@ class TestTwoContentsUnderOneId:
         assert verdicts(outcomes) == ["applied", "applied"]
 
     async def test_says_which_id_and_event(self, tmp_path: Path) -> None:
-        """A person can find the publisher's fault from the sentence alone."""
+        """A person can find the publisher's fault from the error text alone."""
         history = [planned("e-1", id="m-7"), started("e-1", id="m-7")]
 
         (_, conflict) = await project(tmp_path / "p.db", history)

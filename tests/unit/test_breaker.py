@@ -25,7 +25,7 @@ def handled(kind: str, verdict: Verdict = Verdict.APPLIED) -> list[Outcome]:
 
 class TestABreaker:
     def test_opens_when_a_kind_fails_in_one_batch(self) -> None:
-        """The sentence names the kind, the number, and the last failure; the hint the way out."""
+        """The error names the kind, the number and the last failure; the hint says what to do."""
         with pytest.raises(BreakerOpen) as opened:
             Breaker(LIMIT).require_closed(failed("started", range(LIMIT)))
 
@@ -36,7 +36,7 @@ class TestABreaker:
         assert "WORKER_BREAKER_FAILURES=0" in opened.value.hint
 
     def test_counts_across_batches(self) -> None:
-        """However few messages arrive together, no more than the limit are dead-lettered."""
+        """However few messages arrive at once, no more than the limit are dead-lettered."""
         breaker = Breaker(LIMIT)
         for number in range(LIMIT - 1):
             breaker.require_closed(failed("started", [number]))
@@ -45,14 +45,14 @@ class TestABreaker:
             breaker.require_closed(failed("started", [LIMIT - 1]))
 
     def test_stays_open_for_the_same_batch(self) -> None:
-        """To try again counts nothing twice, and closes nothing."""
+        """Trying a batch again counts nothing twice and does not close the breaker."""
         breaker = Breaker(LIMIT)
         for _ in range(3):
             with pytest.raises(BreakerOpen, match="5 messages"):
                 breaker.require_closed(failed("started", range(LIMIT)))
 
     def test_closes_when_the_batch_is_applied(self) -> None:
-        """What kept the handler from its work has passed: the row begins again from nothing."""
+        """The handler works again: the count starts again from zero."""
         breaker = Breaker(LIMIT)
         with pytest.raises(BreakerOpen):
             breaker.require_closed(failed("started", range(LIMIT)))
@@ -63,7 +63,7 @@ class TestABreaker:
 
     @pytest.mark.parametrize("verdict", [Verdict.APPLIED, Verdict.LATE, Verdict.ORPHAN])
     def test_lets_a_burst_of_a_proven_kind_pass(self, verdict: Verdict) -> None:
-        """A publisher's mistake is no bad deployment, but makes no million dead letters, either."""
+        """A publisher's mistake is not a bad deployment, but it is limited as well."""
         breaker = Breaker(LIMIT)
         breaker.require_closed(handled("started", verdict))
 
@@ -72,7 +72,7 @@ class TestABreaker:
             breaker.require_closed(failed("started", [FAILURES_OF_A_PROVEN_KIND]))
 
     def test_looks_at_a_batch_as_a_whole(self) -> None:
-        """One message that is applied ends the row, wherever it stands."""
+        """One applied message ends the row of failures, wherever it stands in the batch."""
         breaker = Breaker(LIMIT)
         for _ in range(3):
             batch = [*handled("started"), *failed("started", range(FAILURES_OF_A_PROVEN_KIND))]
@@ -85,7 +85,7 @@ class TestABreaker:
             breaker.require_closed(failed("started", [1]))
 
     def test_counts_each_kind_by_itself(self) -> None:
-        """A few bad messages of many kinds hold nobody up, nor do duplicates prove a handler."""
+        """A few bad messages of many kinds do not open it; duplicates do not prove a handler."""
         breaker = Breaker(LIMIT)
         for kind in ("planned", "started", "completed"):
             breaker.require_closed(failed(kind, range(LIMIT - 1)))
@@ -95,9 +95,9 @@ class TestABreaker:
             breaker.require_closed(failed("planned", [LIMIT]))
 
     def test_counts_failures_of_handlers_only(self) -> None:
-        """What is wrong with a message itself is the publisher's, however often."""
+        """Invalid messages are the publisher's fault, however many there are."""
         Breaker(LIMIT).require_closed(failed("started", range(99), Reason.ID_CONFLICT))
 
     def test_never_opens_if_it_is_switched_off(self) -> None:
-        """Garbage that must be dead-lettered is."""
+        """An operator can let any number of failing messages be dead-lettered."""
         Breaker(0).require_closed(failed("started", range(9_999)))

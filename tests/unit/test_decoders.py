@@ -27,7 +27,7 @@ def nested(depth: int) -> bytes:
 
 class TestHeaders:
     def test_that_are_well_formed_are_decoded_as_ever(self) -> None:
-        """The library's own decoder has the first word."""
+        """The library's own decoder is tried first."""
         encoded = encode.field_table({"a": 1, "b": {"c": ["d", None]}})
 
         assert headers(encoded + b"rest") == decode.field_table(encoded)
@@ -45,7 +45,7 @@ class TestHeaders:
     def test_that_cannot_be_decoded_stand_beside_those_that_can(
         self, odd: bytes, found: dict[str, object]
     ) -> None:
-        """What the broker itself wrote among them can be read."""
+        """Headers that the broker itself wrote stay readable."""
         content = b"\x01aS" + table(b"first") + odd + b"\x01zS" + table(b"last")
 
         assert headers(table(content) + b"next property") == (
@@ -54,7 +54,7 @@ class TestHeaders:
 
     @pytest.mark.parametrize("odd", [b"\x01k?\x00", b"\x01kD\x00"], ids=["unknown type", "cut off"])
     def test_whose_end_cannot_be_told_are_given_as_bytes(self, odd: bytes) -> None:
-        """With all that comes after them; the properties behind the table are well."""
+        """All that follows them is bytes as well; the properties behind the table stay intact."""
         content = b"\x01aS" + table(b"first") + odd
 
         assert headers(table(content) + b"next property") == (
@@ -62,7 +62,7 @@ class TestHeaders:
         )  # fmt: skip
 
     def test_of_many_small_entries_are_decoded_in_linear_time(self) -> None:
-        """A full frame of them costs no more than its size."""
+        """A full frame of them costs only what its size costs."""
         content = b"".join(b"\x05%05dV" % number for number in range(18_000))
 
         _, found = headers(table(content))
@@ -71,7 +71,7 @@ class TestHeaders:
         assert len(found) == 18_000
 
     def test_with_a_moment_beyond_all_years_keep_the_number(self) -> None:
-        """Nothing is lost of a header that is no time to Python."""
+        """A header that Python cannot represent as a time keeps its value."""
         content = b"\x01tT" + struct.pack(">Q", 2**64 - 1)
 
         assert timestamp_header(struct.pack(">Q", 2**64 - 1)) == (8, 2**64 - 1)
@@ -80,7 +80,7 @@ class TestHeaders:
 
 class TestATimestamp:
     def test_in_seconds_is_a_moment(self) -> None:
-        """What AMQP says."""
+        """AMQP defines timestamps in seconds."""
         moment = datetime(2026, 4, 27, tzinfo=UTC)
 
         assert timestamp_property(struct.pack(">Q", int(moment.timestamp()))) == (8, moment)
@@ -89,7 +89,7 @@ class TestATimestamp:
         "number", [2**64 - 1, 1_777_000_000_000_000_000, 1_777_000_000_000_000]
     )
     def test_in_another_unit_does_no_harm(self, number: int) -> None:
-        """It is left out if no calendar has it."""
+        """It is omitted if it is outside the calendar."""
         consumed, _ = timestamp_property(struct.pack(">Q", number))
 
         assert consumed == 8
@@ -97,5 +97,5 @@ class TestATimestamp:
 
 class TestShortText:
     def test_that_is_not_utf8_is_escaped(self) -> None:
-        """A routing key is any bytes to the broker."""
+        """To the broker a routing key is arbitrary bytes."""
         assert short_text(b"\x03a\xffbrest") == (4, "a\\xffb")

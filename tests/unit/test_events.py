@@ -51,7 +51,7 @@ CASES = [(name, status) for name in KINDS for status in STATUSES]
 
 
 def row_in(status: str) -> list[Message]:
-    """Give a history that ends in a status without touching the row's other times."""
+    """Return a history that ends in a status without changing the row's other times."""
     first = planned("e", payload={"props": {"a": 1}}, sequence=1, occurred_at=PLANNED_AT)
     return [first, reverted("e", status, sequence=2, occurred_at=MOVED_AT)]
 
@@ -80,7 +80,7 @@ async def event(path: Path, event_id: str = "e") -> dict[str, Any] | None:
 class TestKinds:
     @pytest.mark.parametrize(("name", "status"), CASES)
     async def test_do_what_the_table_says(self, tmp_path: Path, name: str, status: str) -> None:
-        """Each kind, from each status: the row afterwards, in every column."""
+        """For each kind and each status, every column of the resulting row is right."""
         message, table = KINDS[name]
         expected = row(status=status)
         if becomes := table[status]:
@@ -107,7 +107,7 @@ class TestKinds:
     async def test_take_their_times_from_the_message_alone(
         self, tmp_path: Path, build: Any
     ) -> None:
-        """A time that the message leaves out is null, even if there was one."""
+        """A time that the message leaves out becomes null, even if there was one before."""
         without = build("e", sequence=2**40)
         without["payload"] = {"event_id": "e"}
 
@@ -117,7 +117,7 @@ class TestKinds:
         assert kept == [(None if build is started else STARTED_AT, None)]
 
     async def test_revert_leaves_the_times(self, tmp_path: Path) -> None:
-        """Taking a status back sets the status and updated_at, and nothing else."""
+        """Reverting a status sets the status and updated_at, and nothing else."""
         history = [planned("e"), started("e"), completed("e"), reverted("e", "planned")]
 
         await project(tmp_path / "p.db", history)
@@ -128,14 +128,14 @@ class TestKinds:
 
 class TestGetEvent:
     async def test_gives_none_for_an_unknown_event(self, tmp_path: Path) -> None:
-        """There is no row, so there is nothing."""
+        """An unknown event has no row, so the result is None."""
         await project(tmp_path / "p.db", [planned("e-1")])
 
         assert await event(tmp_path / "p.db", "e-2") is None
         assert await event(tmp_path / "p.db", "") is None
 
     async def test_parses_props(self, tmp_path: Path) -> None:
-        """Props are a dict, whatever they hold; without any it is empty."""
+        """Props are a dict, whatever they hold, and an empty one by default."""
         props = {"b": [1, {"c": None}], "a": "\U0001f600", "n": 1.5}
 
         await project(tmp_path / "p.db", [planned("e", payload={"props": props}), planned("f")])
@@ -167,7 +167,7 @@ class TestGetEvent:
 class TestLists:
     @staticmethod
     async def fill(path: Path) -> None:
-        """Plan in another order than that of ids, and end some."""
+        """Plan events in an order that differs from that of their ids, and end some."""
         at = "2026-04-27T10:00:0{}Z".format
         await project(
             path,
@@ -185,7 +185,7 @@ class TestLists:
         )
 
     async def test_active_events_are_planned_or_going_on(self, tmp_path: Path) -> None:
-        """Those of one chat, in the order of planning, then of ids."""
+        """The events of one chat, in the order of planning, then of ids."""
         await self.fill(tmp_path / "p.db")
 
         async with Reader(tmp_path / "p.db") as reader:
@@ -203,7 +203,7 @@ class TestLists:
     async def test_events_in_one_status(
         self, tmp_path: Path, status: Status, event_ids: list[str]
     ) -> None:
-        """Those of one chat in that status, in the order of planning."""
+        """The events of one chat in that status, in the order of planning."""
         await self.fill(tmp_path / "p.db")
 
         async with Reader(tmp_path / "p.db") as reader:
@@ -212,7 +212,7 @@ class TestLists:
         assert [e["event_id"] for e in found] == event_ids
 
     async def test_of_an_unknown_chat_are_empty(self, tmp_path: Path) -> None:
-        """Nothing is planned in a chat that nobody has heard of."""
+        """An unknown chat has no events."""
         await self.fill(tmp_path / "p.db")
 
         async with Reader(tmp_path / "p.db") as reader:
@@ -226,7 +226,7 @@ class TestLists:
     async def test_use_an_index_of_the_chat(
         self, tmp_path: Path, query: str, parameters: tuple[str, ...], index: str
     ) -> None:
-        """No read looks at the events of other chats, and the most frequent at none that ended."""
+        """No query reads other chats' events, and the most frequent one reads no ended events."""
         await self.fill(tmp_path / "p.db")
 
         async with Reader(tmp_path / "p.db") as reader:

@@ -36,10 +36,10 @@ class Text(Payload):
 
 
 class Failures:
-    """How often a handler was run, and how often it is to fail."""
+    """How often a handler ran, and how often it is to fail."""
 
     def __init__(self, failures: int) -> None:
-        """Fail so often."""
+        """Fail this many times."""
         self.left = failures
         self.runs = 0
 
@@ -50,7 +50,7 @@ async def written(tx: Transaction, message: Message[Text]) -> None:
 
 
 def notebook() -> Registry:
-    """Give a projection with a handler for each way in which one can fail."""
+    """Return a projection with one handler for each way in which a handler can fail."""
     registry = Registry()
     registry.projection(table="notes", version=1, schema=(TABLE,))
     registry.on("written")(written)
@@ -82,7 +82,7 @@ def notebook() -> Registry:
 
 
 def flaky_notebook(left: Failures) -> Registry:
-    """Give a projection with a handler that fails so often."""
+    """Return a projection whose handler fails a given number of times."""
     registry = notebook()
 
     @registry.on("flaky")
@@ -138,7 +138,7 @@ class TestHandlerThatFails:
     async def test_costs_its_neighbours_nothing(
         self, tmp_path: Path, failing: Wire, detail: str, batch_size: int, *, again: bool
     ) -> None:
-        """Its message is rejected with what went wrong, and has left no trace in the file."""
+        """Its message is rejected with the error, and leaves no trace in the file."""
         batch = [said("written", "a", "1", id="a"), failing, said("written", "b", "2", id="b")]
         batches = [batch[n : n + batch_size] for n in range(0, 3, batch_size)]
 
@@ -152,7 +152,7 @@ class TestHandlerThatFails:
         assert rows(tmp_path / "p.db", LOGGED) == [("a",), ("b",)]
 
     async def test_costs_its_own_stream_nothing(self, tmp_path: Path) -> None:
-        """The stream goes on as if the message had never been."""
+        """The stream continues as if the message had never been published."""
         failing = said("raised", "a", sequence=2)
         first, last = said("written", "a", "1", sequence=1), said("written", "a", "3", sequence=3)
 
@@ -164,7 +164,7 @@ class TestHandlerThatFails:
 
     @pytest.mark.parametrize("again", [False, True])
     async def test_fails_again_beside_what_is_known(self, tmp_path: Path, *, again: bool) -> None:
-        """The same batch, delivered once more, is decided in the same way."""
+        """When the same batch is redelivered, it is decided in the same way."""
         batch = [said("written", "a", "1"), said("raised", "a"), said("written", "a", "3")]
         await project(tmp_path / "p.db", batch, registry=notebook())
 
@@ -174,7 +174,7 @@ class TestHandlerThatFails:
         assert rows(tmp_path / "p.db", NOTES) == [("a", "13")]
 
     async def test_leaves_no_head_behind(self, tmp_path: Path) -> None:
-        """What was rejected makes no later message late."""
+        """A rejected message makes no later message late."""
         failing, next_ = said("raised", "a", sequence=9), said("written", "a", "1", sequence=1)
 
         outcomes = await project(tmp_path / "p.db", [failing], [next_], registry=notebook())
@@ -182,7 +182,7 @@ class TestHandlerThatFails:
         assert verdicts(outcomes) == ["handler_failed", "applied"]
 
     async def test_decides_the_rest_of_the_batch_as_ever(self, tmp_path: Path) -> None:
-        """Duplicates, late ones and conflicts are found one by one, too."""
+        """Duplicates, late messages and conflicts are found one by one, too."""
         first = said("written", "a", "2", id="m", sequence=2)
         batch = [
             said("raised", "x"), first, said("written", "a", "1", sequence=1), first,
@@ -199,7 +199,7 @@ class TestHandlerThatFails:
 
 class TestAHandlerThatCatches:
     async def test_hides_no_failure_of_another(self, tmp_path: Path) -> None:
-        """What waited behind a statement that failed is written all the same."""
+        """Statements deferred behind a failed one are still written."""
         registry = notebook()
 
         @registry.on("caught")
@@ -218,7 +218,7 @@ class TestAHandlerThatCatches:
 
 class TestATableThatEndsTheTransaction:
     async def test_stops_the_worker_before_anything_is_acked(self, tmp_path: Path) -> None:
-        """Nothing of the batch commits by itself, and no outcome says that it did."""
+        """No part of the batch commits, and no outcome claims that it did."""
         registry = Registry()
         registry.projection(
             table="notes",
@@ -243,7 +243,7 @@ class TestRetry:
     async def test_applies_a_message_that_fails_for_a_while(
         self, tmp_path: Path, failures: int
     ) -> None:
-        """Three times alone after its batch, and then with its batch; no failure leaves a trace."""
+        """It is tried alone three times, then with its batch; failures leave no trace."""
         counted = Failures(failures)
 
         outcomes = await project(
@@ -255,7 +255,7 @@ class TestRetry:
         assert rows(tmp_path / "p.db", NOTES) == [("a", "1")]
 
     async def test_ends(self, tmp_path: Path) -> None:
-        """After the third attempt alone the message is rejected."""
+        """After the third attempt alone, the message is rejected."""
         counted = Failures(4)
 
         outcomes = await project(
@@ -274,7 +274,7 @@ class TestOutcomeOfAHandler:
     async def test_is_a_failure_whatever_it_raises(
         self, tmp_path: Path, raised: type[BaseException]
     ) -> None:
-        """Nothing ends the process, and no message is lost without a word."""
+        """No exception ends the process, and no message is lost silently."""
         registry = notebook()
 
         @registry.on("exploded")
@@ -289,7 +289,7 @@ class TestOutcomeOfAHandler:
         assert f"{raised.__name__}:" in detail_of(outcomes[1])
 
     async def test_is_none_if_the_task_is_cancelled(self, tmp_path: Path) -> None:
-        """That is nobody's fault, and leaves the batch as it was."""
+        """A cancellation is nobody's fault and leaves the batch as it was."""
         registry, running = notebook(), asyncio.Event()
 
         @registry.on("waited")
@@ -307,7 +307,7 @@ class TestOutcomeOfAHandler:
         assert rows(tmp_path / "p.db", LOGGED) == []
 
     async def test_is_none_without_memory(self, tmp_path: Path) -> None:
-        """As with a database that cannot commit: the batch is held, and applied later."""
+        """As when the database cannot commit, the batch is held and applied later."""
         registry, lacks = notebook(), [True]
 
         @registry.on("large")
@@ -332,7 +332,7 @@ class Counter:
     """How often handlers ran."""
 
     def __init__(self, registry: Registry) -> None:
-        """Count those of a registry."""
+        """Count the runs of a registry's handlers."""
         self.runs = 0
         for kind, handler in registry.handlers.items():
             registry.handlers[kind] = self._counted(handler)
@@ -348,7 +348,7 @@ class Counter:
 class TestTheCostOfAFailure:
     @pytest.mark.parametrize("failing", ["raises", "constraint", "no sql", "no table to ask"])
     async def test_is_a_second_pass_for_the_others(self, tmp_path: Path, failing: str) -> None:
-        """However many streams fail, and however they do."""
+        """This holds however many streams fail, and in whatever way."""
         bad, _ = FAILING[failing]
         good = [said("written", f"g-{n}", "1") for n in range(90)]
         fails = [said(bad["kind"], f"x-{n}", bad["payload"]["text"]) for n in range(10)]
@@ -362,7 +362,7 @@ class TestTheCostOfAFailure:
         assert counter.runs <= 2 * len(good) + (1 + 3) * len(fails)
 
     async def test_is_a_few_folds_of_its_own_stream(self, tmp_path: Path) -> None:
-        """Also among many late ones, of which it takes none along."""
+        """This also holds among many late messages, which are all applied."""
         old = [said("written", "a", "1", sequence=n) for n in range(1000, 1100)]
         late = [said("written", "a", "1", sequence=n) for n in range(100)]
         late[50] = said("raised", "a", sequence=50)
@@ -377,7 +377,7 @@ class TestTheCostOfAFailure:
         assert rows(tmp_path / "p.db", NOTES) == [("a", "1" * 199)]
 
     async def test_is_a_few_folds_if_all_fail(self, tmp_path: Path) -> None:
-        """A hundred bad messages of one stream are found in one go."""
+        """A hundred bad messages of one stream are found in one pass."""
         registry = notebook()
         counter = Counter(registry)
         good = [said("written", "a", "1") for _ in range(20)]
@@ -391,7 +391,7 @@ class TestTheCostOfAFailure:
 
 class TestALateMessage:
     async def test_is_rejected_if_it_breaks_an_older_one(self, tmp_path: Path) -> None:
-        """The rows and the log stay those of the stream without it, and it says which one."""
+        """The rows and the log stay as without it, and the error names the older message."""
         registry = notebook()
         before = [said("written", "a", "1", sequence=1), said("needs_row", "a", id="o", sequence=3)]
         late = said("removed", "a", sequence=2)
@@ -410,7 +410,7 @@ class TestALateMessage:
         assert (await audited(tmp_path / "p.db", registry)).differing == 0
 
     async def test_that_breaks_an_older_one_is_found_among_others(self, tmp_path: Path) -> None:
-        """Its neighbours of the same stream are applied."""
+        """The other late messages of the same stream are applied."""
         registry = notebook()
         before = [said("written", "a", "1", sequence=1), said("needs_row", "a", sequence=50)]
         late = [said("written", "a", "2", sequence=n) for n in range(2, 9)]
@@ -423,7 +423,7 @@ class TestALateMessage:
         assert (await audited(tmp_path / "p.db", registry)).differing == 0
 
     async def test_names_an_older_one_that_fails_without_it(self, tmp_path: Path) -> None:
-        """All late ones are rejected, in a few folds; what comes in order is applied."""
+        """All late ones are rejected in a few folds; messages in order are applied."""
         before = [said("written", "a", "1", sequence=n) for n in range(50, 60)]
         before[3] = said("flaky", "a", "f", id="o", sequence=53)
         await project(tmp_path / "p.db", before, registry=flaky_notebook(Failures(0)))
@@ -438,7 +438,7 @@ class TestALateMessage:
         assert counter.runs <= 5 * len(before + batch)
 
     async def test_names_an_older_one_that_fits_no_model(self, tmp_path: Path) -> None:
-        """A release with a stricter model than that which accepted the old message."""
+        """A release may have a stricter model than the one that accepted the old message."""
         strict = Registry()
         strict.projection(table="notes", version=1, schema=(TABLE,))
 
@@ -458,7 +458,7 @@ class TestALateMessage:
         assert "'written' failed for an older message, 'o': Validation" in detail_of(outcome)
 
     async def test_names_the_rows_that_cannot_be_removed(self, tmp_path: Path) -> None:
-        """Somebody's trigger may forbid what a fold needs."""
+        """A user's trigger may prevent what a fold needs."""
         old, late = said("written", "a", "2", sequence=2), said("written", "a", "1", sequence=1)
         await project(tmp_path / "p.db", [old], registry=notebook())
         change(tmp_path / "p.db", FORBIDDEN)
@@ -481,7 +481,7 @@ def speaking(letter: str) -> Any:
 
 class TestRegrouping:
     async def test_keeps_the_order_of_each_stream(self, tmp_path: Path) -> None:
-        """Statements of many streams run together, and each stream's in its own order."""
+        """Statements of many streams run together, but each stream's run in order."""
         registry = Registry()
         registry.projection(table="notes", version=1, schema=(TABLE,))
         for letter in "abc":

@@ -44,7 +44,7 @@ def connect(server: HealthServer) -> socket.socket:
 
 
 def ask(server: HealthServer, path: str, method: str = "GET") -> Response:
-    """Ask as any client does."""
+    """Send a request as any client would."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=patience())
     try:
         connection.putrequest(method, path)
@@ -60,7 +60,7 @@ async def get(server: HealthServer, path: str, method: str = "GET") -> Response:
 
 
 def exchange(server: HealthServer, sent: bytes) -> bytes:
-    """Send bytes as they are; give what comes back until the server closes."""
+    """Send bytes unchanged; return what arrives until the server closes the connection."""
     with connect(server) as client:
         return _exchange(client, sent)
 
@@ -79,7 +79,7 @@ def _exchange(client: socket.socket, sent: bytes) -> bytes:
 
 class TestAnAnswer:
     async def test_tells_that_the_worker_is_well(self, server: HealthServer) -> None:
-        """200, and a document with the state."""
+        """The answer is 200 with a document that names the state."""
         for path in ("/livez", "/readyz", "/readyz?verbose"):
             status, headers, body = await get(server, path)
 
@@ -92,7 +92,7 @@ class TestAnAnswer:
     async def test_tells_why_the_worker_is_not_ready(
         self, facts: Facts, server: HealthServer
     ) -> None:
-        """503 with the reason, while it stays live."""
+        """The answer is 503 with the reason, while the worker stays live."""
         facts.state, facts.problem = State.HOLDING, "The disk is full."
 
         status, _, body = await get(server, "/readyz")
@@ -102,7 +102,7 @@ class TestAnAnswer:
         assert (await get(server, "/livez"))[0] == 200
 
     async def test_gives_the_metrics(self, server: HealthServer) -> None:
-        """As Prometheus reads them."""
+        """They are in Prometheus's format."""
         status, headers, body = await get(server, "/metrics")
 
         assert status == 200
@@ -122,7 +122,7 @@ class TestAnAnswer:
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
     async def test_to_another_method_is_no(self, server: HealthServer, method: str) -> None:
-        """405, with what is allowed."""
+        """The answer is 405, with the allowed methods."""
         status, headers, _ = await get(server, "/livez", method)
 
         assert (status, headers["Allow"]) == (405, "GET, HEAD")
@@ -132,7 +132,7 @@ class TestAnAnswer:
         ["/", "/metrics/", "/../../etc/passwd", "/livez/../metrics", "//metrics", "/%6divez", "*"],
     )
     async def test_to_another_path_is_not_found(self, server: HealthServer, path: str) -> None:
-        """Paths are compared as they are; no file is behind them."""
+        """Paths are compared literally, and no path leads to a file."""
         status, _, body = await get(server, path)
 
         assert (status, body) == (404, b"Not Found\n")
@@ -141,7 +141,7 @@ class TestAnAnswer:
         "sent", [b"\r\n\r\n", b"GET /livez\r\n\r\n", b"GET / SPDY/1\r\n\r\n", b"\xff\x00\r\n\r\n"]
     )
     async def test_to_nonsense_is_a_bad_request(self, server: HealthServer, sent: bytes) -> None:
-        """What is not HTTP is told so."""
+        """Input that is not HTTP gets an answer that says so."""
         answer = await asyncio.to_thread(exchange, server, sent)
 
         assert answer.startswith(b"HTTP/1.1 400 ")
@@ -151,7 +151,7 @@ class TestTheServer:
     async def test_answers_while_the_loop_is_stuck(
         self, facts: Facts, server: HealthServer
     ) -> None:
-        """A handler that blocks the worker's loop is told as not live."""
+        """A worker whose loop is blocked by a handler is reported as not live."""
         facts.loop_turned_at = time.monotonic() - LOOP_SECONDS - 1
         answers: list[Response] = []
         asking = threading.Thread(target=lambda: answers.append(ask(server, "/livez")))
@@ -179,12 +179,12 @@ class TestTheServer:
         assert "WORKER_HEALTH_PORT" in caught.value.hint
 
     async def test_names_an_address_of_another_machine(self, facts: Facts) -> None:
-        """198.51.100.0/24 is nobody's (RFC 5737)."""
+        """No machine has the address 198.51.100.0/24 (RFC 5737)."""
         with pytest.raises(HealthUnavailable, match=r"198\.51\.100\.1"):
             await server_of(facts, "198.51.100.1").__aenter__()
 
     async def test_ends_with_its_block(self, facts: Facts) -> None:
-        """Port, connections and thread are gone, idle clients or not."""
+        """Port, connections and thread are gone, even with idle clients."""
         async with server_of(facts) as server:
             idle = connect(server)
             await get(server, "/livez")
@@ -197,7 +197,7 @@ class TestTheServer:
 
 
 class TestAHostileClient:
-    """Costs the others nothing."""
+    """It costs other clients nothing."""
 
     async def test_may_hold_a_thousand_sockets(
         self, server: HealthServer, facts: Facts, monkeypatch: pytest.MonkeyPatch
@@ -223,7 +223,7 @@ class TestAHostileClient:
     async def test_may_send_one_byte_at_a_time(
         self, server: HealthServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its time is that of the whole request: each byte wins it none."""
+        """The limit applies to the whole request, so no byte extends it."""
         monkeypatch.setattr(served, "REQUEST_SECONDS", 0.2)
         clients = [connect(server) for _ in range(10)]
         for client in clients:
@@ -252,7 +252,7 @@ class TestAHostileClient:
     async def test_may_read_nothing(
         self, server: HealthServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What waits to be sent to it is dropped in its time, and its connection is closed."""
+        """The pending answer is dropped at the limit, and the connection is closed."""
         monkeypatch.setattr(served, "REQUEST_SECONDS", 0.2)
         # More than the kernel buffers for a peer that does not read.
         big = served.Answer(http.HTTPStatus.OK, b"x" * 32 * 1024 * 1024)

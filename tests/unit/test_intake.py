@@ -1,4 +1,4 @@
-"""The bytes are made by pamqp, which the worker's reader does not use."""
+"""pamqp encodes the bytes, and the worker's reader does not use pamqp."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def delivered(delivery: Delivery) -> Arrival:
 
 
 def frames(tag: int, body: bytes = b"", channel: int = CONSUMING, size: int = 50) -> bytes:
-    """Give the frames of one delivery, its body cut into pieces of a size."""
+    """Return the frames of one delivery, with its body split into pieces of a given size."""
     method = Basic.Deliver("consumer", tag, False, "exchange", f"key {tag}")  # noqa: FBT003
     header = ContentHeader(0, len(body), Basic.Properties("application/json", message_id=str(tag)))
     pieces = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
@@ -39,14 +39,14 @@ def frames(tag: int, body: bytes = b"", channel: int = CONSUMING, size: int = 50
 
 
 def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:
-    """Give the bytes as a connection may hand them over."""
+    """Return the bytes in chunks, as a connection may deliver them."""
     edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
     for start, end in pairwise(edges):
         yield data[start:end]
 
 
 async def fed(chunks: Iterator[bytes] | Sequence[bytes]) -> tuple[list[Arrival], bytes]:
-    """Give what arrived, and what was left for the library."""
+    """Return what arrived, and what was left for the library."""
     intake = Intake(delivered)
     reader = IntakeReader(intake)
     for chunk in chunks:
@@ -75,7 +75,7 @@ class TestDeliveries:
     def test_are_taken_however_the_bytes_are_cut(
         self, sent: list[tuple[str, bytes]], places: list[int]
     ) -> None:
-        """Each is given whole and once, in order; the library gets all other frames and no more."""
+        """Each arrives whole, once and in order; the library gets exactly the other frames."""
         bodies = [content for kind, content in sent if kind == "delivery"]
         tags = iter(range(1, len(bodies) + 1))
         data = b"".join(
@@ -91,7 +91,7 @@ class TestDeliveries:
         assert others.count(beat) >= given.count(beat)
 
     async def test_carry_what_the_broker_said(self) -> None:
-        """The rest of the properties is decoded when somebody asks."""
+        """The other properties are decoded on demand."""
         (arrival,), _ = await fed([frames(1, b"{}")])
 
         delivery = arrival.delivery
@@ -114,7 +114,7 @@ class TestDeliveries:
         assert others.replace(BEAT, b"") == other
 
     async def test_keep_the_connection_alive(self) -> None:
-        """The library hears of a peer that sends nothing but deliveries."""
+        """The library notices a peer that sends only deliveries."""
         moments = iter([0.0, BEAT_SECONDS / 2, BEAT_SECONDS, BEAT_SECONDS * 2])
         reader = IntakeReader(Intake(delivered), clock=lambda: next(moments))
         for tag in range(1, 5):
@@ -126,7 +126,7 @@ class TestDeliveries:
 
 class TestTaking:
     def test_decodes_in_order_and_each_once(self) -> None:
-        """Some ahead, the others when they are taken."""
+        """Some are decoded ahead, the others when they are taken."""
         decoded: list[int] = []
 
         def decode(delivery: Delivery) -> Arrival:
@@ -145,7 +145,7 @@ class TestTaking:
         assert decoded == [1, 2, 3, 4, 5]
 
     def test_gives_only_a_few_large_ones_at_once(self) -> None:
-        """A batch of the largest bodies must not keep the loop from its heartbeats."""
+        """A batch of the largest bodies must not delay the loop's heartbeats."""
         intake = Intake(delivered)
         for tag in range(1, 7):
             intake.add(Delivery(bytes(BATCH_BYTES // 2), tag))
@@ -157,7 +157,7 @@ class TestTaking:
         assert taken == [2, 2, 2, 0]
 
     def test_leaves_one_that_cannot_be_decoded_where_it_is(self) -> None:
-        """An ack for those behind it would be one for it, too."""
+        """Acking those behind it would ack it, too."""
 
         def decode(delivery: Delivery) -> Arrival:
             if delivery.tag == 2:
@@ -176,24 +176,24 @@ class TestTaking:
 
 
 class Socket(asyncio.Transport):
-    """A connection that notes whether it is read."""
+    """A connection that records whether it is being read."""
 
     def __init__(self) -> None:
-        """Begin as one that is read and open."""
+        """Start as open and being read."""
         super().__init__()
         self.reads = True
         self.is_open = True
 
     def pause_reading(self) -> None:
-        """Take a note of it."""
+        """Record the call."""
         self.reads = False
 
     def resume_reading(self) -> None:
-        """Take a note of it."""
+        """Record the call."""
         self.reads = True
 
     def is_closing(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the connection has ended."""
         return not self.is_open
 
 
@@ -202,7 +202,7 @@ def applied(taken: list[Arrival]) -> list[Outcome]:
 
 
 class TestAFullIntake:
-    """Full with 1,000 bytes, of which a connection may read 100 in each of its short seconds."""
+    """It is full at 1,000 bytes; a connection may read 100 bytes per short interval."""
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ class TestAFullIntake:
 
     @pytest.fixture
     async def full(self) -> tuple[Intake, IntakeReader, Socket]:
-        """Return a full intake, what reads into it, and the connection."""
+        """Return a full intake, its reader and its connection."""
         filled, socket = Intake(delivered), Socket()
         reader = IntakeReader(filled)
         reader.set_transport(socket)
@@ -222,7 +222,7 @@ class TestAFullIntake:
     async def test_reads_no_further_delivery_until_some_are_settled(
         self, full: tuple[Intake, IntakeReader, Socket]
     ) -> None:
-        """What is taken still counts."""
+        """Deliveries that have been taken still count."""
         filled, reader, socket = full
         before = socket.reads
         reader.feed_data(frames(2, b"x"))
@@ -233,7 +233,7 @@ class TestAFullIntake:
         assert (before, meanwhile, socket.reads) == (True, False, True)
 
     async def test_counts_headers_like_bodies(self) -> None:
-        """Those of a message without a body may be as large as a frame."""
+        """The headers of a message without a body may be as large as a frame."""
         (arrival,), _ = await fed([frames(1, b"x" * 1_000)])
 
         assert 1_000 < arrival.delivery.size < len(frames(1, b"x" * 1_000))
@@ -241,7 +241,7 @@ class TestAFullIntake:
     async def test_reads_the_answers_of_the_broker_while_nothing_is_delivered(
         self, full: tuple[Intake, IntakeReader, Socket]
     ) -> None:
-        """A suspect that fills the intake alone is settled only after such an answer."""
+        """A suspect that fills the intake by itself is settled only after such an answer."""
         _, reader, socket = full
         reader.feed_data(frame.marshal(Basic.CancelOk("consumer"), CONSUMING))
 
@@ -250,7 +250,7 @@ class TestAFullIntake:
     async def test_reads_slowly_and_hears_heartbeats(
         self, full: tuple[Intake, IntakeReader, Socket]
     ) -> None:
-        """So neither the broker nor the library takes the other side for dead."""
+        """Neither the broker nor the library takes the other side for dead."""
         _, reader, socket = full
         reader.feed_data(frames(2, b"x"))
         for _ in range(3):
@@ -262,7 +262,7 @@ class TestAFullIntake:
         assert (await reader.readexactly(3 * len(heard))).count(BEAT) >= 3
 
     async def test_goes_on_reading_as_ever(self, full: tuple[Intake, IntakeReader, Socket]) -> None:
-        """Once there is room, the slow reading ends, and so does it with the connection."""
+        """The slow reading ends once there is room, and when the connection ends."""
         filled, reader, socket = full
         reader.feed_data(frames(2, b"x"))
         filled.settled(applied(filled.take(2)))
@@ -276,7 +276,7 @@ class TestAFullIntake:
     async def test_ends_with_its_connection(
         self, full: tuple[Intake, IntakeReader, Socket], *, is_read: bool
     ) -> None:
-        """Whether or not the end of the connection is read."""
+        """This holds whether or not the end of the connection is read."""
         _, reader, socket = full
         reader.feed_data(frames(2, b"x"))
         if is_read:
@@ -290,7 +290,7 @@ class TestAFullIntake:
     async def test_does_not_keep_what_is_beyond_twice_its_size(
         self, full: tuple[Intake, IntakeReader, Socket]
     ) -> None:
-        """It is given back once there is room, and nothing behind it is kept before."""
+        """Excess deliveries are returned once there is room, and none behind them is kept first."""
         filled, reader, _ = full
         for tag in range(2, 6):
             reader.feed_data(frames(tag, b"x" * 500))
@@ -309,14 +309,14 @@ class TestAFullIntake:
 class TestWhatIsNotUnderstood:
     @pytest.mark.parametrize("spoiled", [b"AMQP\x00\x00\x09\x01", b"\x00" * 9, b"\x09" + b"x" * 20])
     async def test_is_left_to_the_library_with_all_that_follows(self, spoiled: bytes) -> None:
-        """It says what is wrong, and ends the connection."""
+        """The library reports the error and ends the connection."""
         arrived, others = await fed([frames(1, b"{}"), spoiled + frames(2, b"{}"), b"more"])
 
         assert [arrival.delivery.tag for arrival in arrived] == [1]
         assert others == BEAT + spoiled + frames(2, b"{}") + b"more"
 
     async def test_is_a_frame_with_another_end(self) -> None:
-        """A length that lies is not believed."""
+        """A wrong length is not trusted."""
         spoiled = frames(1, b"{}")[:-1] + b"\x00"
 
         arrived, others = await fed([spoiled])
@@ -326,7 +326,7 @@ class TestWhatIsNotUnderstood:
 
     @pytest.mark.parametrize("second", ["mb", "mhhb", "mh", "mbh", "mhB", "hb", "m", ""])
     async def test_is_a_delivery_whose_frames_are_not_in_order(self, second: str) -> None:
-        """Nothing behind it is given: an ack for that would be one for what is missing, too."""
+        """Nothing behind it is taken, because an ack would cover the missing delivery, too."""
         parts: dict[str, FrameTypes] = {
             "m": Basic.Deliver("consumer", 2, False, "exchange", "key"),  # noqa: FBT003
             "h": ContentHeader(0, 2),
@@ -343,7 +343,7 @@ class TestWhatIsNotUnderstood:
         assert isinstance(reader.exception(), ConnectionError)
 
     async def test_is_a_frame_of_gigabytes(self) -> None:
-        """Nobody waits for the rest of it."""
+        """The worker does not wait for the rest of it."""
         spoiled = b"\x03\x00\x01\xff\xff\xff\xff" + b"x" * 20
 
         arrived, others = await fed([frames(1, b"{}") + spoiled])
@@ -352,7 +352,7 @@ class TestWhatIsNotUnderstood:
         assert others.replace(BEAT, b"") == spoiled
 
     async def test_is_a_delivery_that_is_too_short(self) -> None:
-        """It ends the connection, and nothing worse."""
+        """It ends the connection and nothing else."""
         short = METHOD_OF_FOUR_BYTES + bytes((0, 60, 0, 60)) + b"\xce"
         intake = Intake(delivered)
         reader = IntakeReader(intake)
