@@ -1,10 +1,11 @@
-"""One batch in a process of its own, again and again, so that each may be killed or made to fail.
+"""One batch in a separate process, as often as needed, so that each can be killed or made to fail.
 
     python -m tests.crash.one_batch
 
-Reads the path of a database and forks a child that projects `BATCH` into it: a fork is made in
-milliseconds where a new process imports for half a second. The child says when it is about to open
-the file and when it has, waits each time for a line, and says `held` or `done` for each try.
+Reads the path of a database and forks a child that projects `BATCH` into it. A fork takes
+milliseconds, while a new process would import for half a second. The child prints a line when it is
+about to open the file and when it has, waits for a line each time, and prints `held` or `done` for
+each attempt.
 """
 
 import asyncio
@@ -71,7 +72,7 @@ async def project(path: Path) -> None:
 
 def main() -> None:
     """Fork a child for each path, and report how it ended."""
-    # What is loaded here, no child loads; each call of a child stops for strace.
+    # Loaded here so that no child has to: strace stops each call of a child.
     shipped()
     while True:
         path = Path(hear())

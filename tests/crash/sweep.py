@@ -20,7 +20,7 @@ from tests.unit.projecting import arrivals, project, projecting
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
-# More calls than one batch makes: a sweep that gets here has not come to its end.
+# More calls than one batch makes: a sweep that gets this far would never end.
 TOO_MANY = 300
 
 
@@ -44,8 +44,8 @@ class Batches:
     def run(self, database: Path, fault: str, *, from_opening: bool) -> Run:
         """Project the batch with a fault.
 
-        The fault hits all threads, starting before the file is opened; or it hits only the thread that
-        opened the file, so that the disk works when the file is reopened.
+        The fault hits all threads, starting before the file is opened; or it hits only the thread
+        that opened the file, so that the disk works when the file is reopened.
         """
         calls, said = database.with_name("calls"), []
         self._say(database)
@@ -146,5 +146,5 @@ def _tables(database: Path) -> set[str]:
     try:
         return {name for (name,) in query(database, "SELECT name FROM sqlite_schema")}
     except sqlite3.OperationalError:
-        # A reader that finds a file of no size cannot make the WAL's index for it.
+        # A reader cannot create the WAL index of an empty file.
         return set()

@@ -45,7 +45,7 @@ async def require_whole(queues: Queues, database: Path, worker: WorkerProcess) -
 
 class TestADiskThatFails:
     @pytest.mark.parametrize("fault", [f"{SYNC}:error=EIO:when=1", "pwrite64:error=EIO:when=1+"])
-    async def test_is_asked_again_through_a_file_that_was_opened_anew(
+    async def test_is_asked_again_through_a_reopened_file(
         self, queues: Queues, database: Path, tmp_path: Path, worker: WorkerProcess, fault: str
     ) -> None:
         """The thread that met the error never writes again; the batch that was held commits."""
@@ -119,7 +119,7 @@ class TestAFileThatIsDamagedWhileItIsOpen:
         self, queues: Queues, database: Path, worker: WorkerProcess
     ) -> None:
         """It exits and acks nothing: waiting repairs no file, and no message is at fault."""
-        # A commit of another makes SQLite forget the pages that it has read.
+        # A commit by another connection makes SQLite drop its cached pages.
         change(database, "PRAGMA wal_checkpoint(TRUNCATE)")
         change(database, "PRAGMA user_version = 1")
         spoil_page(database, root_of(database, "log"))

@@ -13,7 +13,7 @@ from tests.proxy import BASIC_ACK, Proxy
 from tests.queues import Queues
 from tests.waiting import eventually, patiently
 
-# The promise. No other test holds the worker to a time, except that of the standby.
+# The promised time. Apart from the test of the standby, no other test checks a time.
 PROMISED_SECONDS = 5.0
 NAMES = ("SIGTERM", "SIGINT")
 

@@ -35,7 +35,7 @@ class TestAnError:
             "pwrite64:error=ENOSPC:when={}",
             "pwrite64:error=EIO:when={}",
             f"{SYNC}:error=EIO:when={{}}",
-            # Until the file is opened anew, by another thread.
+            # Until another thread reopens the file.
             "pwrite64:error=EIO:when={}+",
             f"{SYNC}:error=EIO:when={{}}+",
         ],
@@ -47,7 +47,7 @@ class TestAnError:
         runs = [run async for run in sweep(tmp_path, "closed", fault, from_opening=False)]
 
         assert Counter(run.exit_code for run in runs) == {0: len(runs)}
-        # The first call is one of the commit, the last ones are those of the closing.
+        # The first call belongs to the commit, the last ones to the closing.
         assert runs[0].said == ["held", "done"]
         for run in runs:
             assert run.said in (["done"], ["held", "done"]), run

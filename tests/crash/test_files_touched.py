@@ -53,7 +53,7 @@ class TestABackupCopiedOverARunningWorker:
         copy = backed_up(database)
         await queues.publish(SECOND)
         await worker.wait_until_settled(len(FIRST) + len(SECOND))
-        # The worker does so by itself now and again; here it is made to, so that it is soon.
+        # The worker does this by itself from time to time; the test forces it.
         change(database, "PRAGMA wal_checkpoint(TRUNCATE)")
         await queues.publish(SECOND[:1])
         await worker.wait_until_settled(len(FIRST) + len(SECOND) + 1)

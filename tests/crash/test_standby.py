@@ -33,7 +33,7 @@ class TestASecondWorkerOnTheFile:
         line = await second.wait_for_log("standing_by")
 
         assert f"pid {first.pid} on" in line["reason"]
-        # Long enough for it to have looked again, which it does twice a second.
+        # Long enough for it to check again, which it does twice a second.
         assert await second.outlives(1.5)
         assert len(second.said("standing_by")) == 1
         assert second.said("connected") == []

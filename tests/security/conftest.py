@@ -5,7 +5,7 @@ from tests.rabbitmq import RabbitMQNode
 from tests.security.password import CANARY, USER
 
 
-# Made once: each command of rabbitmqctl takes half a second of CPU.
+# Created once, because each command of rabbitmqctl takes half a second of CPU.
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def known_user(running_node: RabbitMQNode) -> str:
     """Return a user with a password; each test decides what the user may do."""

@@ -1,6 +1,6 @@
 """A user of the broker, and a password that is easy to find wherever it is written."""
 
-# In parts, so that no file of ours holds what looks like a credential.
+# Split, so that no file contains what looks like a credential.
 CANARY = "-".join(["S3CR3T", "canary"])
 USER = "projection"
 

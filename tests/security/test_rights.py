@@ -338,7 +338,7 @@ class TestAClaim:
         assert "may not claim queue" in shown
 
 
-# Of no account on the machine.
+# Ids that belong to no account on the machine.
 READER, READERS = 61_001, 61_002
 
 

@@ -85,7 +85,7 @@ class TestADamagedFile:
         database = tmp_path / "p.db"
         await project(database, MESSAGES)
         async with projecting(database) as projector:
-            # A commit of another makes SQLite forget the pages that it has read.
+            # A commit by another connection makes SQLite drop its cached pages.
             change(database, "UPDATE projections SET version = version + 0, table_name = 'events'")
             change(database, "PRAGMA user_version = 1")
             spoil_page(database, root_of(database, "log"))
@@ -163,7 +163,7 @@ async def write_too_much(writer: Writer) -> None:
             raise ValueError("the handler's own") from None
 
 
-# A limit that SQLite itself keeps; it cannot be raised again, so it needs a process of its own.
+# SQLite enforces this limit. It cannot be raised again, so it needs a separate process.
 WITHOUT_MEMORY = """
 import asyncio, sys
 from pathlib import Path

@@ -18,7 +18,7 @@ needs_pysqlite3 = pytest.mark.skipif(
     importlib.util.find_spec("pysqlite3") is None, reason="there is no pysqlite3 for this machine"
 )
 
-# What a program does that knows nothing of the worker's choice, with a SQLite that has the bug.
+# Simulates a program that has imported a SQLite with the bug.
 OLD_LIBRARY = """
 import sqlite3
 sqlite3.sqlite_version_info = (3, 40, 1)
@@ -163,7 +163,7 @@ class TestASQLiteThatLosesCommits:
         async with Writer(path) as writer:
             await writer.probe()
             before = path.read_bytes(), wal.read_bytes()
-        # As after a kill; a writer that closes checkpoints.
+        # As after a kill: closing a writer runs a checkpoint.
         path.write_bytes(before[0])
         wal.write_bytes(before[1])
 

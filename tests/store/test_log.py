@@ -11,7 +11,7 @@ from worker.store.log import BEFORE_ALL, Entry, Position
 from worker.store.streams import FIND
 
 AT = "2026-04-27T10:00:00.000000Z"
-# What a list of ids must carry through JSON and back.
+# Characters that a list of ids must preserve through JSON.
 STRANGE = ("'", '"', "%", "\U0001f600", "a\nb", "[1]", "1", "null", "\\", "\x01", "\u2028", "é")
 
 

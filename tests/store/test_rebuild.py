@@ -15,7 +15,7 @@ from worker.rebuild import Audit, Progress, audit, rebuild
 from worker.registry import Registry
 from worker.store.connection import Writer
 
-# Says how far it has come and waits for a line, or kills itself before a statement.
+# Prints its progress and waits for a line, or kills itself before a statement.
 REBUILD = """
 import asyncio, logging, os, signal, sys
 from pathlib import Path

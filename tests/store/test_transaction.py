@@ -269,7 +269,8 @@ class TestOrder:
         assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
 
 
-# Python's own sqlite3 gives these, with the primary code in the lowest byte; pysqlite3 the primary.
+# Python's sqlite3 reports these extended codes, with the primary code in the lowest byte; pysqlite3
+# reports primary codes.
 EXTENDED_CODES = {
     "SQLITE_BUSY_SNAPSHOT": 517,
     "SQLITE_IOERR_FSYNC": 1034,

@@ -119,7 +119,7 @@ class TestAFileThatIsOverwritten:
 
             with pytest.raises(StoreUnusable, match="was overwritten"):
                 await projector.project(arrivals(THIRD))
-        # SQLite has written its WAL into the copy when it was closed.
+        # SQLite wrote its WAL into the copy when it was closed.
         with pytest.raises(StoreUnusable, match="was overwritten") as refused:
             await project(path, THIRD)
         assert str(beside(path, ".lock")) in refused.value.hint

@@ -19,7 +19,7 @@ from tests.builders import (
 from tests.oracle import expected_rows
 from tests.unit.projecting import LOG, audited, project, rows, verdicts
 
-# Equal moments among them, written differently, so that the id decides.
+# Some are equal moments in different notations, so that the id decides.
 MOMENTS = (
     "2026-04-27T10:00:00Z",
     "2026-04-27T12:00:00+02:00",
@@ -128,7 +128,7 @@ class TestAnyOrder:
     async def test_gives_the_same_bytes_in_pieces(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:
-        """A history that arrives in pieces, with the file closed in between, gives the same rows."""
+        """A history that arrives in pieces, with the file closed between them, gives equal rows."""
         folder = tmp_path_factory.mktemp("pieces")
         history = data.draw(histories)
 

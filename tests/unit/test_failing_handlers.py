@@ -243,7 +243,7 @@ class TestRetry:
     async def test_applies_a_message_that_fails_for_a_while(
         self, tmp_path: Path, failures: int
     ) -> None:
-        """It is tried alone three times, then with its batch; failures leave no trace."""
+        """It gets three attempts alone, then runs with its batch; failures leave no trace."""
         counted = Failures(failures)
 
         outcomes = await project(

@@ -203,15 +203,15 @@ class TestAHostileClient:
         self, server: HealthServer, facts: Facts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The newest is answered, and the oldest are closed."""
-        # Nothing is closed for being slow.
+        # No connection is closed for being slow.
         monkeypatch.setattr(served, "REQUEST_SECONDS", 3600)
         with ExitStack() as stack:
             idle = []
             for number in range(1000):
                 idle.append(stack.enter_context(connect(server)))
                 if number % 50 == 0:
-                    # By its answer the server has accepted all that came before. The kernel drops
-                    # what is too much for its backlog, and repeats it only a second later.
+                    # The answer shows that the server has accepted all earlier ones. The kernel
+                    # drops what exceeds its backlog, and retries only a second later.
                     await get(server, "/livez")
             facts.loop_turned_at = time.monotonic()
             status, _, _ = await get(server, "/readyz")

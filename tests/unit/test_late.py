@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
-    """Return the snapshots from which folds begin."""
+    """Return the snapshots from which folds start."""
     found: list[Snapshot] = []
     usable = Addition.usable_snapshot
 
@@ -58,7 +58,7 @@ words = st.builds(
 
 
 class TestSnapshots:
-    """A fold that begins with remembered rows ends with the rows of a whole fold."""
+    """A fold that starts from remembered rows gives the rows of a full fold."""
 
     @pytest.mark.usefixtures("small")
     @settings(max_examples=100, deadline=None)
@@ -66,10 +66,10 @@ class TestSnapshots:
     async def test_give_the_rows_of_a_whole_fold(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:
-        """Any order, duplicates and batches; several tables, rows that go, tails of any length."""
+        """This holds for any order, duplicates, batches, tables, deleted rows and tail lengths."""
         path = tmp_path_factory.mktemp("late") / "p.db"
         history = data.draw(st.lists(words, min_size=1, max_size=40))
-        # Nearly in order, as clocks that differ make it, and a few far off.
+        # Nearly in order, as clocks that differ make it, and a few far out of order.
         shift = data.draw(st.sampled_from([1, 5, 40]))
         order = sorted(history, key=lambda m: m["sequence"] + data.draw(st.integers(0, shift)))
         arriving = [*order, *data.draw(st.lists(st.sampled_from(order), max_size=3))]
@@ -84,7 +84,7 @@ class TestSnapshots:
     @pytest.mark.usefixtures("small")
     @pytest.mark.parametrize("seed", range(4))
     async def test_are_used(self, tmp_path: Path, used: list[Snapshot], seed: int) -> None:
-        """Many folds begin with one: with a tail and without, with rows and without."""
+        """Many folds start from one: with and without a tail, with and without rows."""
         rng = Random(seed)
         history = [
             word(n, event_id=rng.choice("efg"), kind=rng.choice(["told", "marked", "wiped"]))
@@ -103,7 +103,7 @@ class TestSnapshots:
     async def test_spare_what_comes_in_order_behind_a_wrong_clock(
         self, tmp_path: Path, batch_size: int
     ) -> None:
-        """Each message is folded once, and the one from the future once a batch."""
+        """Each message is folded once, and the one from the future once per batch."""
         runs: list[int] = []
         arriving = [word(n) for n in range(200)]
 
@@ -120,7 +120,7 @@ class TestSnapshots:
     async def test_do_not_serve_what_comes_before_them(
         self, tmp_path: Path, used: list[Snapshot]
     ) -> None:
-        """A message from before a snapshot needs the whole fold, and the next one does not."""
+        """A message before a snapshot needs a full fold, and the next one does not."""
         history = [word(n) for n in (1, 9, 5, 3, 7)]
 
         await project(tmp_path / "p.db", *([each] for each in history), registry=telling())
@@ -131,7 +131,7 @@ class TestSnapshots:
     async def test_follow_what_comes_in_order_in_between(
         self, tmp_path: Path, used: list[Snapshot]
     ) -> None:
-        """Messages behind the head join the tail, and are folded with it at the next late one."""
+        """Messages after the head join the tail and are folded with the next late message."""
         order = [1, 9, 3, 10, 11, 4, 12, 5]
         history = [word(n) for n in order]
 
@@ -141,7 +141,7 @@ class TestSnapshots:
         assert [len(snapshot.tail or ()) for snapshot in used] == [3, 4]
 
     async def test_are_not_kept_of_many_rows(self, tmp_path: Path, used: list[Snapshot]) -> None:
-        """A table may have several rows of an event; their order is that of a whole fold."""
+        """If an event has several rows in a table, their order is that of a full fold."""
         registry = Registry()
         schema = ("CREATE TABLE steps (event_id, text)", "CREATE INDEX of ON steps (event_id)")
         registry.projection(table="steps", version=1, schema=schema)
@@ -160,12 +160,12 @@ class TestSnapshots:
 
 
 class TestWhatIsRemembered:
-    """A snapshot is a cache: it is dropped whenever it may not be what the file has."""
+    """A snapshot is a cache: it is dropped whenever it may differ from the file."""
 
     async def test_is_dropped_with_a_transaction_that_fails(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a commit that failed would have made is in no later fold."""
+        """No later fold contains what a failed commit would have written."""
         path = tmp_path / "p.db"
         history = [word(n) for n in (1, 9, 3)]
         async with projecting(path, telling()) as projector:
@@ -181,7 +181,7 @@ class TestWhatIsRemembered:
         assert rows_of(path, TALES) == expected([*history, last])
 
     async def test_is_dropped_when_somebody_else_has_written(self, tmp_path: Path) -> None:
-        """What another writer put into the stream is in the next fold."""
+        """The next fold contains what another writer added to the stream."""
         path = tmp_path / "p.db"
         history = [word(n) for n in (1, 9, 3, 4, 5)]
         async with (
@@ -196,7 +196,7 @@ class TestWhatIsRemembered:
     async def test_survives_a_batch_of_duplicates(
         self, tmp_path: Path, used: list[Snapshot]
     ) -> None:
-        """They change nothing, so what is remembered stays right."""
+        """Duplicates change nothing, so what is remembered stays right."""
         history = [word(n) for n in (1, 9, 3)]
         async with projecting(tmp_path / "p.db", telling()) as projector:
             for each in history:
@@ -222,7 +222,7 @@ async def insist(projector: Projector, each: Message) -> None:
 
 class TestFailures:
     async def test_of_some_late_streams_stop_no_others(self, tmp_path: Path) -> None:
-        """All that fail are found in one pass, also where the streams are read in pieces."""
+        """All failing streams are found in one pass, even if streams are read in pieces."""
         registry, runs = Registry(), list[str]()
         registry.projection(table="t", version=1, schema=("CREATE TABLE t (event_id PRIMARY KEY)",))
 
@@ -252,7 +252,7 @@ class TestFailures:
 class TestProgress:
     @pytest.mark.usefixtures("small")
     async def test_is_reported_after_every_piece(self, tmp_path: Path) -> None:
-        """Who watches sees a long fold go on, and which event it is."""
+        """An observer sees that a long fold makes progress, and for which event."""
         told: list[Folding] = []
         registry = telling()
         async with projecting_with(Writer(tmp_path / "p.db"), registry) as projector:

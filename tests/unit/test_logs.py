@@ -30,7 +30,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read(descriptor: int, until: bytes) -> list[str]:
-    """Read lines until one has this in it."""
+    """Read lines until one contains this text."""
     text = b""
     while until not in text:
         text += os.read(descriptor, PIPE_BYTES)
@@ -38,13 +38,13 @@ def read(descriptor: int, until: bytes) -> list[str]:
 
 
 class TestLines:
-    """What shares standard output with the worker, and what reads it, is left in peace."""
+    """Neither the processes that share standard output nor its reader are disturbed."""
 
     @pytest.mark.parametrize("is_blocking", [True, False])
     def test_of_a_shared_pipe_leave_it_as_it_is(
         self, pipe: tuple[int, int], *, is_blocking: bool
     ) -> None:
-        """A neighbour in a start script that found it non-blocking would fail with EAGAIN."""
+        """If the worker made it non-blocking, its neighbours would fail with EAGAIN."""
         reading, writing = pipe
         os.set_blocking(writing, is_blocking)
 
@@ -57,7 +57,7 @@ class TestLines:
     def test_that_nobody_reads_are_dropped_and_counted(
         self, pipe: tuple[int, int], *, is_blocking: bool
     ) -> None:
-        """Those that fit come in their order, then the number of the others."""
+        """Lines that fit come in order, followed by the number of dropped ones."""
         reading, writing = pipe
         os.set_blocking(writing, is_blocking)
         lines = Lines(writing)
@@ -95,7 +95,7 @@ class TestLines:
     async def test_of_a_worker_whose_output_is_closed_are_missed_by_nobody(
         self, database: Path, tmp_path: Path
     ) -> None:
-        """It runs, and says nothing on standard error."""
+        """The worker runs and writes nothing to standard error."""
         settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
         closing = ("sh", "-c", 'exec "$@" >&-', "sh")
 
@@ -111,7 +111,7 @@ class TestLines:
 
 class TestATerminalThatCloses:
     async def test_ends_the_worker_like_any_signal(self, database: Path, tmp_path: Path) -> None:
-        """With its lines, and after what was taken."""
+        """The worker finishes what it has taken, and writes its lines."""
         settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
         async with worker_process("run", settings=settings, folder=tmp_path) as worker:
             await worker.wait_for_log("connection_lost")
@@ -123,7 +123,7 @@ class TestATerminalThatCloses:
         assert worker.said("stopped")
 
     async def test_does_not_end_one_that_ignores_it(self, database: Path, tmp_path: Path) -> None:
-        """That is what nohup is for."""
+        """That is the purpose of nohup."""
         settings = environment(amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path)
         ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
         async with worker_process(

@@ -33,7 +33,7 @@ class TestBadMessages:
     def test_are_rejected_with_the_reason(
         self, raw: bytes | Message, reason: Reason, detail: str
     ) -> None:
-        """Each gets the machine's word, and a sentence that says where it is wrong."""
+        """Each gets its reason code and a sentence that says where the mistake is."""
         rejected = decoded(raw)
 
         assert isinstance(rejected, Rejected)
@@ -43,7 +43,7 @@ class TestBadMessages:
         assert len(rejected.detail) < 1_000
 
     async def test_cost_their_neighbours_nothing(self, tmp_path: Path) -> None:
-        """Between any two bad messages of one batch, the good one commits."""
+        """A good message between two bad ones of the same batch is committed."""
         good = [planned(f"e-{number:03}") for number in range(len(BAD))]
         pairs = zip(good, BAD.values(), strict=True)
         expected = [v for _, reason, _ in BAD.values() for v in ("applied", reason.value)]
@@ -56,7 +56,7 @@ class TestBadMessages:
 
     @pytest.mark.parametrize(("field", "value", "detail"), FIELDS)
     def test_of_a_bad_payload_name_the_field(self, field: str, value: Any, detail: str) -> None:
-        """The sentence says which field, and what it should have been."""
+        """The sentence names the field and says what it should have been."""
         rejected = decoded(planned("e", payload={field: value}))
 
         assert isinstance(rejected, Rejected)
@@ -64,7 +64,7 @@ class TestBadMessages:
         assert detail in rejected.detail
 
     def test_of_a_bad_envelope_are_not_called_bad_payloads(self) -> None:
-        """Whoever fixes it looks at the envelope first."""
+        """Whoever fixes the message should look at the envelope first."""
         rejected = decoded(planned("e", id="") | {"payload": {}})
 
         assert isinstance(rejected, Rejected)
@@ -95,7 +95,7 @@ class TestDetail:
         assert rejected.detail.count("s3cret") < 50
 
     async def test_of_a_conflict_stays_short(self, tmp_path: Path) -> None:
-        """It names the message and the event, which are both bounded."""
+        """It names the message and the event, both of which have bounded ids."""
         longest = "\N{GRINNING FACE}" * 255
 
         (_, conflict) = await project(
@@ -106,7 +106,7 @@ class TestDetail:
         assert len(conflict.rejected.detail) <= 2_000
 
     async def test_of_a_handler_stays_short(self) -> None:
-        """Whatever an exception says, the sentence is cut."""
+        """However long an exception's text is, the sentence is truncated."""
         assert len(Rejected(Reason.HANDLER_FAILED, "x" * 5_000).detail) == 2_000
 
 
@@ -122,23 +122,23 @@ class TestGoodMessages:
         ],
     )  # fmt: skip
     def test_hold_any_other_json(self, text: str, place: str) -> None:
-        """What JSON and the database can hold is taken, at any depth up to 150 at least."""
+        """Everything that JSON and the database can hold is accepted, at least 150 levels deep."""
         assert is_message(with_raw(text, place))
 
     def test_hold_keys_of_any_characters(self) -> None:
-        """A key is as free as a value."""
+        """A key may contain the same characters as a value."""
         assert is_message(with_key(BACKSLASH * 2 + "u0000"))
         assert is_message(with_key("😀'%"))
 
     @pytest.mark.parametrize("length", [1, 255])
     def test_have_identifiers_of_some_length(self, length: int) -> None:
-        """One to 255 characters, whatever their number of bytes."""
+        """They have 1 to 255 characters, whatever their number of bytes."""
         text = "😀" * length
 
         assert is_message(planned(text, id=text, payload={"chat_id": text, "kind": text}))
 
     def test_have_times_of_some_length(self) -> None:
-        """Up to 64 characters, of which those beyond microseconds are cut."""
+        """They have up to 64 characters; digits beyond microseconds are cut."""
         longest = f"2026-04-27T10:39:03.{'1' * 38}+00:00"
         message = decoded(planned("e", occurred_at=longest))
 
@@ -155,7 +155,7 @@ class TestGoodMessages:
         assert message.sequence == sequence
 
     def test_have_sequence_0_without_one(self) -> None:
-        """A publisher that has no log of its own leaves it out."""
+        """A publisher without a log of its own leaves it out."""
         built = planned("e")
         del built["sequence"]
         message = decoded(built)
@@ -164,7 +164,7 @@ class TestGoodMessages:
         assert message.sequence == 0
 
     async def test_keep_unknown_fields_in_the_log_and_ignore_them(self, tmp_path: Path) -> None:
-        """The body is kept as it was published, and the row is as if they were not there."""
+        """The body is kept as published, and the row is as if the fields were missing."""
         extra: dict[str, Any] = {"payload": {"note": "kept"}, "trace": ["t-1"]}
         raw = body(planned("e-1", **extra, id="m")).replace(b", ", b" ,\n")
 
@@ -185,7 +185,7 @@ class TestGoodMessages:
         ],
     )
     def test_may_have_equal_keys(self, twice: str, counted: str) -> None:
-        """The last one counts, in the envelope, the payload and beyond, each time alike."""
+        """The last one counts, in the envelope, the payload and elsewhere, every time."""
         payload = '{"event_id": "e-1", "chat_id": "a", "kind": "k", "props": {"a": 1}}'
         once = (
             '{"id": "m", "kind": "event_planned", "occurred_at": "2026-04-27T10:39:03Z", '
@@ -197,7 +197,7 @@ class TestGoodMessages:
         assert decoded(both) == decoded(once.replace(twice, counted).encode())
 
     async def test_survive_what_json_can_say(self, tmp_path: Path) -> None:
-        """Props come back as they were sent, and a stream of them can be folded anew."""
+        """Props come back as they were sent, and their stream can be folded again."""
         props = {
             "z": [1.5, -0.0, 2**63 - 1, 10**4_299, None, True],
             "\U0001f600": "a\x1f\u2028'\"\\u0000",
@@ -213,13 +213,13 @@ class TestGoodMessages:
 
 class TestSize:
     def test_is_taken_at_the_cap(self) -> None:
-        """The cap itself is allowed."""
+        """A message of exactly the maximum size is accepted."""
         raw = body(planned("e"))
 
         assert is_message(raw + b" " * (CAP - len(raw)))
 
     def test_is_refused_above_it(self) -> None:
-        """One byte more is too large, and nothing else is looked at."""
+        """One byte more is too large, and nothing else is checked."""
         for raw in (body(planned("e")).ljust(CAP + 1), b"[" * (CAP + 1)):
             rejected = decoded(raw, "text/plain")
 
@@ -235,7 +235,7 @@ class TestContentType:
          "APPLICATION/JSON", "text/json", "application/json;charset=UTF-8"],
     )  # fmt: skip
     def test_of_json_is_taken(self, content_type: str | None) -> None:
-        """JSON by any of its names, or no name at all."""
+        """Any name for JSON is accepted, and so is a missing content type."""
         assert is_message(planned("e"), content_type)
 
     @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ class TestContentType:
          "application/json, text/plain", "application/xml+json/x"],
     )  # fmt: skip
     def test_of_anything_else_is_refused(self, content_type: str) -> None:
-        """A publisher that says it is something else is believed."""
+        """A publisher that declares another type is believed."""
         rejected = decoded(planned("e"), content_type)
 
         assert rejected == Rejected(

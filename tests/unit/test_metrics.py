@@ -55,7 +55,7 @@ def text(metrics: Metrics) -> str:
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """Give name, value of its only label -> number."""
+    """Return name, value of its only label -> number."""
     return {
         (sample.name, "/".join(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(text(metrics))
@@ -71,29 +71,29 @@ def outcome(verdict: Verdict, reason: Reason | None = None, *, again: bool = Fal
 class TestEveryMetric:
     @pytest.mark.parametrize("name", NAMES)
     def test_is_there_from_the_start_with_its_meaning(self, metrics: Metrics, name: str) -> None:
-        """A dashboard is built before anything goes wrong."""
+        """A dashboard can be built before anything goes wrong."""
         meaning = [line for line in text(metrics).splitlines() if f"# HELP {name} " in line]
 
         assert len(meaning) == 1
         assert len(meaning[0]) > len(f"# HELP {name} ")
 
     def test_of_the_worker_is_in_the_list(self, metrics: Metrics) -> None:
-        """None is added, or renamed, unseen."""
+        """No metric is added or renamed unnoticed."""
         seen = {line.split()[2] for line in text(metrics).splitlines() if "# HELP proj" in line}
 
         assert seen == {name for name in NAMES if name.startswith("projection_")}
 
     def test_is_read_as_what_the_content_type_says(self, metrics: Metrics) -> None:
-        """Prometheus asks the header how to read the body."""
+        """Prometheus uses the header to parse the body."""
         assert metrics.render()[1].startswith("text/plain; version=")
 
     @pytest.mark.parametrize("name", UNKNOWN_AT_FIRST)
     def test_that_nobody_knows_yet_fires_no_alert(self, metrics: Metrics, name: str) -> None:
-        """An empty queue and a queue that nobody asked about are not the same."""
+        """An empty queue differs from a queue that has not been queried yet."""
         assert math.isnan(samples(metrics)[name, ""])
 
     def test_belongs_to_one_worker(self, facts: Facts, metrics: Metrics) -> None:
-        """Two of them in a process count apart."""
+        """Two workers in one process count separately."""
         other = Metrics(facts, sqlite_version="3")
         other.session_lost()
 
@@ -102,7 +102,7 @@ class TestEveryMetric:
 
 class TestABatch:
     def test_is_counted_by_outcome_and_reason(self, metrics: Metrics) -> None:
-        """What the report says is what is shown, and the rest stays 0."""
+        """The metrics show what the report says, and all others stay 0."""
         outcomes = [
             outcome(Verdict.APPLIED),
             outcome(Verdict.APPLIED),
@@ -123,7 +123,7 @@ class TestABatch:
         assert shown["projection_redelivered_messages_total", ""] == 2
 
     def test_is_measured(self, metrics: Metrics) -> None:
-        """Sizes and seconds land in their buckets."""
+        """Sizes and seconds are counted in their buckets."""
         metrics.batch_settled(BatchReport.of([outcome(Verdict.APPLIED)] * 2, 0.3))
         metrics.batch_settled(BatchReport.of([outcome(Verdict.APPLIED)] * 7, 0.004))
 
@@ -138,7 +138,7 @@ class TestABatch:
 
 class TestWhatIsTold:
     def test_is_shown(self, metrics: Metrics) -> None:
-        """Sessions, depths and the write-ahead log."""
+        """Sessions, depths and the size of the write-ahead log have metrics."""
         metrics.session_opened()
         metrics.session_opened()
         metrics.session_lost()
@@ -153,7 +153,7 @@ class TestWhatIsTold:
         assert shown["projection_wal_bytes", ""] == 4096
 
     def test_is_unknown_where_it_may_not_be_seen(self, metrics: Metrics) -> None:
-        """A depth that was known before, too: an old number would look like a new one."""
+        """An earlier depth is dropped, too, because it would look current."""
         metrics.depths(ready=5, dead_letters=3)
         metrics.depths(ready=None, dead_letters=None)
 
@@ -162,7 +162,7 @@ class TestWhatIsTold:
         assert math.isnan(shown["projection_dead_letter_queue_messages", ""])
 
     def test_names_the_versions(self, metrics: Metrics) -> None:
-        """A dashboard shows what was running when it happened."""
+        """A dashboard shows which versions were running at any time."""
         assert 'sqlite="3.99.1",version="0.1.0"' in text(metrics)
 
 
@@ -184,7 +184,7 @@ class TestTheFacts:
         ],
     )
     def test_grow_older(self, facts: Facts, metrics: Metrics, fact: str, name: str) -> None:
-        """The age is that of the moment of reading, with nobody counting."""
+        """The age is computed when it is read."""
         setattr(facts, fact, time.monotonic() - 100)
         first = samples(metrics)[name, ""]
         second = samples(metrics)[name, ""]
@@ -197,11 +197,11 @@ class TestTheFacts:
         "name", ["projection_oldest_unsettled_seconds", "projection_transaction_seconds"]
     )
     def test_have_no_age_when_there_is_nothing(self, metrics: Metrics, name: str) -> None:
-        """Nothing unsettled, nothing running: 0, so that a graph falls."""
+        """Without unsettled deliveries or running work it is 0, so that a graph falls."""
         assert samples(metrics)[name, ""] == 0
 
     def test_give_the_last_commit(self, facts: Facts, metrics: Metrics) -> None:
-        """In Unix time, as dashboards subtract it from now."""
+        """It is in Unix time, because dashboards subtract it from now."""
         facts.last_commit_at = 1_790_000_000.5
 
         assert samples(metrics)["projection_last_commit_timestamp_seconds", ""] == 1_790_000_000.5

@@ -8,7 +8,7 @@ from worker.broker.topology import Verification
 
 class TestACommand:
     def test_survives_a_shell(self) -> None:
-        """Whatever stands in the names, the words that arrive are those that were meant."""
+        """Whatever characters the names contain, the shell passes them on unchanged."""
         permissions = Permissions(write=("a.b", "c|d"), read=("it's $HOME",))
 
         *words, configure, write, read = shlex.split(permissions.command("o'user", "my vhost"))
@@ -22,7 +22,7 @@ class TestACommand:
         assert re.search(read, "it's $HOME")
 
     def test_is_for_the_user_and_virtual_host_of_the_address(self) -> None:
-        """As the broker knows them, and not as a URL spells them."""
+        """They are written as the broker knows them, not as a URL encodes them."""
         address = BrokerAddress(("amqp://a%40b:secret@localhost:5672/my%2Fvhost",))
 
         assert (address.user, address.vhost) == ("a@b", "my/vhost")
@@ -31,7 +31,7 @@ class TestACommand:
 
 class TestAVerification:
     def test_says_what_it_could_not_count(self) -> None:
-        """What is unknown is not told as nothing."""
+        """An unknown number is not reported as 0."""
         assert Verification(1_000, 0).waiting == "1,000 messages and 0 dead letters wait"
         assert Verification(None, 2).waiting == (
             "an unknown number of messages and 2 dead letters wait"

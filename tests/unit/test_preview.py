@@ -19,7 +19,7 @@ LIFE = [
 
 @pytest.fixture
 async def live(tmp_path: Path) -> AsyncIterator[Reader]:
-    """Give a database that knows a life, as a command opens it."""
+    """Yield a database that holds one event's history, opened as a command opens it."""
     await project(tmp_path / "live.db", LIFE)
     async with Reader(tmp_path / "live.db") as reader:
         yield reader
@@ -47,7 +47,7 @@ class TestAPreview:
     async def test_tells_what_the_worker_then_does(
         self, live: Reader, tmp_path: Path, message: Message | bytes
     ) -> None:
-        """The same verdict, reason and row; the preview itself changes nothing."""
+        """Verdict, reason and row are those of the worker; the preview changes nothing."""
         file = tmp_path / "live.db"
         log_before, rows_before = rows(file, LOG), rows(file)
 
@@ -72,7 +72,7 @@ class TestAPreview:
     async def test_of_a_late_message_finds_what_cannot_be_folded_again(
         self, live: Reader, tmp_path: Path
     ) -> None:
-        """The log holds a message that today's handlers refuse, and the fold would meet it."""
+        """The log holds a message that today's handlers refuse, and the fold would reach it."""
         change(tmp_path / "live.db", "UPDATE log SET body = '{}' WHERE sequence = 3")
 
         late = await seen(live, started("e-1", sequence=2))

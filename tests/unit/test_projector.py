@@ -21,7 +21,7 @@ from worker.store.opening import BUSY_MILLISECONDS
 
 class TestOutcomes:
     async def test_stand_in_the_order_of_the_batch(self, tmp_path: Path) -> None:
-        """One for each delivery, each with the delivery that it is about."""
+        """There is one outcome for each delivery, and it refers to that delivery."""
         first, late = planned("e-1"), started("e-1", sequence=0)
         batch = arrivals([b"{", first, started("e-2"), late, first, b"", completed("e-1")])
 
@@ -34,18 +34,18 @@ class TestOutcomes:
         ]  # fmt: skip
 
     async def test_name_the_message(self, tmp_path: Path) -> None:
-        """What a log line needs is in the outcome, unless there was no message."""
+        """An outcome holds what a log line needs, unless the delivery held no message."""
         bad, good = await project(tmp_path / "p.db", [b"{", started("e-1", id="m-7")])
 
         assert (good.kind, good.event_id, good.message_id) == ("event_started", "e-1", "m-7")
         assert (bad.kind, bad.event_id, bad.message_id) == (None, None, None)
 
     async def test_of_an_empty_batch_are_none(self, tmp_path: Path) -> None:
-        """Nothing in, nothing out."""
+        """An empty batch has no outcomes."""
         assert await project(tmp_path / "p.db", []) == []
 
     async def test_are_orphan_only_while_there_is_no_row(self, tmp_path: Path) -> None:
-        """A started event that is planned later is late then, and gets its whole row."""
+        """An event that is planned after it was started gets its complete row."""
         history = [started("e", sequence=2), planned("e", sequence=1), completed("e", sequence=3)]
 
         outcomes = await project(tmp_path / "p.db", *([each] for each in history))
@@ -57,7 +57,7 @@ class TestOutcomes:
     async def test_are_duplicates_after_the_file_was_closed(
         self, tmp_path: Path, *, again: bool
     ) -> None:
-        """The log knows a message for as long as it lives, and nothing is written again."""
+        """The log recognizes a message forever, and nothing is written again."""
         history = [planned("e"), started("e"), started("orphan")]
         await project(tmp_path / "p.db", history)
         before = rows(tmp_path / "p.db", "SELECT * FROM messages ORDER BY event_id, id")
@@ -79,7 +79,7 @@ class TestOutcomes:
         assert report.rejections == (outcomes[1],)
 
     async def test_are_in_the_log_with_the_clock_that_was_given(self, tmp_path: Path) -> None:
-        """The worker's own time stands in the log, and only there."""
+        """The worker's own time is in the log, and nowhere else."""
         async with projecting(tmp_path / "p.db", clock=lambda: "now") as projector:
             await projector.project(arrivals([planned("e")]))
 
@@ -92,10 +92,9 @@ class TestHops:
     async def test_do_not_grow_with_the_batch(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_late: bool, many: int
     ) -> None:
-        """A big batch goes to SQLite's thread as often as a small one.
+        """A large batch goes to SQLite's thread as often as a small one.
 
         Late messages are an exception: their streams are read and remembered in bounded pieces.
-
         Aiosqlite logs a line for each call that it hands to its thread.
         """
         hops = {}
@@ -124,7 +123,7 @@ class TestDuplicatesThatNobodyMarked:
     async def test_are_looked_for_from_then_on(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A publisher that repeats itself makes no batch run twice but the first."""
+        """If a publisher repeats messages, only the first such batch runs twice."""
         hops = []
         batch = arrivals([planned("e"), started("e")])
         async with projecting(tmp_path / "p.db") as projector:
@@ -139,7 +138,7 @@ class TestDuplicatesThatNobodyMarked:
         assert hops[1] < hops[0]
 
     async def test_stand_beside_new_ones_and_conflicts(self, tmp_path: Path) -> None:
-        """Whether or not somebody looked first, each gets its verdict."""
+        """Whether or not duplicates were looked for first, each message gets its verdict."""
         first, last = planned("e", sequence=1), completed("e", sequence=9)
         await project(tmp_path / "p.db", [first, started("e", id="b", sequence=5)])
         batch = [first, completed("e", id="b"), started("e", sequence=2), last, last]
@@ -158,7 +157,7 @@ def copied(database: Path, name: str) -> Path:
 
 class TestStoreUnavailable:
     async def test_writes_nothing_while_another_locks_the_file(self, tmp_path: Path) -> None:
-        """The batch is as it was, and succeeds once the lock is gone."""
+        """The batch is unchanged, and succeeds once the lock is gone."""
         batch = arrivals([planned("e"), b"{", started("e")])
 
         async with projecting(tmp_path / "p.db") as projector:
@@ -174,11 +173,11 @@ class TestStoreUnavailable:
         assert verdicts(outcomes) == ["applied", "not_json", "applied"]
 
     def test_waits_in_sqlite_only_shortly(self) -> None:
-        """A shutdown does not wait for somebody else's lock."""
+        """A shutdown does not wait for another process's lock."""
         assert BUSY_MILLISECONDS <= 1_000
 
     async def test_writes_nothing_when_the_disk_is_full(self, tmp_path: Path) -> None:
-        """A file that may not grow is a full disk; nobody is blamed, and nothing is half done."""
+        """A file that may not grow acts as a full disk; no message is blamed."""
         batch = arrivals([planned(f"e-{n}", payload={"note": "c" * 999}) for n in range(99)])
 
         async with projecting(tmp_path / "p.db") as projector:
@@ -195,7 +194,7 @@ class TestStoreUnavailable:
         assert verdicts(outcomes) == ["applied"] * 99
 
     async def test_is_no_fault_of_a_handler(self, tmp_path: Path) -> None:
-        """A disk that fills while a handler's statement runs dead-letters nothing."""
+        """A disk that fills up while a handler's statement runs dead-letters nothing."""
         registry = Registry()
         registry.projection(table="big", version=1, schema=("CREATE TABLE big (event_id, b)",))
 
@@ -216,7 +215,7 @@ class TestStoreUnavailable:
         assert verdicts(outcomes) == ["applied", "not_json"]
 
     async def test_is_not_needed_for_what_is_no_message(self, tmp_path: Path) -> None:
-        """A batch of bad bodies alone is decided without the database."""
+        """A batch of invalid bodies alone is decided without the database."""
         async with projecting(tmp_path / "p.db") as projector:
             with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
@@ -225,7 +224,7 @@ class TestStoreUnavailable:
         assert verdicts(outcomes) == ["not_json", "not_json"]
 
     async def test_leaves_a_reader_alone(self, tmp_path: Path) -> None:
-        """A reader in the middle of a long query does not keep the worker from committing."""
+        """A reader in a long query does not keep the worker from committing."""
         async with projecting(tmp_path / "p.db") as projector:
             await projector.project(arrivals([planned("e")]))
             with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as reader:
@@ -240,7 +239,7 @@ class TestStoreUnavailable:
 
 class TestFastPath:
     async def test_runs_each_handler_once(self, tmp_path: Path) -> None:
-        """What is muddled within a batch is sorted; only what precedes the log is folded anew."""
+        """Disorder within a batch is sorted; only a message before the log's head needs a fold."""
         registry, runs = Registry(), []
         registry.projection(table="none", version=1, schema=("CREATE TABLE none (event_id)",))
 
@@ -259,7 +258,7 @@ class TestFastPath:
 
 class TestManyStreams:
     async def test_end_like_each_alone(self, tmp_path: Path) -> None:
-        """A batch of many streams in a muddle gives what each stream gives by itself."""
+        """A shuffled batch of many streams gives what each stream gives by itself."""
         random_ = random.Random(7)
         history: list[Any] = [
             random_.choice(LIFE)(f"e-{random_.randrange(40)}", sequence=random_.randrange(9))

@@ -33,7 +33,7 @@ class Brittle(Payload):
 
 
 async def noted(tx: Transaction, message: Message[Noted]) -> None:
-    """Take part as a handler that is as it should be."""
+    """Do nothing, as a correct handler may."""
 
 
 def not_async(tx: Transaction, message: Message[Noted]) -> None: ...
@@ -73,7 +73,7 @@ class Optional(Payload):
 class TestBadHandlers:
     @pytest.mark.parametrize("handler", BAD_HANDLERS)
     def test_are_refused_at_once(self, handler: Any) -> None:
-        """The sentence shows the right form and the place of the wrong one."""
+        """The error shows the right form and the place of the wrong one."""
         registry = Registry()
 
         with pytest.raises(RegistrationError, match="must be 'async def") as refused:
@@ -108,7 +108,7 @@ class TestBadHandlers:
         assert re.search(r"test_registry\.py:\d+\)", refused.value.message)
 
     def test_second_one_of_a_kind_is_refused(self) -> None:
-        """The sentence names both places, and the first stays."""
+        """The error names both places, and the first handler stays."""
         registry = Registry()
         registry.on("noted")(noted)
 
@@ -123,7 +123,7 @@ class TestBadHandlers:
         assert places[0] == str(noted.__code__.co_firstlineno)
 
     def test_second_table_of_a_name_is_refused(self) -> None:
-        """Two projections would write over each other's rows."""
+        """Two projections would overwrite each other's rows."""
         registry = Registry()
         registry.projection(table="notes", version=1, schema=(NOTES_TABLE,))
 
@@ -152,7 +152,7 @@ BAD_PARTS = [
 class TestBadProjections:
     @pytest.mark.parametrize("wrong", BAD_PARTS, ids=str)
     def test_are_refused_at_once(self, wrong: dict[str, Any]) -> None:
-        """The sentence says what is wrong and where, and the hint what would be right."""
+        """The error says what is wrong and where, and the hint says what would be right."""
         registry = Registry()
         parts: dict[str, Any] = {"table": "notes", "version": 1, "schema": (NOTES_TABLE,)}
 
@@ -164,7 +164,7 @@ class TestBadProjections:
         assert registry.projections == ()
 
     def test_are_refused_when_all_are_known(self) -> None:
-        """What SQLite makes of a schema is told with the place of the registration."""
+        """SQLite's error is reported with the place of the registration."""
         registry = notebook()
         _, line = registry.projections[0].place.rsplit(":", 1)
         registry.projection(table="more", version=1, schema=("CREATE TABLE more (text)",))
@@ -182,7 +182,7 @@ class TestBadProjections:
 
     @pytest.mark.parametrize("kind", ["", None, 7, noted])
     def test_are_joined_by_kinds_that_are_no_text(self, kind: Any) -> None:
-        """A decorator without its kind would register nothing, and say nothing."""
+        """A decorator without a kind would silently register nothing."""
         with pytest.raises(RegistrationError, match=r"kind must be text.*test_registry\.py:\d+"):
             Registry().on(kind)
 
@@ -197,7 +197,7 @@ class TestRegistry:
         assert load().versions == {"events": 2}
 
     async def test_works_with_one_kind(self, tmp_path: Path) -> None:
-        """One kind needs no second to be told from."""
+        """A single kind needs no union."""
         registry = notebook()
         del registry._kinds["note_erased"]
 
@@ -208,7 +208,7 @@ class TestRegistry:
         assert verdicts(outcomes) == ["applied", "unknown_kind"]
 
     async def test_rejects_what_the_validator_of_a_model_fails_for(self, tmp_path: Path) -> None:
-        """A bug in a model costs the messages of its kind, and not the worker."""
+        """A bug in a model rejects the messages of its kind, and does not end the worker."""
         registry = notebook()
 
         @registry.on("broken")
@@ -223,7 +223,7 @@ class TestRegistry:
         assert "KeyError: 'b'" in outcomes[0].rejected.detail
 
     async def test_takes_a_kind_after_the_first_message(self, tmp_path: Path) -> None:
-        """The union of kinds is built anew for each registration."""
+        """The union of kinds is rebuilt for each registration."""
         registry = notebook()
         await project(tmp_path / "p.db", [note("e", "a")], registry=registry)
 
@@ -238,7 +238,7 @@ class TestRegistry:
 
 
 def notebook() -> Registry:
-    """Give a projection as its author would write it in a file of its own."""
+    """Return a projection as its author would write it in a separate file."""
     registry = Registry()
     registry.projection(table="notes", version=1, schema=(NOTES_TABLE,))
 
@@ -270,7 +270,7 @@ def note(event_id: str, text: str, **envelope: Any) -> Wire:
 class TestOwnProjection:
     @pytest.mark.parametrize("batch_size", [1, 3, 99])
     async def test_sees_its_own_writes_in_any_order(self, tmp_path: Path, batch_size: int) -> None:
-        """A handler that reads sees every earlier write of its stream, in late messages too."""
+        """A handler that reads sees all earlier writes of its stream, even in late messages."""
         erased = message("note_erased", {"event_id": "e"}, sequence=3)
         history = [
             note("e", "c", sequence=4), note("e", "a", sequence=1), note("f", "x"), erased,
@@ -286,7 +286,7 @@ class TestOwnProjection:
         assert rows(tmp_path / "p.db", NOTES) == [("e", "cd", 4), ("f", "xy", 2)]
 
     async def test_is_rebuilt_from_the_log(self, tmp_path: Path) -> None:
-        """The file of a projection of one's own is checked and mended like the worker's."""
+        """A user's projection is checked and repaired like the worker's own."""
         await project(tmp_path / "p.db", [note("e", "a"), note("e", "b")], registry=notebook())
         change(tmp_path / "p.db", "UPDATE notes SET text = 'no'")
         assert (await audited(tmp_path / "p.db", notebook())).differing == 1
@@ -297,7 +297,7 @@ class TestOwnProjection:
         assert rows(tmp_path / "p.db", NOTES) == [("e", "ab", 2)]
 
     async def test_lives_beside_the_events(self, tmp_path: Path) -> None:
-        """Two projections in one file: a late message folds the stream's rows in both."""
+        """With two projections in one file, a late message folds the stream's rows in both."""
         registry = notebook()
         (projection,) = load().projections
         registry.projection(table="events", version=1, schema=projection.schema)

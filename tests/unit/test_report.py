@@ -33,7 +33,7 @@ def so(facts: Facts) -> tuple[State, str | None]:
 
 
 class TestTroubles:
-    """Several at once: each is over when it is over, and the others are still told."""
+    """Of several problems, each ends by itself, and the others are still reported."""
 
     async def test_a_hold_hides_no_block(self) -> None:
         """The database commits again, and dead letters are still blocked."""
@@ -49,7 +49,7 @@ class TestTroubles:
         assert so(facts) == (State.CONSUMING, None)
 
     async def test_a_block_hides_no_hold(self) -> None:
-        """Dead letters go on, and the database still does not."""
+        """Dead letters are published again, and the database still cannot commit."""
         report, facts = consuming()
         report.holding(HELD, 1)
         report.blocked(ALARM)
@@ -59,7 +59,7 @@ class TestTroubles:
         assert so(facts) == (State.HOLDING, HELD.message)
 
     async def test_a_topology_that_is_wrong_outlasts_both(self) -> None:
-        """It is looked at again, and only that look ends it."""
+        """Only the next check of the topology ends it."""
         report, facts = consuming()
         report.topology(WRONG)
         report.holding(HELD, 1)
@@ -70,7 +70,7 @@ class TestTroubles:
         assert so(facts) == (State.CONSUMING, None)
 
     async def test_of_a_session_end_with_it(self) -> None:
-        """The next one starts without them."""
+        """The next session starts without them."""
         report, facts = consuming()
         report.blocked(ALARM)
         report.topology(WRONG)
@@ -82,7 +82,7 @@ class TestTroubles:
         assert so(facts) == (State.CONSUMING, None)
 
     async def test_an_open_breaker_is_a_hold_with_a_metric(self) -> None:
-        """Not ready, with the reason, until the batch is settled."""
+        """The worker is not ready, and gives the reason, until the batch is settled."""
         report, facts = consuming()
         report.holding(HELD, 1)
         assert not facts.is_breaker_open
@@ -94,7 +94,7 @@ class TestTroubles:
         assert (*so(facts), facts.is_breaker_open) == (State.CONSUMING, None, False)
 
     async def test_are_nothing_to_a_worker_that_drains(self) -> None:
-        """It ends, whatever else is so."""
+        """It ends, whatever problems there are."""
         report, facts = consuming()
         report.draining("SIGTERM")
         report.holding(HELD, 1)
@@ -103,10 +103,10 @@ class TestTroubles:
 
 
 class TestAStep:
-    """Between two sessions the worker goes on in steps, and each has an age."""
+    """Between two sessions the worker takes steps, and each has an age."""
 
     async def test_lasts_as_long_as_a_session(self) -> None:
-        """There may be nothing to do for days; no step comes of what is done in it."""
+        """A session may be idle for days; nothing that happens in it begins a step."""
         report, facts = consuming()
 
         report.step()
@@ -116,7 +116,7 @@ class TestAStep:
         assert facts.step_began_at is None
 
     async def test_begins_with_the_loss(self) -> None:
-        """Before anything is closed, and from then on the worker is not ready."""
+        """It begins before anything is closed, and the worker is not ready from then on."""
         report, facts = consuming()
 
         report.losing(LOST)
@@ -136,7 +136,7 @@ class TestAStep:
         assert facts.step_began_at > 0.0
 
     async def test_ends_with_the_next_session(self) -> None:
-        """And with a rebuild, which takes as long as the log is."""
+        """It also ends with a rebuild, whose duration depends on the log."""
         report, facts = consuming()
         report.losing(LOST)
         report.connected("amqp://localhost")
@@ -147,7 +147,7 @@ class TestAStep:
         assert facts.step_began_at is None
 
     async def test_is_what_a_drain_is(self) -> None:
-        """Whatever it was about before, and however it closes its session."""
+        """A drain is one step, whatever came before and however the session is closed."""
         report, facts = consuming()
         report.draining("SIGTERM")
         facts.step_began_at = began_at = 1.0
@@ -161,7 +161,7 @@ class TestAStep:
 
 class TestATransaction:
     async def test_is_as_old_as_its_last_progress(self) -> None:
-        """What comes further is not stuck, however long it takes; outside there is none."""
+        """A transaction that makes progress is not stuck; outside one there is no age."""
         report, facts = consuming()
         with report.transaction():
             began_at = facts.projecting_since
@@ -177,7 +177,7 @@ class TestATransaction:
 
 class TestALoss:
     async def test_is_counted_once(self) -> None:
-        """When it is noticed, and not again when everything is closed."""
+        """It is counted when it is noticed, and not again when everything is closed."""
         facts = Facts()
         metrics = Metrics(facts, sqlite_version="3")
         report = Report(facts, metrics, 3_600)
@@ -193,7 +193,7 @@ class TestALoss:
 
 class TestASessionThatWaitsForItsTurn:
     async def test_is_counted_and_not_ready(self) -> None:
-        """From its opening to its loss, though nothing was consumed in it."""
+        """This holds from its opening to its loss, although nothing was consumed in it."""
         facts = Facts()
         metrics = Metrics(facts, sqlite_version="3")
         report = Report(facts, metrics, 3_600)
@@ -212,7 +212,7 @@ class TestASessionThatWaitsForItsTurn:
 
 class TestTheOldestUnsettled:
     async def test_is_as_old_as_what_is_blocked(self) -> None:
-        """Batches that are settled meanwhile do not make it younger."""
+        """Batches that are settled meanwhile do not reset the age."""
         report, facts = consuming()
         delivery = Delivery(b"")
         report.taken(delivery)
@@ -229,12 +229,12 @@ class TestTheOldestUnsettled:
 
 
 class TestALongFold:
-    """The operator learns which event keeps the others waiting, while it does so."""
+    """The operator learns during the fold which event keeps the others waiting."""
 
     async def test_is_named_once_when_it_takes_long_and_when_it_ends(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """One line at the first second, one with the figures, and one fold in the metric."""
+        """One line comes after a second, one with the figures at the end; the metric counts one."""
         report, _ = consuming()
         for seconds in (0.4, 1.1, 1.8, 2.5):
             report.folding(Folding("e-1", round(1_000 * seconds), seconds))
@@ -249,7 +249,7 @@ class TestALongFold:
     async def test_of_less_than_a_second_is_not_worth_a_line(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Late messages are an everyday matter."""
+        """Late messages are common."""
         report, _ = consuming()
         report.folding(Folding("e-1", 10, 0.9))
         report.folding(Folding("e-1", 20, 0.99, is_done=True))

@@ -21,13 +21,13 @@ from worker.settings import (
 )
 from worker.sources import SettingsError
 
-# In parts, so that no file of ours holds what looks like a credential.
+# Split, so that no file contains what looks like a credential.
 PASSWORD = "-".join(["s3cret", "s3cret"])
 
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start in an empty folder, without any setting."""
+    """Start in an empty folder without any settings."""
     for name in [*Settings.model_fields, "secrets_dir"]:
         monkeypatch.delenv(f"WORKER_{name.upper()}", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -43,7 +43,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, **variables: Any) -> str:
 
 class TestDefaults:
     def test_are_those_of_a_worker_on_this_machine(self) -> None:
-        """Without any setting it consumes from a local broker into data/."""
+        """By default the worker consumes from a local broker into data/."""
         settings = load_settings()
 
         assert settings.database == Path("data/projection.db").absolute()
@@ -54,7 +54,7 @@ class TestDefaults:
         assert settings.broker == "amqp://localhost:5672/"
 
     def test_each_say_what_they_mean(self) -> None:
-        """The documentation is made of these sentences."""
+        """The documentation uses these sentences."""
         for field in Settings.model_fields.values():
             assert field.description
             assert field.description.endswith(".")
@@ -81,13 +81,13 @@ class TestSources:
     def test_missing_directory_of_secrets_is_refused_if_it_was_named(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A directory that was not mounted is not a broker with default credentials."""
+        """An unmounted directory must not lead to a broker with default credentials."""
         sentence = refused(monkeypatch, secrets_dir="nowhere")
 
         assert sentence.startswith("WORKER_SECRETS_DIR is no directory (nowhere).")
 
     def test_unknown_variables_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A typing error does not go unnoticed, and what belongs to others is let be."""
+        """A typing error is reported, and variables of other programs are ignored."""
         for name in ("WORKER_PREFETCHES", "WORKER_QUEUE", "WORKER_SECRETS_DIR", "OTHER_QUEUE"):
             monkeypatch.setenv(name, "x")
 
@@ -98,7 +98,7 @@ class TestSources:
     def test_an_empty_variable_is_an_unset_one(
         self, monkeypatch: pytest.MonkeyPatch, name: str, empty: str
     ) -> None:
-        """That is what compose makes of a variable that has no value."""
+        """Compose turns a variable without a value into an empty one."""
         unset = load_settings()
 
         monkeypatch.setenv(f"WORKER_{name.upper()}", empty)
@@ -108,7 +108,7 @@ class TestSources:
     def test_an_empty_variable_hides_no_other_source(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An address in a secret file is used beside an empty variable."""
+        """An address in a secret file is used although the variable is set but empty."""
         (tmp_path / "worker_queue").write_text("from-a-file\n")
         (tmp_path / ".env").write_text("WORKER_QUEUE=\n")
         monkeypatch.setenv("WORKER_SECRETS_DIR", str(tmp_path))
@@ -121,7 +121,7 @@ class TestSources:
     def test_a_secret_file_that_is_no_text_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
     ) -> None:
-        """Nor is the folder that Docker makes where the file to mount is missing."""
+        """So is the folder that Docker creates where the file to mount is missing."""
         path = tmp_path / name
         path.mkdir() if content is None else path.write_bytes(content)
 
@@ -130,7 +130,7 @@ class TestSources:
     def test_an_env_file_that_is_no_text_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With its name, and not with a traceback."""
+        """The error names the file, and there is no traceback."""
         (tmp_path / ".env").write_bytes(b"WORKER_QUEUE=\xff\n")
 
         assert ".env" in refused(monkeypatch)
@@ -181,7 +181,7 @@ class TestRefused:
     def test_setting_is_named(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: object
     ) -> None:
-        """The sentence names the variable, and what to do."""
+        """The error names the variable and says what to do."""
         sentence = refused(monkeypatch, **{name: value})
 
         assert f"WORKER_{name.upper()}" in sentence.partition(" Hint: ")[0]
@@ -190,7 +190,7 @@ class TestRefused:
     def test_database_in_a_folder_of_odd_bytes_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """SQLite takes no such path."""
+        """SQLite accepts no such path."""
         folder = tmp_path / "\udcff"
         folder.mkdir()
         monkeypatch.chdir(folder)
@@ -198,14 +198,14 @@ class TestRefused:
         assert "WORKER_DATABASE: must be in a folder" in refused(monkeypatch)
 
     def test_all_are_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nobody has to start the worker once for each mistake."""
+        """One start reports all mistakes."""
         sentence = refused(monkeypatch, prefetch=0, log_level="loud")
 
         assert "WORKER_PREFETCH: " in sentence
         assert "WORKER_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'" in sentence
 
     def test_batch_is_not_larger_than_the_prefetch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Such a batch could never fill."""
+        """Such a batch could never be filled."""
         sentence = refused(monkeypatch, prefetch=100, batch_size=101)
 
         assert "WORKER_BATCH_SIZE (101) must not exceed WORKER_PREFETCH (100)" in sentence
@@ -214,7 +214,7 @@ class TestRefused:
     def test_exchange_is_none_of_those_of_the_queue(
         self, monkeypatch: pytest.MonkeyPatch, exchange: str
     ) -> None:
-        """Each bad message would come back as a message, without end."""
+        """Every bad message would come back as a message, in an endless loop."""
         sentence = refused(monkeypatch, queue="q", exchange=exchange)
 
         assert f"WORKER_EXCHANGE ({exchange})" in sentence
@@ -223,7 +223,7 @@ class TestRefused:
     def test_names_may_be_as_long_as_the_library_takes_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Every name that the longest queue brings with it can be sent."""
+        """Every name that is derived from the longest queue name can be sent."""
         monkeypatch.setenv("WORKER_QUEUE", "q" * 114)
         monkeypatch.setenv("WORKER_EXCHANGE", "-_.:@#,/+ x".ljust(127, "x"))
 
@@ -239,7 +239,7 @@ class TestRefused:
     def test_password_of_an_address_in_the_wrong_place_is_not_shown(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A value is named in the sentence, but not what is secret in it."""
+        """The error names the value, but not the secret in it."""
         url = f"amqps://worker:{PASSWORD}/@{PASSWORD}@broker.example"
 
         sentence = refused(monkeypatch, health_port=url)
@@ -252,7 +252,7 @@ class TestPassword:
     URL = f"amqps://worker:{PASSWORD}@broker.example:5671/chats"
 
     def test_is_not_in_what_people_see(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The broker's address is shown without it, and so are the settings."""
+        """The broker's address and the settings are shown without it."""
         monkeypatch.setenv("WORKER_AMQP_URL", self.URL)
 
         settings = load_settings()
@@ -272,7 +272,7 @@ class TestPassword:
     def test_of_a_wrong_address_is_not_shown(
         self, monkeypatch: pytest.MonkeyPatch, url: str
     ) -> None:
-        """An unescaped / or # ends the password for a parser: that is refused, and not echoed."""
+        """An unescaped / or # ends the password for a parser: it is refused and not echoed."""
         assert PASSWORD not in refused(monkeypatch, amqp_url=url)
 
 
@@ -281,7 +281,7 @@ class TestTheBrokersAddress:
     def test_in_plain_text_may_not_leave_this_machine(
         self, monkeypatch: pytest.MonkeyPatch, host: str
     ) -> None:
-        """Unless somebody says so; the error names both ways out, and no password."""
+        """An explicit setting allows it; the error names both solutions, and no password."""
         url = f"amqp://user:{PASSWORD}@{host}:5672/"
 
         sentence = refused(monkeypatch, amqp_url=url)
@@ -296,14 +296,14 @@ class TestTheBrokersAddress:
     def test_in_plain_text_may_stay_on_this_machine(
         self, monkeypatch: pytest.MonkeyPatch, host: str
     ) -> None:
-        """Nobody listens there."""
+        """Nobody can listen there."""
         monkeypatch.setenv("WORKER_AMQP_URL", f"amqp://guest:guest@{host}/")
 
         assert load_settings().broker == f"amqp://{host}/"
 
     @pytest.mark.parametrize("option", ["?no_verify_ssl=1", "?heartbeat=0", "#fragment"])
     def test_has_no_options(self, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-        """One of the library's verifies no certificate, another finds no dead peer."""
+        """One of the library's options disables certificate checks, another heartbeats."""
         url = f"amqps://user:{PASSWORD}@broker.example/{option}"
 
         assert "must look like amqps://" in refused(monkeypatch, amqp_url=url)
@@ -363,7 +363,7 @@ class TestTheBrokersAddress:
     )
     @settings(max_examples=300, derandomize=True, deadline=None)
     def test_is_refused_or_the_client_library_takes_it(self, text: str) -> None:
-        """Whatever passes is the same address to the library as to the worker."""
+        """Every accepted address means the same to the library and to the worker."""
         if amqp_urls_problem(text) is not None:
             return
 
@@ -374,7 +374,7 @@ class TestTheBrokersAddress:
             assert parsed.vhost == vhost_of(address)
 
     def test_may_name_several_nodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With spaces between; people see them without the password."""
+        """Spaces between them are allowed; people see them without the password."""
         nodes = " ".join(f"amqps://user:{PASSWORD}@node-{number}/chat" for number in (1, 2))
         monkeypatch.setenv("WORKER_AMQP_URL", nodes)
 

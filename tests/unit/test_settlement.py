@@ -11,18 +11,18 @@ from worker.broker.settlement import BLOCKED_SECONDS, IN_FLIGHT_BYTES, Settlemen
 from worker.deliveries import Delivery, Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
 
-# aiormq gives what waits for a channel that closes the reason, if it knows one.
+# aiormq passes the reason, if it knows one, to whatever waits for a channel that closes.
 ENDINGS = [ChannelInvalidStateError("closed"), ConnectionResetError(), Exception()]
 
 
 class ChannelThatEnds:
-    """What a settlement acks on, at the moment when its connection is cut."""
+    """A settlement's channel whose connection is cut during the ack."""
 
     def __init__(self, ending: BaseException) -> None:
         self._ending = ending
 
     async def basic_ack(self, *_: Any, **__: Any) -> None:
-        """End."""
+        """End the channel."""
         raise self._ending
 
 
@@ -33,7 +33,7 @@ async def dead_letter(_: Outcome) -> None:
 class TestAnAck:
     @pytest.mark.parametrize("ending", [*ENDINGS, asyncio.CancelledError()], ids=repr)
     async def test_that_cannot_be_sent_ends_the_session(self, ending: BaseException) -> None:
-        """However the library says it: the worker opens another, and does not crash."""
+        """Whatever the library raises, the worker opens another session and does not crash."""
         channel = cast("AbstractChannel", ChannelThatEnds(ending))
         settlement = Settlement(channel, dead_letter, Life(), 1_000, lambda _: None, lambda _: None)
 
@@ -42,7 +42,7 @@ class TestAnAck:
                 await settlement.settle([Outcome(Delivery(b"", tag=1), Verdict.APPLIED)])
 
     async def test_that_a_bug_prevents_does_not_hide_it(self) -> None:
-        """Only what the library says of an ending is one."""
+        """Only the library's errors about an ended connection are handled."""
         channel = cast("AbstractChannel", ChannelThatEnds(ZeroDivisionError()))
         settlement = Settlement(channel, dead_letter, Life(), 1_000, lambda _: None, lambda _: None)
 
@@ -52,18 +52,18 @@ class TestAnAck:
 
 
 class Acks:
-    """A channel that keeps what is acked on it."""
+    """A channel that records what is acked on it."""
 
     def __init__(self) -> None:
         self.acked: list[tuple[int, bool]] = []
 
     async def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
-        """Keep the tag, and whether it stands for all before it."""
+        """Record the tag, and whether it stands for all before it."""
         self.acked.append((tag, multiple))
 
 
 class Broker:
-    """Confirms dead letters one by one, each after some seconds of a clock of its own."""
+    """A broker that confirms dead letters one by one, each after some seconds of a fake clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.later = 0.0
@@ -79,7 +79,7 @@ class Broker:
         self._turn = asyncio.Lock()
 
     async def dead_letter(self, outcome: Outcome) -> None:
-        """Return when it is confirmed."""
+        """Return when the dead letter is confirmed."""
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self.published.append(outcome.delivery.tag)
@@ -108,10 +108,10 @@ async def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 
 class TestDeadLetters:
-    """What happens to the rejected, and to those around them."""
+    """What happens to rejected messages and to those around them."""
 
     def settlement(self, broker: Broker, acks: Acks, prefetch: int = 100) -> Settlement:
-        """Return one that notes what it tells."""
+        """Return a settlement that records what it reports."""
         self.told: list[BrokerRefused | None] = []
         self.late: list[Outcome] = []
         return Settlement(
@@ -137,7 +137,7 @@ class TestDeadLetters:
         assert broker.most_in_flight == 20
 
     async def test_that_are_not_confirmed_are_blocked(self, broker: Broker) -> None:
-        """Those around them are acked; they are when they are confirmed, and that is told."""
+        """Other messages are acked; the rejected ones are acked once confirmed, with a report."""
         acks = Acks()
         broker.confirms.clear()
 
@@ -165,7 +165,7 @@ class TestDeadLetters:
     async def test_that_are_refused_are_tried_one_at_a_time(
         self, broker: Broker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A queue that is full is not flooded, and one bad dead letter does not hold up others."""
+        """A full queue is not flooded, and one bad dead letter does not hold up others."""
         monkeypatch.setattr("worker.broker.settlement.RETRY_SECONDS", 0)
         acks = Acks()
         broker.refusal = BrokerRefused("full", "make room")
@@ -181,7 +181,7 @@ class TestDeadLetters:
         assert sorted(acks.acked) == [(1, False), (2, False), (3, False)]
 
     async def test_in_flight_are_bounded_in_bytes(self, broker: Broker) -> None:
-        """Large bodies are published a few at a time, and none is too large."""
+        """Large bodies are published a few at a time, and no body is too large."""
         acks = Acks()
         third = IN_FLIGHT_BYTES // 3
 

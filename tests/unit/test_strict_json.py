@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from worker.strict_json import require_strict
 
-# Texts that look like what is refused, and are not, because they stand in strings.
+# Texts that look invalid, but are valid because they are inside strings.
 HARMLESS = ("1e999", ",1e999,", "9" * 40, "NaN", ':"', "e", "true", "\u2028", "0e", "\\", "é")
 texts = st.one_of(st.text(max_size=20), st.sampled_from(HARMLESS))
 values = st.recursive(
@@ -26,7 +26,7 @@ values = st.recursive(
 
 
 def is_fine(value: Any) -> bool:
-    """Say by the value itself what the text of it must be taken for."""
+    """Return whether the value's text must be accepted, judged by the value itself."""
     match value:
         case str():
             return "\0" not in value
@@ -43,7 +43,7 @@ def is_fine(value: Any) -> bool:
 class TestStrictness:
     @given(values, st.sampled_from([(True, None), (False, None), (False, 1)]))
     def test_is_that_of_the_value(self, value: Any, written: tuple[bool, int | None]) -> None:
-        """The quick look lets nothing pass that is not strict, and the slow one refuses no more."""
+        """The quick check accepts only strict JSON, and the slow one refuses nothing else."""
         is_ascii, indent = written
         body = json.dumps({"v": value}, ensure_ascii=is_ascii, indent=indent)
         refused = False
@@ -60,7 +60,7 @@ class TestStrictness:
          "-Infinity"],
     )  # fmt: skip
     def test_refuses(self, text: str) -> None:
-        """Wherever it stands, and with whatever spaces."""
+        """They are refused wherever they stand, and with any spaces."""
         for body in (f'{{"v":{text}}}', f'{{"v" : {text} }}', f'{{"v":[true,{text}]}}'):
             with pytest.raises(ValueError, match=r"beyond|not JSON"):
                 require_strict(body.encode())
@@ -71,5 +71,5 @@ class TestStrictness:
          "false", '"1e999"', f'"{"1" * 40}"', '"a\\n"', '"\\\\u0000"', "0." + "1" * 40],
     )  # fmt: skip
     def test_takes(self, text: str) -> None:
-        """What looks alike and is strict."""
+        """They look similar, but are strict JSON."""
         require_strict(f'{{"v":{text}}}'.encode())

@@ -20,7 +20,7 @@ def batch(*verdicts: str, seconds: float = 0.5) -> BatchReport:
 
 class TestSummary:
     async def test_adds_up_batches(self) -> None:
-        """One line tells what many batches did."""
+        """One line reports what many batches did."""
         lines: list[Fields] = []
         summary = Summary(LONG, lines.append)
 
@@ -41,8 +41,8 @@ class TestSummary:
             }
         ]
 
-    async def test_begins_anew_after_a_line(self) -> None:
-        """What has been told is not told again."""
+    async def test_begins_again_after_a_line(self) -> None:
+        """What has been reported is not reported again."""
         lines: list[Fields] = []
         summary = Summary(LONG, lines.append)
         summary.add(batch("late", seconds=9.0))
@@ -55,7 +55,7 @@ class TestSummary:
         assert lines[1:] == [second]
 
     async def test_says_nothing_about_nothing(self) -> None:
-        """An idle worker writes no lines, however often it is asked."""
+        """An idle worker writes no lines."""
         lines: list[Fields] = []
         summary = Summary(LONG, lines.append)
 
@@ -67,7 +67,7 @@ class TestSummary:
         assert len(lines) == 1
 
     async def test_comes_by_itself_after_its_time(self) -> None:
-        """The first batch starts the clock, and each line the next one."""
+        """The first batch starts the clock, and each line restarts it."""
         lines: asyncio.Queue[Fields] = asyncio.Queue()
         summary = Summary(0.001, lines.put_nowait)
 
@@ -81,7 +81,7 @@ class TestSummary:
         assert lines.empty()
 
     async def test_comes_once_for_its_time(self) -> None:
-        """However many batches there are, no line comes before its time."""
+        """However many batches there are, no line comes early."""
         lines: list[Fields] = []
         summary = Summary(LONG, lines.append)
 

@@ -12,7 +12,7 @@ from worker import tasks
 from worker.tasks import end, first_of, in_time
 
 SOURCE = Path(worker.__file__).parent
-# What cancels a task, or a task's own block, once; the first by any name that it is called by.
+# Calls that cancel a task, or their own block, once. The first is found under any name.
 CANCELLING = ("cancel", "timeout", "timeout_at", "wait_for", "TaskGroup")
 ALLOWED = {
     ("service.py", "task.cancel()"): "It is the store's, or `in_time`: neither loses it.",
@@ -25,13 +25,13 @@ ALLOWED = {
 
 
 class Deaf:
-    """Work that takes so many cancellations for something else, as the AMQP library does."""
+    """Work that swallows a number of cancellations, as the AMQP library does."""
 
     def __init__(self, times: int) -> None:
         self.left = times
 
     async def work(self) -> str:
-        """Wait for ever; return if it is cancelled often enough."""
+        """Wait forever; return once it has been cancelled often enough."""
         while self.left:
             try:
                 await asyncio.Event().wait()
@@ -40,13 +40,13 @@ class Deaf:
         return "late"
 
     def give_in(self) -> None:
-        """End with the next cancellation, which may be that of the test's loop."""
+        """End at the next cancellation, which may come from the test's loop."""
         self.left = min(1, self.left)
 
 
 @pytest.fixture
 def insistent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a second cancellation come as soon as it can."""
+    """Make the second cancellation come as soon as possible."""
     monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0)
 
 
@@ -54,7 +54,7 @@ class TestEnd:
     @pytest.mark.parametrize("times", [1, 2, 3])
     @pytest.mark.usefixtures("insistent")
     async def test_cancels_until_the_task_has_ended(self, times: int) -> None:
-        """One cancellation is not enough for it, and is not all that there is."""
+        """If one cancellation is not enough, more follow."""
         task = asyncio.create_task(Deaf(times).work())
         await turns(1)
 
@@ -76,7 +76,7 @@ class TestEnd:
         await task
 
     async def test_drops_what_the_task_raises(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Asyncio would report an exception that nobody has seen."""
+        """Otherwise asyncio would report an exception that was never retrieved."""
 
         async def fail() -> None:
             raise ZeroDivisionError
@@ -89,7 +89,7 @@ class TestEnd:
         assert not caplog.records
 
     async def test_of_a_task_that_has_ended_is_nothing(self) -> None:
-        """It stays what it was."""
+        """The task keeps its result."""
         task = asyncio.create_task(turns(0))
         await task
 
@@ -100,11 +100,11 @@ class TestEnd:
 
 class TestInTime:
     async def test_returns_what_the_work_returns(self) -> None:
-        """It took less."""
+        """The work ended within the time limit."""
         assert await in_time(asyncio.sleep(0, "done"), 10) == "done"  # noqa: TID251 - takes no time
 
     async def test_raises_what_the_work_raises(self) -> None:
-        """It ended by itself."""
+        """The work ended by itself."""
 
         async def fail() -> None:
             raise ZeroDivisionError
@@ -115,7 +115,7 @@ class TestInTime:
     @pytest.mark.parametrize("times", [0, 1, 2])
     @pytest.mark.usefixtures("insistent")
     async def test_ends_what_takes_longer(self, times: int) -> None:
-        """Also what loses the first cancellation and returns something after all."""
+        """This includes work that swallows the first cancellation and then returns a value."""
         before = asyncio.all_tasks()
 
         with pytest.raises(TimeoutError):
@@ -124,7 +124,7 @@ class TestInTime:
         await eventually(lambda: asyncio.all_tasks() == before)
 
     async def test_gives_up_what_does_not_end(self) -> None:
-        """It is abandoned, and the caller told that it took too long."""
+        """The work is abandoned, and the caller learns that it took too long."""
         deaf = Deaf(20)
 
         with pytest.raises(TimeoutError):
@@ -135,7 +135,7 @@ class TestInTime:
 
     @pytest.mark.parametrize("times", [1, 20])
     async def test_ends_with_a_caller_that_is_cancelled_once(self, times: int) -> None:
-        """However deaf the work is: this is what makes one cancellation of the caller enough."""
+        """One cancellation of the caller is enough, however many the work swallows."""
         deaf = Deaf(times)
         caller = asyncio.create_task(in_time(deaf.work(), 3_600))
         await turns(2)
@@ -149,7 +149,7 @@ class TestInTime:
     async def test_drops_what_the_work_raises_as_the_caller_is_cancelled(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Both may come in one turn of the loop, and nobody is left to hear of it."""
+        """Both may happen in one turn of the loop, and nobody is left to handle the error."""
         work = asyncio.get_running_loop().create_future()
         caller = asyncio.create_task(in_time(work, 3_600))
         await turns(1)
@@ -165,7 +165,7 @@ class TestInTime:
 
 
 def cancelling() -> Iterator[tuple[str, str]]:
-    """Give every call that cancels, with the file that it stands in."""
+    """Return every call that cancels, with its file."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func if isinstance(node, ast.Call) else None
@@ -176,10 +176,10 @@ def cancelling() -> Iterator[tuple[str, str]]:
 
 
 class TestTheFirstOfSeveral:
-    """Attempts that begin one after the other, of which one is enough."""
+    """Several attempts start one after the other, and one success is enough."""
 
     async def test_is_not_held_up_by_one_that_hangs(self) -> None:
-        """The next one begins beside it, and it is ended."""
+        """The next attempt starts beside it, and it is ended."""
         hanging = Deaf(2)
 
         assert await first_of([hanging.work, prompt], 0.0, OSError, unexpected) == "prompt"
@@ -187,23 +187,23 @@ class TestTheFirstOfSeveral:
         await eventually(lambda: not hanging.left)
 
     async def test_begins_at_once_where_one_has_failed(self) -> None:
-        """A delay is for those that hang."""
+        """The delay is only for attempts that hang."""
         assert await first_of([failing, failing, prompt], 3_600, OSError, unexpected) == "prompt"
 
     async def test_fails_with_all_failures(self) -> None:
-        """Any of them may be the one that matters."""
+        """Any of them may be the relevant one."""
         with pytest.raises(ExceptionGroup) as failed:
             await first_of([failing, failing], 0.0, OSError, unexpected)
 
         assert [str(each) for each in failed.value.exceptions] == ["refused", "refused"]
 
     async def test_raises_at_once_what_is_no_failure(self) -> None:
-        """A broker that says no is not asked at another address."""
+        """If a broker refuses, no other address is tried."""
         with pytest.raises(OSError, match="refused"):
             await first_of([failing, prompt], 3_600, LookupError, unexpected)
 
     async def test_discards_what_the_others_return(self) -> None:
-        """Late or at the same time: nobody else would close it."""
+        """Nobody else would close a late or simultaneous result."""
         discarded: list[str] = []
         late = Deaf(1)
 
@@ -226,5 +226,5 @@ def unexpected(result: str) -> None:
 
 class TestTheSource:
     def test_counts_on_no_single_cancellation(self) -> None:
-        """Only `worker.tasks` cancels, but for these places, where it is safe."""
+        """Only `worker.tasks` cancels, except for these places, where it is safe."""
         assert {call for call in cancelling() if call[0] != "tasks.py"} == set(ALLOWED)

@@ -93,7 +93,7 @@ class TestTimes:
 
     @pytest.mark.parametrize(("digits", "micros"), FRACTIONS.items())
     def test_are_cut_to_microseconds(self, digits: str, micros: str) -> None:
-        """One digit to nine; what is beyond microseconds is cut, never rounded."""
+        """They may have one to nine digits; digits beyond microseconds are cut, never rounded."""
         message = at(f"2026-04-27T10:39:03.{digits}Z")
 
         assert not isinstance(message, Rejected)
@@ -101,7 +101,7 @@ class TestTimes:
 
     @pytest.mark.parametrize("value", REFUSED)
     def test_of_other_forms_are_refused(self, value: object) -> None:
-        """Nothing is guessed: not a number, not a date alone, not a second that never was."""
+        """A number, a date without a time or a second that does not exist is not accepted."""
         rejected = at(value)
 
         assert isinstance(rejected, Rejected)
@@ -109,7 +109,7 @@ class TestTimes:
         assert rejected.detail.startswith("occurred_at: ")
 
     def test_in_a_payload_follow_the_same_rules(self) -> None:
-        """The times of an event are as comparable as those of messages."""
+        """An event's times can be compared like those of messages."""
         good = started("e-1")
         good["payload"]["started_at"] = "2026-04-27T13:00:00.5+02:00"
         bad = started("e-1")

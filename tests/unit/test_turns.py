@@ -14,7 +14,7 @@ from worker.store import log
 
 @contextmanager
 def watching(runs: list[int]) -> Iterator[list[int]]:
-    """Note how many handlers have run at each turn of the event loop."""
+    """Record how many handlers have run at each turn of the event loop."""
     turns: list[int] = [0]
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -39,7 +39,7 @@ A_TURN = log.PIECE_SIZE // log.MESSAGE_SIZE
 
 
 class TestTurns:
-    """However long a fold takes, the other tasks of the event loop go on."""
+    """However long a fold takes, the other tasks of the event loop get their turns."""
 
     async def test_are_taken_while_a_late_message_folds_its_stream(self, tmp_path: Path) -> None:
         """A bounded number of messages is folded between two turns."""
@@ -56,7 +56,7 @@ class TestTurns:
         assert most_between(turns) <= A_TURN
 
     async def test_are_taken_while_a_batch_comes_in_order(self, tmp_path: Path) -> None:
-        """Also where nothing is late: of one stream, and of many."""
+        """This also holds without late messages, for one stream and for many."""
         runs: list[int] = []
         registry = telling(runs)
         for name, events in (("one", 1), ("many", 1_000)):
@@ -73,7 +73,7 @@ class TestTurns:
     async def test_are_taken_while_handlers_take_long(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A few slow messages have as long as many fast ones."""
+        """A few slow messages get as much time as many fast ones."""
         runs: list[int] = []
         registry = telling(runs)
         async with projecting(tmp_path / "p.db", registry) as projector:
@@ -85,7 +85,7 @@ class TestTurns:
         assert most_between(turns) <= 6
 
     async def test_are_taken_in_a_rebuild(self, tmp_path: Path) -> None:
-        """Long streams and short ones are folded in pieces."""
+        """Long and short streams are folded in pieces."""
         runs: list[int] = []
         registry = telling(runs)
         short = [word(n, event_id=f"e-{n % 100}") for n in range(1_500)]

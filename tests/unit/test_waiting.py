@@ -9,7 +9,7 @@ from tests.waiting import LONGEST_STEP_SECONDS, Patience, crowding, patience, pa
 
 
 class Machine:
-    """A machine whose clock and load a test sets."""
+    """A machine whose clock and load the test controls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 0.0
@@ -19,7 +19,7 @@ class Machine:
         monkeypatch.setattr(waiting, "CORES", 2)
 
     def outlasts(self, deadline: Patience, seconds: int) -> bool:
-        """Let so many seconds pass; return whether the deadline is still ahead."""
+        """Advance the clock by some seconds; return whether the deadline is still ahead."""
         for _ in range(seconds):
             self.seconds += 1
             if deadline.is_over():
@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 class TestPatience:
     def test_is_what_was_asked_for_on_a_quiet_machine(self, machine: Machine) -> None:
-        """With a core for everybody, seconds are seconds."""
+        """If every program has a core, seconds are seconds."""
         machine.load = 1.5
 
         assert (crowding(), patience(10)) == (1, 10)
@@ -42,7 +42,7 @@ class TestPatience:
         assert not machine.outlasts(Patience(10), 11)
 
     def test_grows_with_the_load(self, machine: Machine) -> None:
-        """Three programs for each core make all of them three times as slow."""
+        """Three programs per core make each of them take three times as long."""
         machine.load = 6
 
         assert (crowding(), patience(10)) == (3, 30)
@@ -50,7 +50,7 @@ class TestPatience:
         assert not machine.outlasts(Patience(10), 31)
 
     def test_is_not_used_up_while_the_machine_stands_still(self, machine: Machine) -> None:
-        """Nobody could have done anything in that time."""
+        """Nothing could have happened in that time."""
         deadline = Patience(2 * LONGEST_STEP_SECONDS)
 
         machine.seconds += 3_600
@@ -58,13 +58,13 @@ class TestPatience:
         assert not deadline.is_over()
 
     async def test_ends_a_block(self) -> None:
-        """Whoever waits in it for what never happens is told so."""
+        """A block that waits for something that never happens gets an error that says so."""
         with pytest.raises(TimeoutError):
             async with patiently(0):
                 await asyncio.Event().wait()
 
     async def test_leaves_a_block_alone_that_ends_by_itself(self) -> None:
-        """Also one that raises."""
+        """This also holds for a block that raises an exception."""
         with pytest.raises(ZeroDivisionError):
             async with patiently():
                 raise ZeroDivisionError
