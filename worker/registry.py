@@ -29,7 +29,7 @@ LARGEST_VERSION = 2**63 - 1  # the largest integer in SQLite
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One table that handlers write, with the rows of any number of events.
+    """One table that handlers write; any event may have rows in it.
 
     The table has a key or an index that begins with the column `event_id`. The worker uses it to
     find a stream's rows, and to remove them when a late message makes it fold the stream again.

@@ -62,7 +62,8 @@ class Database:
     async def interrupt_if_cancelled(self, error: BaseException | None) -> None:
         """End the running statement if nobody waits for it any more.
 
-        Otherwise nothing is interrupted: SQLite 3.40 was seen to skip the checkpoint on closing.
+        Otherwise nothing is interrupted: after an interrupt, SQLite 3.40 was seen to close without
+        a checkpoint.
         """
         if isinstance(error, asyncio.CancelledError) and self._connection is not None:
             await self._connection.interrupt()

@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     commits: int
     """Transactions that appended to the log; the messages of all of them may have been acked."""
     checkpointed: int | None = None
-    """How many of them the database file itself holds, without its WAL; None if not known."""
+    """How many of them are safe in the database itself, without its WAL; None if not known."""
     is_overwritten: bool = False
     """Whether somebody overwrote the file while it was open: an operator must look at it first."""
 

@@ -26,7 +26,7 @@ Schema = Mapping[str, tuple[str, ...]]
 Values = tuple[Value, ...]
 """A row: the values of all columns of its table, in order."""
 
-# How many rows one query reads. Few, because a row may have a megabyte.
+# How many events one query reads the rows of. Few, because a row may have a megabyte.
 ROWS_AT_ONCE = 50
 
 # Excludes names that SQLite reserves, and names that would hide a function which the worker's own
@@ -198,7 +198,7 @@ async def replace_tables(
 async def _make(tx: StoreTransaction, dropped: Collection[str], schema: Schema) -> None:
     for name in sorted(dropped):
         await tx.run(f"DROP TABLE IF EXISTS main.{name}")
-    # The indexes are created before the rows are inserted: SQLite would sort them in memory later.
+    # Indexes are created before the rows are inserted: afterwards SQLite would sort them in memory.
     for statement in chain.from_iterable(schema.values()):
         await tx.run(statement)
 
