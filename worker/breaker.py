@@ -1,23 +1,23 @@
 """The breaker: stops the worker when a kind fails for every message, as after a bad deployment.
 
-The rule: a message counts as failed when it is rejected because its handler failed. If so many
-messages of one kind fail in a row, the breaker opens, and their batch is held in place of being
-dead-lettered:
+A message counts as failed when it is rejected because its handler failed. When a limit of messages
+of one kind have failed in a row, the breaker opens, and their batch is held instead of being
+dead-lettered. The limit is
 
-- `WORKER_BREAKER_FAILURES` (25), if no message of the kind has been applied since the start. Few
-  enough to requeue by hand; more than a single publisher's mistake sends before somebody looks.
+- `WORKER_BREAKER_FAILURES` (25), if no message of the kind has been applied since the start: few
+  enough to requeue by hand, but more than one mistaken publisher sends before somebody looks.
 - `FAILURES_OF_A_PROVEN_KIND` (1,000) otherwise: the handler works, so a burst of bad messages is
-  more likely than a bad deployment, and must not hold up all others.
+  more likely than a bad deployment, and must not hold up all other messages.
 
-Messages that are delivered again count once. One message of the kind that is applied, in a batch
-with whatever others, ends the row. So neither a single bad message nor a few hold anybody up, and
-no kind ever makes more dead letters in a row than these numbers say.
+A message that is redelivered counts once. A batch in which any message of the kind is applied
+resets the count to zero. So a few bad messages hold up nobody, and no kind makes more dead letters
+in a row than its limit.
 
-While it is open, the same batch is tried again with backoff; the breaker closes when a message of
-the kind is applied, or the row becomes shorter than the limit. A fixed release starts with a closed
-breaker and gets the held messages from the broker. If the messages are garbage and should all be
-dead-lettered, the operator starts the worker with `WORKER_BREAKER_FAILURES=0`, which switches the
-breaker off.
+While the breaker is open, the same batch is retried with backoff. The breaker closes when a message
+of the kind is applied, or when the count falls below the limit. A fixed release starts with a
+closed breaker and gets the held messages from the broker. If the messages are garbage and should
+all be dead-lettered, the operator starts the worker with `WORKER_BREAKER_FAILURES=0`, which
+switches the breaker off.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ _HANDLED = (Verdict.APPLIED, Verdict.LATE, Verdict.ORPHAN)
 
 
 class Breaker:
-    """What is known of each kind since the worker started."""
+    """Counts the failures of each kind since the worker started."""
 
     def __init__(self, failures: int) -> None:
-        """Open after so many failures of a kind in a row; 0: never."""
+        """Open after this many failures of a kind in a row; 0 means never."""
         self._failures = failures
         self._proven: set[str | None] = set()
         self._in_a_row: dict[str | None, set[Key]] = {}
@@ -45,7 +45,7 @@ class Breaker:
     def require_closed(self, outcomes: Sequence[Outcome]) -> None:
         """Count the failures of a batch that is about to be settled.
 
-        Raises `BreakerOpen` if it must be held instead; the same batch may be tried again.
+        Raises `BreakerOpen` if the batch must be held instead; the same batch may be retried.
         """
         if not self._failures:
             return

@@ -1,7 +1,7 @@
-"""The nouns that travel through the worker: a delivery in, an outcome out.
+"""The values that travel through the worker: a delivery in, an outcome out.
 
-Immutable values without behaviour of their own. Settling, counting and reporting all read the same
-`Outcome`, so they cannot disagree. Knows neither AMQP nor SQLite.
+They are immutable and have no behaviour of their own. Settling, counting and reporting all read the
+same `Outcome`, so they cannot disagree. This module knows neither AMQP nor SQLite.
 """
 
 from collections import Counter
@@ -11,46 +11,47 @@ from enum import StrEnum
 from typing import NamedTuple
 
 DETAIL_MAX_CHARACTERS = 2_000
-# Lost once is a restart or a cut, which happen to everyone; twice is a suspicion.
+# One lost delivery is a restart or a network failure, which any message may meet; two make it a
+# suspect.
 SUSPECT_LOSSES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """What a dead letter keeps of its delivery beside the body."""
+    """What a dead letter keeps of its delivery besides the body."""
 
     headers: Mapping[str, object] = field(default_factory=dict)
     kept: Mapping[str, object] = field(default_factory=dict)
     """AMQP properties by name (`message_id`, `timestamp` ...)."""
 
 
-# Of this and of `Outcome` there is one for each message: a tuple is made in a quarter of the time
-# that a frozen dataclass takes.
+# Each message has a `Delivery` and an `Outcome`. They are tuples because a tuple is created in a
+# quarter of the time that a frozen dataclass takes.
 class Delivery(NamedTuple):
     """One hand-over of a message by the broker."""
 
     body: bytes
     tag: int = 0
-    """The delivery tag: means something only on the channel that delivered it."""
+    """The delivery tag, which is valid only on the channel that delivered it."""
     routing_key: str = ""
     content_type: str | None = None
     redelivered: bool = False
-    """The broker's hint that somebody may have had it before; never a proof."""
+    """The broker's hint that a consumer may have had it before; never a proof."""
     losses: int = 0
-    """How many consumers have had it and ended without settling it, by the broker's count."""
+    """By the broker's count, how many consumers had it and ended without settling it."""
     read_properties: Callable[[], Properties] = Properties
     """Decodes the rest, which only dead letters and suspects need."""
     size: int = 0
-    """Bytes of its header and body, as they came."""
+    """Bytes of its header and body as they arrived."""
 
     @property
     def is_suspect(self) -> bool:
-        """Whether this message may be what its consumers ended of."""
+        """Whether this message may have killed its consumers."""
         return self.losses >= SUSPECT_LOSSES
 
 
 class Reason(StrEnum):
-    """Why a message was rejected for good, in the words of logs, headers and metrics."""
+    """Why a message was rejected for good, as logs, headers and metrics spell it."""
 
     NOT_JSON = "not_json"
     BAD_ENVELOPE = "bad_envelope"
@@ -63,22 +64,22 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A message will never be applied: the machine's word and a person's sentence for why."""
+    """Why a message will never be applied: a reason for programs and a detail for people."""
 
     reason: Reason
     detail: str
 
     def __post_init__(self) -> None:
-        """Cut a detail that quotes too much: it goes into a header and a log line."""
+        """Truncate a long detail, because it goes into a header and a log line."""
         object.__setattr__(self, "detail", self.detail[:DETAIL_MAX_CHARACTERS])
 
 
 class Verdict(StrEnum):
-    """What became of a message."""
+    """What the worker did with a message."""
 
     APPLIED = "applied"
     LATE = "late"
-    """Applied, in its place before messages that had been applied already."""
+    """Applied at its position, before messages that had been applied already."""
     DUPLICATE = "duplicate"
     ORPHAN = "orphan"
     """In the log, but its event was never planned, so there is no row."""
@@ -86,43 +87,43 @@ class Verdict(StrEnum):
 
 
 class Outcome(NamedTuple):
-    """What was decided about one delivery; committed already, except for a rejection."""
+    """The decision about one delivery; already committed, except for a rejection."""
 
     delivery: Delivery
     verdict: Verdict
     rejected: Rejected | None = None
-    """Set exactly when the verdict is `REJECTED`."""
+    """Set if and only if the verdict is `REJECTED`."""
     kind: str | None = None
     event_id: str | None = None
     message_id: str | None = None
-    """The last three are None where the delivery could not be decoded."""
+    """`kind`, `event_id` and `message_id` are None if the delivery could not be decoded."""
 
 
 class Folding(NamedTuple):
-    """How far the fold of one stream is, to which late messages have come."""
+    """The progress of folding one stream again because of late messages."""
 
     event_id: str
     messages: int
-    """Folded so far."""
+    """The number of messages folded so far."""
     seconds: float
-    """Taken so far."""
+    """The time taken so far."""
     is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one committed batch did, for the log and the metrics."""
+    """Summary of one committed batch, for the log and the metrics."""
 
     verdicts: Mapping[Verdict, int]
     rejections: tuple[Outcome, ...]
     redelivered: int
-    """Deliveries that the broker had made before."""
+    """Deliveries that the broker marked as redelivered."""
     commit_seconds: float
-    """From the taking of the batch to the end of COMMIT."""
+    """Seconds from taking the batch to the end of COMMIT."""
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], commit_seconds: float) -> "BatchReport":
-        """Count the outcomes of one batch."""
+        """Return the summary of one batch's outcomes."""
         return cls(
             verdicts=Counter(outcome.verdict for outcome in outcomes),
             rejections=tuple(o for o in outcomes if o.verdict is Verdict.REJECTED),

@@ -1,15 +1,15 @@
 """Errors that an operator sees: what happened, to which file or entity, and what to do about it.
 
 A fault of one message is never an exception here; it is a `Rejected` value (`deliveries.py`).
-Whatever is neither is a bug and shows its traceback.
+Anything else is a bug and shows its traceback.
 """
 
 
 class WorkerError(Exception):
-    """Something is not as it must be; `hint` says what to do about it."""
+    """Something went wrong; `hint` says what to do about it."""
 
     def __init__(self, message: str, hint: str) -> None:
-        """Keep the two sentences apart, so that tables and log lines can show them apart."""
+        """Keep the two sentences separate, so that tables and log lines can show them so."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -24,7 +24,7 @@ class RegistrationError(WorkerError):
 
 
 class MustHold(WorkerError):
-    """The batch cannot be settled now, and is held until it can."""
+    """The batch cannot be settled now; the worker holds it until it can."""
 
 
 class StoreUnavailable(MustHold):
@@ -32,11 +32,11 @@ class StoreUnavailable(MustHold):
 
 
 class BreakerOpen(MustHold):
-    """A kind fails for every message (breaker.py)."""
+    """Every message of a kind fails (breaker.py)."""
 
 
 class StoreUnusable(WorkerError):
-    """The database cannot be used by this worker at all, and waiting will not change that."""
+    """This worker cannot use the database at all, and waiting will not change that."""
 
 
 class WriterLocked(WorkerError):
@@ -44,12 +44,12 @@ class WriterLocked(WorkerError):
 
 
 class BrokerRefused(WorkerError):
-    """The broker answers and says no: credentials, permissions, or an entity that differs."""
+    """The broker answers with a refusal: credentials, permissions, or an entity that differs."""
 
 
 class SessionLost(WorkerError):
-    """The session with the broker has ended; its deliveries are the broker's again."""
+    """The session with the broker has ended; its deliveries went back to the queue."""
 
 
 class HealthUnavailable(WorkerError):
-    """The worker's health cannot be served, or nobody serves it."""
+    """The worker cannot serve its health, or no worker serves it."""

@@ -1,7 +1,7 @@
 """The supervisor: become the writer, open, consume, hold, drain, close.
 
-Owns what happens when the house fails: the broker goes away, the database cannot commit, somebody
-wants the process to end. One task runs the loop that commits and acks, and nothing cancels it.
+It decides what happens when the broker goes away, the database cannot commit, or the process is
+told to stop. One task runs the loop that commits and acks, and nothing cancels it.
 """
 
 import asyncio
@@ -42,16 +42,17 @@ from worker.telemetry.report import Report
 
 T = TypeVar("T")
 
-# A standby consumes within five seconds of its predecessor's end; opening takes about one.
+# A standby must consume within five seconds of the end of the worker that it replaces. Opening a
+# session takes about one second.
 STANDBY_SECONDS = 0.5
 OPEN_SECONDS = 10
 VERIFY_SECONDS = 5
-# A message is kept in the log, and most of it in a row.
+# The log stores the message, and a row stores most of it again.
 COPIES_OF_A_MESSAGE = 2
 
 
 class Service:
-    """One worker: from its start until it is told to stop."""
+    """One worker, from its start until it is told to stop."""
 
     _file: DatabaseFile
     """Known once the file is open."""
@@ -63,9 +64,9 @@ class Service:
         report: Report,
         address: Callable[[], BrokerAddress],
     ) -> None:
-        """Configure, in the running loop; nothing is opened yet.
+        """Store the configuration; must be called in the running loop, and opens nothing yet.
 
-        `address` is asked at each connection, so that a renewed password needs no restart.
+        `address` is called for each connection, so that a renewed password needs no restart.
         """
         self._settings = settings
         self._registry = registry
@@ -77,15 +78,15 @@ class Service:
         self._breaker = Breaker(settings.breaker_failures)
 
     def stop(self) -> None:
-        """Take no more, finish what was taken, and let `run` return."""
+        """Take no more messages, finish those that were taken, and let `run` return."""
         if not self._stopped.done():
             self._stopped.set_result(None)
 
     async def run(self) -> None:
         """Consume until `stop`; then drain and return.
 
-        Raises `StoreUnusable` and, until it has consumed once, `BrokerRefused`: waiting would not
-        help.
+        Raises errors that waiting would not cure: `StoreUnusable` and, until the worker has
+        consumed once, `BrokerRefused`.
         """
         lock = WriterLock(self._settings.database)
         try:
@@ -99,7 +100,7 @@ class Service:
             lock.release()
 
     async def _become_writer(self, lock: WriterLock) -> bool:
-        """Wait until no other process writes the file; False if told to stop meanwhile."""
+        """Wait until no other process writes the file; return False if told to stop first."""
 
         async def rival() -> str | None:
             try:
@@ -111,18 +112,18 @@ class Service:
         return await self._stand_by(rival)
 
     async def _stand_by(self, rival: Callable[[], Coroutine[Any, Any, str | None]]) -> bool:
-        """Wait while there is a rival, and say once which; False if told to stop meanwhile."""
-        told = None
+        """Wait while there is a rival, and report each one once; return False if told to stop."""
+        reported = None
         while not self._stopped.done():
             self._report.step()
             reason = await self._unless_stopped(rival())
             if reason is not None:
-                if reason != told:
+                if reason != reported:
                     self._report.standing_by(reason)
-                    told = reason
+                    reported = reason
                 await self._pause(STANDBY_SECONDS)
             elif not self._stopped.done():
-                if told is not None:
+                if reported is not None:
                     self._report.taking_over()
                 return True
         return False
@@ -130,14 +131,15 @@ class Service:
     async def _write(self, writer: Writer) -> None:
         if not await self._until_possible(writer.open):
             return
-        await self._until_possible(lambda: self._fold_anew(writer))
+        await self._until_possible(lambda: self._prepare_tables(writer))
         projector = Projector(self._registry, writer, folding=self._report.folding)
         await self._sessions(writer, projector)
 
     async def _until_possible(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Do what needs the database, when it can be done; False if told to stop before.
+        """Retry work that needs the database until it succeeds; return False if told to stop.
 
-        Before anything is consumed, so that an outage of the disk costs no message a delivery.
+        This is done before anything is consumed, so that no message loses a delivery while the disk
+        fails.
         """
         attempt = 0
         while not self._stopped.done():
@@ -153,8 +155,8 @@ class Service:
                 return not self._stopped.done()
         return False
 
-    async def _fold_anew(self, writer: Writer) -> None:
-        """Make the tables, or rebuild those of other versions; refuse a file without its log."""
+    async def _prepare_tables(self, writer: Writer) -> None:
+        """Create the tables, or rebuild those of other versions; refuse a file without its log."""
         await require_log(writer)
         await require_known_kinds(writer, self._registry)
         is_new = await log.is_empty(writer)
@@ -180,7 +182,7 @@ class Service:
         )
 
     async def _sessions(self, writer: Writer, projector: Projector) -> None:
-        """Live one session after the other."""
+        """Run one session after the other until told to stop."""
         was_connected = False
         while await self._until_possible(lambda: self._prove(writer, projector)):
             self._report.connecting()
@@ -193,8 +195,8 @@ class Service:
                         return
                     self._report.session_opened(opened.unclaimed)
                     opened.call_when_lost(self._report.losing)
-                    # From now on a queue that is not there is an error, and never made again in
-                    # silence: what was published without it has gone nowhere.
+                    # From now on a missing queue is an error. Creating it silently would hide that
+                    # the messages published without it are lost.
                     self._file = replace(self._file, is_new=False)
                     await stack.enter_async_context(opened.beside(self._verify(opened)))
                     if not await self._begin(opened):
@@ -210,12 +212,12 @@ class Service:
                 await self._pause(backoff.reconnecting(self._losses))
 
     async def _prove(self, writer: Writer, projector: Projector) -> None:
-        """See that the database commits what it will be asked to, before anything is consumed.
+        """Prove that the database can commit, before anything is consumed.
 
-        Each session in which nothing can be settled costs its messages a delivery, and in the end
-        the broker dead-letters them. So the disk must take the largest message, and the batch that
-        the last session held must commit and pass the breaker. Its messages come again, and are
-        duplicates then.
+        Each session that settles nothing costs its messages a delivery, and eventually the broker
+        dead-letters them. So the disk must have room for the largest message, and the batch that
+        the last session held must commit and pass the breaker. Its messages are redelivered, and
+        are duplicates then.
         """
         await writer.probe(COPIES_OF_A_MESSAGE * self._settings.max_message_bytes)
         if self._held:
@@ -226,7 +228,7 @@ class Service:
         try:
             address = self._address()
         except SettingsError as error:
-            # A secret that is just being written, perhaps.
+            # The file with the password may be half written at this moment.
             raise BrokerRefused(error.message, error.hint) from error
         return session(
             address,
@@ -242,7 +244,7 @@ class Service:
         )
 
     async def _verify(self, opened: Session) -> None:
-        """Look at the topology now and again, as long as the session lasts."""
+        """Verify the topology at intervals for as long as the session lasts."""
         while await opened.lasts(VERIFY_SECONDS):
             try:
                 verified = await answer_within(opened.verify(), OPEN_SECONDS)
@@ -254,7 +256,7 @@ class Service:
                 self._report.sizes(verified.queue, verified.dead_letters, wal)
 
     async def _begin(self, opened: Session) -> bool:
-        """Consume once it is this worker's turn; False if told to stop before."""
+        """Consume once it is this worker's turn; return False if told to stop first."""
         if not await self._stand_by(lambda: answer_within(opened.rival(), OPEN_SECONDS)):
             return False
         await self._unless_stopped(answer_within(opened.consume(), OPEN_SECONDS))
@@ -274,8 +276,8 @@ class Service:
                 if outcomes is None:
                     return
                 self._report.settled(await consumer.settle(outcomes), seconds)
-                # Only progress makes the next loss a first one: what ends each session at its
-                # first message must not make the worker hammer the broker.
+                # Only progress resets the backoff: a fault that ends each session at its first
+                # message must not make the worker hammer the broker.
                 self._losses = 0
         finally:
             self._stopped.remove_done_callback(drain)
@@ -283,13 +285,14 @@ class Service:
     async def _project(
         self, batch: Sequence[Arrival], consumer: Consumer, projector: Projector
     ) -> list[Outcome] | None:
-        """Project a batch; hold it while it cannot be settled; None if the worker drains."""
+        """Project a batch, and hold it while it cannot be settled; None if the worker drains."""
         attempt = 0
         while True:
             try:
                 with self._report.transaction():
                     outcomes = await projector.project(batch, meanwhile=consumer.look_ahead)
-                # It has committed; what is held is the settlement of all of it, good and bad.
+                # The batch is committed. An open breaker holds the settlement of all of it, the
+                # good messages and the bad.
                 self._breaker.require_closed(outcomes)
             except MustHold as error:
                 self._held = batch
@@ -303,19 +306,19 @@ class Service:
                 return outcomes
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do work that may be cancelled; None if told to stop before it was done."""
+        """Return the result of work, or cancel it and return None if told to stop first."""
         task = asyncio.ensure_future(work)
         ends: set[asyncio.Future[Any]] = {task, self._stopped}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        # Waited for without a bound: the store must not be left in the middle of closing its file.
-        # Neither it nor `in_time` loses a cancellation, and a drain has its deadline.
+        # Wait without a bound, because the store must not be left in the middle of closing its
+        # file. Neither the store nor `in_time` loses a cancellation, and a drain has its deadline.
         task.cancel()
         with suppress(asyncio.CancelledError, SessionLost, BrokerRefused):
             await task
         return None
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not once told to stop."""
+        """Wait this long, or until told to stop."""
         await asyncio.wait({self._stopped}, timeout=seconds)

@@ -1,13 +1,14 @@
-"""Work that has to end: within a time, or now.
+"""Cancellation and timeouts for work that must end.
 
 A cancellation is a request, and the AMQP library may lose it. aiormq 7.2 raises the reason why a
-channel closes in its place (abc.py, `TaskWrapper`), drops that reason while it closes the channel
-(base.py, `__closer`), and awaits the network while it handles one (connection.py, `__writer`).
-Python 3.11's `asyncio.wait_for`, which it uses, loses one that comes as the work is done. So
-nothing here counts on one cancellation, or waits for its effect without a bound.
+channel closes instead (abc.py, `TaskWrapper`), drops that reason while it closes the channel
+(base.py, `__closer`), and awaits the network while it handles a cancellation (connection.py,
+`__writer`). Python 3.11's `asyncio.wait_for`, which aiormq uses, loses a cancellation that arrives
+just as the work completes. So nothing here relies on a single cancellation, or waits without a
+bound for its effect.
 
-`.cancel()`, `asyncio.timeout` and the like are used nowhere else, but for the places that
-tests/unit/test_tasks.py lists with their reasons.
+Apart from the places that tests/unit/test_tasks.py lists with their reasons, `.cancel()`,
+`asyncio.timeout` and the like are used only here.
 """
 
 import asyncio
@@ -16,19 +17,20 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What ends in order needs a few turns of the loop. Five parts of a session end one after the other,
-# and a drain, which has 4.5 seconds, waits for each.
+# A task that ends normally needs only a few turns of the loop. Five parts of a session end one
+# after the other, and a drain, which has 4.5 seconds, waits for each.
 END_SECONDS = 0.25
-# Longer than a slow link takes to close a channel, which is what the library does when it is
-# cancelled: cut short, it would ask the broker a second time, and that ends the connection.
+# When it is cancelled, the library closes a channel. This is longer than that takes on a slow link:
+# a second cancellation before then would make it close the channel twice, and that ends the
+# connection.
 AGAIN_SECONDS = 1.0
 
 
 async def end(task: asyncio.Future[Any]) -> None:
-    """Cancel a task, again and again until it has ended; return by then, or after a while.
+    """Cancel a task repeatedly until it ends; wait for that, but at most `END_SECONDS`.
 
-    A task that has not ended after `END_SECONDS` is abandoned: it is still cancelled again and
-    again, but nobody waits for it. What the task raises is dropped.
+    After `END_SECONDS` the task is abandoned: it is still cancelled repeatedly, but nobody waits
+    for it. Whatever the task raises is dropped.
     """
     loop = asyncio.get_running_loop()
 
@@ -43,12 +45,12 @@ async def end(task: asyncio.Future[Any]) -> None:
 
 
 async def in_time(work: Awaitable[T], seconds: float) -> T:
-    """Return what the work returns; end it if that takes longer, or if the caller is cancelled.
+    """Return the work's result; end the work after a timeout, or if the caller is cancelled.
 
-    Raises `TimeoutError` after so many seconds, and those of `END_SECONDS` at most.
+    Raises `TimeoutError` after the timeout and at most `END_SECONDS` more.
     """
     task = asyncio.ensure_future(work)
-    # It may fail in the very turn in which the caller is cancelled.
+    # The work may fail in the very turn of the loop in which the caller is cancelled.
     task.add_done_callback(_drop)
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -66,12 +68,12 @@ async def first_of(
     failure: type[Exception],
     discard: Callable[[T], None],
 ) -> T:
-    """Return what the first of several attempts to succeed returns.
+    """Return the result of the first attempt that succeeds.
 
-    Each begins when the one before has failed, or after a delay; so one that hangs holds up none.
-    An attempt has failed if it raises `failure`; if all have, raises an `ExceptionGroup` of these.
-    Whatever else one raises is raised at once. All others are ended, and what they return is
-    discarded.
+    Each attempt starts when the one before it fails, or after a delay, so that an attempt that
+    hangs does not hold up the next. An attempt fails by raising `failure`; if all fail, an
+    `ExceptionGroup` of these is raised. Any other exception is raised at once. All other attempts
+    are ended, and their results are passed to `discard`.
     """
     waiting = list(attempts)
     running: set[asyncio.Task[T]] = set()
@@ -110,6 +112,6 @@ async def _end_losers(losers: set[asyncio.Task[T]], discard: Callable[[T], None]
 
 
 def _drop(task: asyncio.Future[Any]) -> None:
-    """Mark the exception as seen; asyncio would report it otherwise."""
+    """Mark the exception as retrieved, because asyncio would otherwise log it."""
     if not task.cancelled():
         task.exception()

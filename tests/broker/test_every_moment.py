@@ -106,7 +106,7 @@ class Worker:
 
     async def lives(self) -> None:
         """Open a session, consume until it ends, and close it, as the service does."""
-        await self.service._fold_anew(self._writer)
+        await self.service._prepare_tables(self._writer)
         await self.service._sessions(self._writer, Projector(load(), self._writer))
 
 
