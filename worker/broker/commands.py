@@ -1,7 +1,7 @@
-"""What `check` and `topology` ask of the broker, each on a connection of its own.
+"""The broker requests of `check` and `topology`, each on its own connection.
 
-All raise `BrokerRefused` if the broker says no, and `SessionLost` if it cannot be reached, or does
-not answer in time.
+All functions raise `BrokerRefused` if the broker refuses, and `SessionLost` if it cannot be reached
+or does not answer in time.
 """
 
 from collections.abc import AsyncIterator, Coroutine
@@ -29,13 +29,13 @@ ANSWER_SECONDS = 30
 
 
 async def reach(address: BrokerAddress) -> None:
-    """Connect and leave."""
+    """Connect to the broker and disconnect."""
     async with _asking(address):
         pass
 
 
 async def verify(address: BrokerAddress, topology: Topology) -> Verification:
-    """See that the worker's exchanges and queues exist as they must be; raises if not."""
+    """Verify that the worker's exchanges and queues exist as declared; raises if not."""
 
     async def ask() -> Verification:
         async with _asking(address) as opened:
@@ -45,7 +45,7 @@ async def verify(address: BrokerAddress, topology: Topology) -> Verification:
 
 
 async def apply(address: BrokerAddress, topology: Topology) -> None:
-    """Make what is missing of the topology; raises `BrokerRefused` for what is otherwise."""
+    """Create what is missing of the topology; raises `BrokerRefused` for what differs from it."""
 
     async def ask() -> None:
         async with _asking(address) as opened, opened.channel() as channel:
@@ -56,7 +56,7 @@ async def apply(address: BrokerAddress, topology: Topology) -> None:
 
 
 async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:
-    """Return which database file the queue belongs to; returns and raises as `claim.owner` does."""
+    """Return and raise what `claim.owner` does."""
 
     async def ask() -> str | None:
         async with _asking(address) as opened:
@@ -66,7 +66,7 @@ async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str 
 
 
 async def release(address: BrokerAddress, queue: str) -> None:
-    """Let another file have the queue; raises `BrokerRefused` while somebody consumes."""
+    """Let another file claim the queue; raises `BrokerRefused` while a worker consumes from it."""
 
     async def ask() -> None:
         async with _asking(address) as opened:
@@ -88,6 +88,6 @@ async def _answer(work: Coroutine[Any, Any, T]) -> T:
 
 def _ended(reason: str) -> SessionLost:
     return SessionLost(
-        f"The connection to the broker ended before the answer ({reason}).",
-        "run the command again; see RabbitMQ's log if it ends so each time.",
+        f"The connection to the broker ended before it answered ({reason}).",
+        "run the command again; if that does not help, see RabbitMQ's log.",
     )

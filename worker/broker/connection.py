@@ -1,6 +1,6 @@
-"""Connections to the broker: where it is, TLS, how its refusals and silences are told.
+"""Connections to the broker: its address, TLS, and errors for refusals and missing answers.
 
-Knows nothing of what is sent over them.
+This module knows nothing of what is sent over the connections.
 """
 
 import asyncio
@@ -35,23 +35,24 @@ from worker.tasks import first_of, in_time
 
 T = TypeVar("T")
 
-# What these libraries have to say arrives as exceptions, and is reported once, as a change of
-# state; at DEBUG they would print whole frames, new secrets among them.
+# These libraries' errors arrive as exceptions, which the worker reports once, as a change of state.
+# At DEBUG they would log whole frames, which may contain new secrets.
 for library in ("aio_pika", "aiormq"):
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
-# aiormq takes a peer for dead after 3 * (9 + 1) seconds, and looks every 4: 34 at most. RabbitMQ
-# advises 5 to 20 (rabbitmq.com/docs/heartbeats).
+# aiormq considers a peer dead after 3 * (9 + 1) seconds and checks every 4, so after at most 34.
+# RabbitMQ recommends an interval of 5 to 20 (rabbitmq.com/docs/heartbeats).
 HEARTBEAT_SECONDS = 9
 CONNECT_SECONDS = 4
-# Until the next address or node is tried beside one that does not answer.
+# The wait before the next address or node is tried in parallel to one that does not answer.
 NEXT_SECONDS = 1
-# Two connections and a channel are closed, one after the other, within a drain.
+# A drain closes two connections and a channel, one after the other.
 CLOSE_SECONDS = 0.5
-# What the library raises on a connection or channel that has ended; RuntimeError is its "closed".
+# What the library raises for a connection or channel that has ended. RuntimeError is what it raises
+# for one that is closed.
 LOST = (AMQPError, OSError, RuntimeError)
-# An unexpected frame while connecting is the Close of a broker that refuses the virtual host;
-# aiormq 7.2 does not say what the broker said with it.
+# A broker that refuses the virtual host sends a Close, which aiormq 7.2 reports as an unexpected
+# frame, without the broker's text.
 REFUSALS = (AuthenticationError, InvalidFrameError, ProbableAuthenticationError)
 
 UNREACHABLE = "The broker cannot be reached ("
@@ -61,12 +62,12 @@ Opened: TypeAlias = tuple[AbstractConnection, Transport]
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where the broker is, and how each side proves who it is."""
+    """Where the broker is, and how both sides authenticate."""
 
     urls: tuple[str, ...] = field(repr=False)
-    """The nodes of one cluster; with passwords, so never shown."""
+    """The nodes of one cluster. They contain passwords, so they are never shown."""
     ca_file: Path | None = None
-    """The authority of an amqps broker's certificate; None: those that the system trusts."""
+    """The CA of an amqps broker's certificate; None means the CAs that the system trusts."""
     certificate_file: Path | None = None
     key_file: Path | None = None
 
@@ -77,28 +78,29 @@ class BrokerAddress:
 
     @property
     def vhost(self) -> str:
-        """The virtual host, which is / if the address names none."""
+        """The virtual host; / if the address names none."""
         return vhost_of(self.urls[0])
 
     def tls(self) -> ssl.SSLContext:
-        """Return a context that verifies the broker's certificate and name, with TLS 1.2 at least.
+        """Return a context that verifies the broker's certificate and name, with at least TLS 1.2.
 
-        Read again for each connection, so that renewed files need no restart.
+        The files are read again for each connection, so that renewed files need no restart. Raises
+        `BrokerRefused` if they cannot be used.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-            # Left to the system otherwise, which may take less.
+            # The system's default may be lower.
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate_file is not None:
-                # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+                # Without a password, OpenSSL would prompt on the terminal for an encrypted key's.
                 context.load_cert_chain(self.certificate_file, self.key_file, password="")
         except (OSError, ValueError) as error:
             files = [self.ca_file, self.certificate_file, self.key_file]
             raise BrokerRefused(
                 f"The files for TLS cannot be used ({', '.join(map(str, filter(None, files)))}: "
                 f"{error}).",
-                "see that they are there, in PEM format, and belong together (WORKER_AMQP_CA_FILE, "
-                "WORKER_AMQP_CERTIFICATE_FILE, WORKER_AMQP_KEY_FILE).",
+                "check that they exist, are in PEM format, and belong together "
+                "(WORKER_AMQP_CA_FILE, WORKER_AMQP_CERTIFICATE_FILE, WORKER_AMQP_KEY_FILE).",
             ) from error
         return context
 
@@ -107,10 +109,10 @@ class BrokerAddress:
 async def connection(
     address: BrokerAddress, name: str, intake: Intake | None = None
 ) -> AsyncIterator[AbstractConnection]:
-    """Hold a connection that the broker shows under a name, to any node that answers.
+    """Hold a connection to any node that answers; `name` is what the broker shows for it.
 
-    Deliveries go to the intake. Raises `BrokerRefused` if the broker says no, `SessionLost` if
-    nobody answers.
+    Deliveries go to the intake. Raises `BrokerRefused` if the broker refuses, and `SessionLost` if
+    no node answers.
     """
     opened, transport = await _connect_to_any(address, name, intake)
     try:
@@ -119,14 +121,14 @@ async def connection(
         finally:
             await closing(opened)
     finally:
-        # Closing may wait for a peer that reads nothing; a connection that is left open would keep
-        # its consumer, and the deliveries that nobody takes.
+        # Closing fails if the peer reads nothing. A connection left open would keep its consumer,
+        # and with it deliveries that nobody takes.
         transport.abort()
 
 
 async def _connect_to_any(address: BrokerAddress, name: str, intake: Intake | None) -> Opened:
-    # In no fixed order, so that the workers of a cluster spread over its nodes.
     decoders.install()
+    # In random order, so that the workers of a cluster spread over its nodes.
     urls = random.sample(address.urls, len(address.urls))
     nodes = [partial(_connect_to_node, url, address, name, intake) for url in urls]
     return await _first_to_answer(nodes)
@@ -135,7 +137,7 @@ async def _connect_to_any(address: BrokerAddress, name: str, intake: Intake | No
 async def _connect_to_node(
     url: str, address: BrokerAddress, name: str, intake: Intake | None
 ) -> Opened:
-    """Connect to the first address of a node that answers; a name may have several."""
+    """Connect to the first of a node's addresses that answers; a name may have several."""
     hosts = await _hosts(url)
     attempts = [partial(_connect, url, host, address, name, intake) for host in hosts]
     return await _first_to_answer(attempts)
@@ -145,8 +147,8 @@ async def _first_to_answer(attempts: Iterable[Callable[[], Coroutine[Any, Any, O
     try:
         return await first_of(attempts, NEXT_SECONDS, SessionLost, _abort)
     except ExceptionGroup as failed:
-        # All of them, because the one that matters may be any: a certificate that has expired at
-        # one address, beside another at which nobody listens.
+        # All reasons, because any may be the one that matters: an expired certificate at one
+        # address, while nobody listens at another.
         reasons = [
             str(each.args[0]).removeprefix(UNREACHABLE).removesuffix(").")
             for each in failed.exceptions
@@ -162,7 +164,7 @@ async def _hosts(url: str) -> list[str]:
         looking = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         found = await in_time(looking, CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        # ValueError is what a host that is no name raises.
+        # An invalid host name raises ValueError.
         raise _unreachable(url, error) from error
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
@@ -196,7 +198,7 @@ def _abort(opened: Opened) -> None:
 def _refused(url: str, error: Exception) -> BrokerRefused:
     return BrokerRefused(
         f"The broker refuses the connection ({shown(url)}: {sentence(error)}).",
-        "see the user, password and virtual host in WORKER_AMQP_URL, and the user's permissions.",
+        "check the user, password and virtual host in WORKER_AMQP_URL, and the user's permissions.",
     )
 
 
@@ -207,13 +209,13 @@ def _unreachable(url: str, error: Exception) -> SessionLost:
 def _cannot_be_reached(reasons: str) -> SessionLost:
     return SessionLost(
         f"{UNREACHABLE}{reasons}).",
-        "see that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for amqps, "
-        "that its certificate is for that host and from the right authority.",
+        "check that RabbitMQ runs, that WORKER_AMQP_URL names its host and port, and, for amqps, "
+        "that its certificate is for that host and from a trusted authority.",
     )
 
 
 def _over(transport: Transport) -> type[aio_pika.Connection]:
-    """Return the library's class of connection, with a transport of ours below it."""
+    """Return the library's connection class, on top of this transport."""
 
     class Connection(aio_pika.Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the library's
@@ -221,46 +223,48 @@ def _over(transport: Transport) -> type[aio_pika.Connection]:
             self.kwargs["transport_factory"] = transport
 
         def __del__(self) -> None:
-            # The library's own closes one that never opened: in a task, and in whatever thread
-            # collects it, which may have no loop. Here the transport is aborted by then.
+            # The library's own method closes a connection that never opened. It does so in a task,
+            # in whichever thread collects the garbage, and that thread may have no loop. Here the
+            # transport has already been aborted.
             pass
 
     return Connection
 
 
 async def closing(part: AbstractConnection | AbstractChannel) -> None:
-    """Close, and wait a moment for the broker's answer, but not for ever."""
+    """Close, and wait at most `CLOSE_SECONDS` for the broker's answer."""
     try:
         await in_time(part.close(), CLOSE_SECONDS)
     except (Exception, asyncio.CancelledError) as error:
-        # It may have ended already, and a timeout is an OSError.
+        # It may have ended already. A timeout counts as a loss, because it is an OSError.
         if not is_loss(error):
             raise
 
 
 async def answer_within(work: Awaitable[T], seconds: float) -> T:
-    """Return what the broker is asked for; raises `SessionLost` if no answer comes in time."""
+    """Return the broker's answer; raises `SessionLost` if none comes in time."""
     try:
         return await in_time(work, seconds)
     except TimeoutError as error:
         # A node without a quorum may never answer.
         raise SessionLost(
             f"The broker did not answer within {seconds} seconds.",
-            "see whether it is starting, overloaded or without a quorum.",
+            "check whether it is starting, overloaded or without a quorum.",
         ) from error
 
 
 def sentence(error: BaseException) -> str:
-    """Return what a library's exception says, with its name, on one line."""
+    """Return a library exception's name and text on one line."""
     words = ", ".join(str(arg) for arg in error.args if arg is not None)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether a call of the library failed because its connection or channel has ended.
+    """Return whether a call to the library failed because its connection or channel has ended.
 
-    aiormq 7.2 rejects or cancels what waits on a channel that closes, with a bare `Exception` where
-    it knows no reason (its base.py, `reject_all`); a cancellation of this task is no loss.
+    When a channel closes, aiormq 7.2 rejects or cancels whatever waits on it, with a bare
+    `Exception` if it knows no reason (its base.py, `reject_all`). A cancellation of this task is
+    not a loss.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
@@ -270,7 +274,7 @@ def is_loss(error: BaseException) -> bool:
 
 @contextmanager
 def telling_loss(tell: Callable[[str], SessionLost]) -> Iterator[None]:
-    """Raise what `tell` makes of the reason if the block fails because a connection has ended."""
+    """Raise `tell(reason)` if the block fails because its connection or channel has ended."""
     try:
         yield
     except (Exception, asyncio.CancelledError) as error:

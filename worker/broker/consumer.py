@@ -1,6 +1,6 @@
-"""The consumer's end of the broker: turns what arrives into batches.
+"""The consumer: turns the broker's deliveries into batches.
 
-Knows no SQLite and no kinds.
+It knows neither SQLite nor kinds.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ class Reception:
     """How deliveries are received."""
 
     decode: Callable[[Delivery], Arrival]
-    """Called with each, in the order in which they come."""
+    """Called with each delivery, in the order of arrival."""
     prefetch: int
-    """Unacked deliveries that the broker grants."""
+    """The most deliveries that may be unacked."""
     batch_size: int
-    """The most that are given at once."""
+    """The most deliveries in a batch."""
 
 
 class Consumer:
-    """Batches of whatever has arrived; an iterator that ends when it drains.
+    """An iterator over batches of whatever has arrived; it ends when the worker drains.
 
-    Begins in quarantine: a message that is suspected to kill its consumers is out alone.
-    `async for batch in consumer` raises `SessionLost` when the session has ended otherwise.
+    It begins in quarantine: a message that may have killed its consumers is delivered alone.
+    `async for batch in consumer` raises `SessionLost` if the session is lost.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Consumer:
         queue: str,
         reception: Reception,
     ) -> None:
-        """Consume on a channel whose connection has this intake; nothing is asked of it yet."""
+        """Prepare to consume on a channel whose connection has this intake; sends nothing yet."""
         self._intake = intake
         self._channel = channel
         self._settlement = settlement
@@ -53,30 +53,31 @@ class Consumer:
         self._queue = queue
         self._reception = reception
         self._quarantine = Quarantine(channel, life, queue)
-        # Waited for between two batches, so not by way of tasks that wait for one thing each.
+        # One event for arrivals and for the end, because waiting for two would cost tasks for each
+        # batch.
         life.call_when_it_ends(intake.arrived.set)
 
     async def has_rival(self) -> bool:
-        """Return whether another consumer is active on the queue; asked before `start`.
+        """Return whether another consumer is active on the queue; call before `start`.
 
-        The broker counts the active consumer of a queue with a single active consumer, and none of
-        those that wait.
+        For a queue with a single active consumer, the broker counts that one only, and none of the
+        consumers that wait.
         """
         declared = await self._channel.queue_declare(self._queue, passive=True)
         return bool(declared.consumer_count)
 
     async def start(self) -> None:
-        """Let the broker deliver, in quarantine at first."""
+        """Let the broker deliver; the consumer starts in quarantine."""
         await self._quarantine.begin(self._reception.prefetch)
 
     def drain(self) -> None:
-        """Take no more; what waits is left to the broker."""
+        """Take no more deliveries; those that wait are left to the broker."""
         self._life.drain()
 
     async def drains(self, *, within_seconds: float) -> bool:
-        """Wait for at most this long; return whether the worker drains.
+        """Wait at most this long; return whether the worker drains.
 
-        Raises `SessionLost` if the session ends meanwhile.
+        Raises `SessionLost` if the session is lost meanwhile.
         """
         await self._life.wait(seconds=within_seconds)
         return self._life.drains
@@ -97,26 +98,27 @@ class Consumer:
         raise StopAsyncIteration
 
     async def _give_back(self) -> None:
-        """Return to the queue what arrived while there was no room for it.
+        """Return to the queue the deliveries that arrived while there was no room for them.
 
-        Before anything that came later is taken, and acked together with all that came before.
+        This comes before any later delivery is taken, because the ack of a batch includes all
+        earlier deliveries.
         """
         with self._life.depends_on_channel():
             for tag in self._intake.to_give_back():
                 await self._channel.basic_nack(tag, requeue=True)
 
     def look_ahead(self) -> None:
-        """Decode the next batch, as far as it has arrived, so that it is ready when it is taken."""
+        """Decode as much of the next batch as has arrived, so that it is ready when it is taken."""
         self._intake.look_ahead(self._reception.batch_size)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-        """Settle a batch, as `Settlement.settle` does; end the quarantine past the last suspect."""
+        """Settle a batch as `Settlement.settle` does; end the quarantine after the last suspect."""
         if self._quarantine.is_on and not any(each.delivery.is_suspect for each in outcomes):
             await self._quarantine.end()
         settled = await self._settlement.settle(outcomes)
         self._intake.settled(settled)
         if len(settled) < len(outcomes):
-            # A suspect that was decided has killed nobody; while its dead letter is blocked, it
-            # must not hold up all others.
+            # The worker has survived this suspect. While its dead letter is blocked, it must not
+            # hold up all other messages.
             await self._quarantine.end()
         return settled

@@ -1,8 +1,8 @@
-"""One command at a time holds the dead letters.
+"""A lock, so that only one command at a time holds the dead letters.
 
-Two commands would each see a part of them, and put them back in another order. The lock is an
-exclusive queue, which only one connection can declare: the broker deletes it when that connection
-ends, however it ends (rabbitmq.com/docs/queues, "Exclusive Queues").
+Two commands at once would each see some of the letters, and return them in another order. The lock
+is an exclusive queue, which only one connection can declare. The broker deletes it when that
+connection ends, for whatever reason (rabbitmq.com/docs/queues, "Exclusive Queues").
 """
 
 from aio_pika.abc import AbstractConnection, AbstractQueue
@@ -17,9 +17,10 @@ def lock_of(queue: str) -> str:
 
 
 async def acquire(connection: AbstractConnection, queue: str) -> AbstractQueue | None:
-    """Lock a dead-letter queue for a connection; None if the user may not configure the lock.
+    """Lock a dead-letter queue for a connection.
 
-    Raises `BrokerRefused` if another connection has it.
+    Returns None if the user may not configure the lock. Raises `BrokerRefused` if another
+    connection holds it.
     """
     channel = await connection.channel()
     try:
@@ -31,8 +32,8 @@ async def acquire(connection: AbstractConnection, queue: str) -> AbstractQueue |
     except ChannelLockedResource as error:
         raise BrokerRefused(
             f"Another command holds the dead letters in queue {queue!r}; nothing was changed.",
-            "run this command again when that one has ended. If it was killed, the broker lets go "
-            "of them at once; if its machine or network failed, within a minute.",
+            "run this command again when that one has ended. If it was killed, the broker releases "
+            "them at once; if its machine or network failed, within a minute.",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""The dead-letter queue as an operator's command holds it: looking, requeueing, discarding.
+"""The dead-letter queue, held by an operator's command that lists, requeues or discards.
 
-Promise: at every moment a message is in at least one queue, and those that are neither requeued
-nor discarded are in their order again when a command ends well.
+Promise: at every moment a message is in at least one queue, and after a command that succeeds, the
+letters that it neither requeued nor discarded are in their original order.
 """
 
 import asyncio
@@ -27,30 +27,30 @@ from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import in_time
 
 NAME = "projection-worker dead-letters"
-# A message that is rejected this often needs another handler, or another publisher.
+# A message that is rejected this often needs a fix in its handler or its publisher.
 MAX_REQUEUES = 3
 # Confirms take milliseconds; a broker in an alarm sends none.
 CONFIRM_SECONDS = 30
-# How long an interrupted requeue waits for confirms that are on their way.
+# How long an interrupted requeue waits for outstanding confirms.
 DRAIN_SECONDS = 1
-# How long a command that fails waits for the broker to have all its acks.
+# How long a command that fails waits until the broker has all its acks.
 ABANDON_SECONDS = 5
-AGAIN = "run the command again: for the worker, a message that comes twice is a duplicate."
+AGAIN = "run the command again: the worker treats a message that comes twice as a duplicate."
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters are meant: those that match all that is given."""
+    """Criteria for dead letters: a letter matches if it meets every one that is set."""
 
     id: str | None = None
     """The message's own id, or the AMQP message_id."""
     reason: str | None = None
     kind: str | None = None
     rejected_before: datetime | None = None
-    """One whose time is not known does not match."""
+    """A letter whose time is unknown does not match."""
 
-    def takes(self, letter: DeadLetter) -> bool:
-        """Return whether a dead letter is meant."""
+    def matches(self, letter: DeadLetter) -> bool:
+        """Return whether a dead letter meets all criteria."""
         if self.id is not None and self.id not in (letter.id, letter.message_id):
             return False
         if self.reason is not None and self.reason != letter.reason:
@@ -63,23 +63,23 @@ class Selection:
 
 
 OnDone = Callable[[DeadLetter, list[str]], None]
-"""Hears of each letter that is done, with the names of what had to be left out of it."""
+"""Called with each finished letter and the names of the headers and properties it lost."""
 
 
 class DeadLetterQueue:
-    """The dead letters that there were when it was opened."""
+    """The dead letters that were in the queue when it was opened."""
 
     def __init__(self, pages: Pages, count: int, publisher: Publisher, work_queue: str) -> None:
-        """Read this many letters; send what is requeued back to the worker's queue."""
+        """Prepare to read `count` letters; requeued ones go to `work_queue`."""
         self._pages = pages
         self._publisher = publisher
         self._work_queue = work_queue
         self._confirmed_at = 0.0
         self.count = count
-        """How many there were; what is dead-lettered meanwhile is not looked at."""
+        """How many there were at the start; later ones are not read."""
 
     async def pages(self, selection: Selection) -> AsyncIterator[list[DeadLetter]]:
-        """Yield the selected ones, oldest first, as many at a time as are held in memory.
+        """Yield the selected letters of each page, oldest first.
 
         Raises `SessionLost` if the connection ends.
         """
@@ -87,21 +87,21 @@ class DeadLetterQueue:
         while page := await self._next_page(number):
             letters = [DeadLetter.of(number + place, each) for place, each in enumerate(page, 1)]
             number += len(page)
-            yield [letter for letter in letters if selection.takes(letter)]
+            yield [letter for letter in letters if selection.matches(letter)]
 
     async def letters(self, selection: Selection) -> AsyncIterator[DeadLetter]:
-        """Yield the selected ones, oldest first, one at a time; raises what `pages` raises."""
+        """Yield the selected letters one at a time, oldest first; raises what `pages` raises."""
         async for page in self.pages(selection):
             for letter in page:
                 yield letter
 
     async def finish(self) -> None:
-        """See that those that are left come back in their order.
+        """Return the remaining letters to the queue in their original order.
 
         Raises `BrokerRefused` if not all of them could be read.
         """
-        hint = "none is lost; the last ones may be there still: run the command again."
-        with _told("the dead letters were put back", hint):
+        hint = "none is lost, but the last ones may still be in the queue: run the command again."
+        with _while("the dead letters were returned to the queue", hint):
             await self._pages.finish()
         if missing := self._pages.missing:
             raise BrokerRefused(
@@ -111,27 +111,27 @@ class DeadLetterQueue:
             )
 
     async def abandon(self) -> None:
-        """Let those that are left come back in any order, if the connection still stands."""
-        with suppress(SessionLost, AMQPError), _told("the dead letters were let go", AGAIN):
+        """Return the remaining letters to the queue in any order, if the connection is still up."""
+        with suppress(SessionLost, AMQPError), _while("the dead letters were released", AGAIN):
             await in_time(self._pages.flush(), ABANDON_SECONDS)
 
     async def discard(self, letters: Sequence[DeadLetter], on_done: OnDone) -> None:
-        """Remove letters of the last page for good."""
+        """Delete letters of one page."""
         for letter in letters:
             await self._remove(letter)
             on_done(letter, [])
 
     async def requeue(self, letters: Sequence[DeadLetter], on_done: OnDone) -> None:
-        """Send letters of one page back to the worker's queue together, and then remove them.
+        """Send letters of one page back to the worker's queue together, and to no other queue.
 
-        No other queue gets them. Each is removed once the broker has confirmed it. Raises
-        `BrokerRefused` or `SessionLost` if some are not confirmed: those stay.
+        Each letter is removed once the broker has confirmed its message. Raises `BrokerRefused` or
+        `SessionLost` if some are not confirmed; those stay dead letters.
         """
         async with in_flight(self._requeue(letter, on_done) for letter in letters) as requeueing:
             try:
                 await self._confirms(requeueing)
             except asyncio.CancelledError:
-                # What is confirmed by then needs no second requeue, and is counted.
+                # Letters confirmed by then need no second requeue, and are counted.
                 await asyncio.wait({requeueing}, timeout=DRAIN_SECONDS)
                 raise
             for refusal in requeueing.result():
@@ -139,7 +139,7 @@ class DeadLetterQueue:
                     raise refusal
 
     async def _confirms(self, requeueing: asyncio.Future[list[BrokerRefused | None]]) -> None:
-        """Wait until all are confirmed, as long as confirms come."""
+        """Wait until all are confirmed; raises `SessionLost` when confirms stop coming."""
         now = asyncio.get_running_loop().time
         self._confirmed_at = now()
         while not requeueing.done():
@@ -166,7 +166,7 @@ class DeadLetterQueue:
         try:
             await self._publish(letter, headers, properties)
         except BrokerRefused as error:
-            # The others are in flight: those that are confirmed have to be removed.
+            # Returned, not raised: the others are in flight, and must be removed if confirmed.
             return error
         self._confirmed_at = asyncio.get_running_loop().time()
         await self._remove(letter)
@@ -175,22 +175,23 @@ class DeadLetterQueue:
         return None
 
     async def _remove(self, letter: DeadLetter) -> None:
-        again = "the last ones may still be there: see 'dead-letters list'."
-        with _told(f"dead letter {letter.name} was removed", again):
+        hint = "the last ones may still be in the queue: see 'dead-letters list'."
+        with _while(f"dead letter {letter.name} was removed", hint):
             await self._pages.ack(letter.delivered)
 
     async def _next_page(self, seen: int) -> list[DeliveredMessage]:
-        with _told(f"the dead letters after the first {seen:,} were read", "run it again."):
+        reading = f"the dead letters after the first {seen:,} were read"
+        with _while(reading, "run the command again."):
             return await self._pages.next()
 
     async def _publish(
         self, letter: DeadLetter, headers: dict[str, object], properties: dict[str, object]
     ) -> None:
         try:
-            with _told(f"message {letter.name} was requeued; it may be in both queues", AGAIN):
+            with _while(f"message {letter.name} was requeued; it may be in both queues", AGAIN):
                 await self._publisher.publish(
                     letter.body,
-                    # The default exchange: to the queue of this name, and to no other.
+                    # The default exchange routes to the queue of this name, and to no other.
                     routing_key=self._work_queue,
                     content_type=known.sendable_text(letter.content_type),
                     headers=headers,
@@ -202,29 +203,29 @@ class DeadLetterQueue:
             raise BrokerRefused(
                 f"The broker did not take message {letter.name} back into queue "
                 f"{self._work_queue!r}; it stays a dead letter.",
-                "see that the queue is there and not full (projection-worker check).",
+                "check that the queue exists and is not full (projection-worker check).",
             ) from error
 
 
 @contextmanager
-def _told(what: str, hint: str) -> Iterator[None]:
-    """Say what was being done when the connection ended, or the broker did not answer."""
+def _while(doing: str, hint: str) -> Iterator[None]:
+    """Raise `SessionLost`, with what was being done, if the connection ends or no answer comes."""
     try:
         yield
     except ChannelAccessRefused:
-        # The connection stands; `dead_letter_queue` tells of it.
+        # The connection is still up; `dead_letter_queue` reports the missing permission.
         raise
     except SessionLost as error:
-        raise SessionLost(f"The connection ended while {what}.", hint) from error
+        raise SessionLost(f"The connection ended while {doing}.", hint) from error
     except TimeoutError as error:
         raise SessionLost(
-            f"The broker did not answer in time while {what}; it may be in an alarm.", hint
+            f"The broker did not answer in time while {doing}; it may be in an alarm.", hint
         ) from error
     except (Exception, asyncio.CancelledError) as error:
         if not is_loss(error):
             raise
         raise SessionLost(
-            f"The connection ended while {what} ({sentence(error)}).", hint
+            f"The connection ended while {doing} ({sentence(error)}).", hint
         ) from error
 
 
@@ -232,14 +233,14 @@ def _told(what: str, hint: str) -> Iterator[None]:
 async def dead_letter_queue(
     address: BrokerAddress, topology: Topology
 ) -> AsyncIterator[DeadLetterQueue]:
-    """Hold the dead letters; after the block, those that are left are in their places again.
+    """Hold the dead letters; after the block, the remaining ones are back in their original order.
 
-    If the block raises, they are in the queue, but perhaps in another order.
+    If the block raises, they are back in the queue, but perhaps in another order.
 
     Raises what `connection` raises, and `BrokerRefused` if there is no such queue, the user may not
     read it, or another command or program reads it.
     """
-    # What `requeue` needs, too: who may only look is not refused for that.
+    # The hint includes what `requeue` needs. A user who may only read can still list.
     needed = Permissions(
         configure=(lock_of(topology.dead_letters),),
         write=(DEFAULT_EXCHANGE,),
@@ -247,7 +248,7 @@ async def dead_letter_queue(
     )
     async with connection(address, NAME) as opened:
         with requiring(needed, address, f"read queue {topology.dead_letters!r}"):
-            with _told("the dead letters were opened", "run the command again."):
+            with _while("the dead letters were opened", "run the command again."):
                 lock, count = await in_time(_open(opened, topology), ANSWER_SECONDS)
             pages = Pages(opened, topology.dead_letters, count)
             publisher = Publisher(opened, "", address, needed)
@@ -259,32 +260,32 @@ async def dead_letter_queue(
                 raise
             await queue.finish()
             if lock is not None:
-                with _told("the dead letters were let go", "all is done."):
+                with _while("the dead letters were released", "nothing: the command is complete."):
                     await in_time(release(lock), ANSWER_SECONDS)
 
 
 async def _open(
     connection: AbstractConnection, topology: Topology
 ) -> tuple[AbstractQueue | None, int]:
-    """Lock the dead letters; return the lock, and how many there are."""
+    """Lock the dead letters; return the lock and the number of letters."""
     name = topology.dead_letters
     lock = await acquire(connection, name)
     try:
         async with connection.channel() as channel:
             queue = await channel.get_queue(name, ensure=True)
             if not queue.declaration_result.message_count:
-                # Nothing will be read, and who may not read must hear of it all the same.
+                # Nothing will be read from an empty queue, so this finds a missing permission.
                 await queue.get(fail=False)
     except ChannelNotFoundEntity as error:
         raise BrokerRefused(
             f"There is no queue {name!r} on the broker.",
-            "make it with 'projection-worker topology apply', or set WORKER_QUEUE.",
+            "create it with 'projection-worker topology apply', or set WORKER_QUEUE.",
         ) from error
     if consumers := queue.declaration_result.consumer_count:
         raise BrokerRefused(
             f"Another program consumes from queue {name!r} (consumers: {consumers}); nothing was "
             "changed.",
-            "stop it, or run this command when it has ended; 'rabbitmqctl list_consumers' names "
+            "stop it, or run this command after it has ended; 'rabbitmqctl list_consumers' names "
             "its channel.",
         )
     return lock, queue.declaration_result.message_count or 0

@@ -1,4 +1,4 @@
-"""Dead letters: a rejected message with its reason, as it is published and as it is read.
+"""Dead letters: how a rejected message and its reason are published and read.
 
 Promise: a dead letter keeps the raw body, and is confirmed before `publish` returns.
 """
@@ -23,7 +23,7 @@ ID_MAX_CHARACTERS = 255
 async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
     """Publish a rejected delivery, with its reason in its headers, and wait for the confirm.
 
-    Raises what `Publisher.publish` raises; the delivery must not be acked then.
+    Raises what `Publisher.publish` raises; in that case the delivery must not be acked.
     """
     if outcome.rejected is None:
         raise ValueError(f"Only a rejected delivery is a dead letter, not {outcome.verdict}.")
@@ -47,40 +47,40 @@ async def publish(publisher: Publisher, queue: str, outcome: Outcome) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that waits in the dead-letter queue."""
+    """A message in the dead-letter queue."""
 
     number: int
-    """Its place in the queue, from 1."""
+    """Its place in the queue, counted from 1."""
     delivered: DeliveredMessage
-    """The delivery by which the letter is held."""
+    """The delivery that holds the letter."""
     reason: str
-    """The worker's reason; the broker's, such as delivery_limit; or unknown."""
+    """The worker's reason, the broker's (such as delivery_limit), or unknown."""
     detail: str
     rejected_at: datetime | None
     kind: str | None
     id: str | None
-    """What the body says, as far as it can be read; None if it says nothing."""
+    """Kind and id from the body; None where it has none or cannot be read."""
     message_id: str | None
     """The AMQP property."""
     routing_key: str
-    """The one with which it was first published, also if it has been requeued since."""
+    """The routing key of the first publish, even after a requeue."""
     requeue_count: int
     content_type: str | None
     properties: Mapping[str, object]
     headers: Mapping[str, object]
-    """All but what the other fields say."""
+    """The headers that the other fields do not cover."""
     body: bytes
 
     @classmethod
     def of(cls, number: int, delivered: DeliveredMessage) -> "DeadLetter":
-        """Read what the worker or the broker, and before them a publisher, wrote."""
+        """Return the letter in a delivery, from what publisher, worker and broker wrote into it."""
         properties = delivered.header.properties
         headers: Mapping[str, object] = properties.headers or {}
         reason, detail, rejected_at = _cause(headers)
         kind, message_id = _kind_and_id(delivered.body)
         requeue_count = known.requeue_count(headers)
         original = headers.get(known.ROUTING_KEY) if requeue_count else None
-        told = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
+        covered = (*known.OWN_HEADERS, *known.REQUEUE_HEADERS, *known.DELIVERY_HEADERS)
         return cls(
             number=number,
             delivered=delivered,
@@ -95,23 +95,23 @@ class DeadLetter:
             content_type=properties.content_type,
             properties={
                 name: value
-                for name, theirs in KEPT_PROPERTIES.items()
-                if (value := getattr(properties, theirs)) is not None
+                for name, attribute in KEPT_PROPERTIES.items()
+                if (value := getattr(properties, attribute)) is not None
             },
-            headers={name: value for name, value in headers.items() if name not in told},
+            headers={name: value for name, value in headers.items() if name not in covered},
             body=delivered.body,
         )
 
     @property
     def name(self) -> str:
-        """What people call it: the message's id, or else its place in the queue."""
+        """The message's id, or else its place in the queue, for people."""
         return self.id or self.message_id or f"number {self.number}"
 
 
 def _cause(headers: Mapping[str, object]) -> tuple[str, str, datetime | None]:
     """Return reason, detail and time."""
     own = [headers.get(name) for name in known.OWN_HEADERS]
-    # A publisher's header may have one of these names; all four, the worker alone writes.
+    # A publisher may use one of these header names, but only the worker writes all four.
     if all(isinstance(value, str) for value in own):
         reason, detail, _, rejected_at = own
         shortened = str(reason)[:ID_MAX_CHARACTERS], str(detail)[:DETAIL_MAX_CHARACTERS]

@@ -1,4 +1,4 @@
-"""The topology as RabbitMQ definitions, for operators who make it themselves.
+"""The topology as RabbitMQ definitions, for operators who import it themselves.
 
 The format is that of `rabbitmqctl export_definitions` (rabbitmq.com/docs/definitions).
 """
@@ -8,12 +8,12 @@ from typing import Any
 
 from worker.broker.topology import Topology
 
-# Above what anybody chooses for a policy that matches many queues.
+# Higher than anybody chooses for a policy that matches many queues.
 PRIORITY = 100
 
 
 def definitions(topology: Topology, vhost: str) -> dict[str, list[dict[str, Any]]]:
-    """Give the exchanges, queues, bindings and policies of a virtual host."""
+    """Return the exchanges, queues, bindings and policies of a virtual host."""
     return {
         "exchanges": [
             {
@@ -53,8 +53,8 @@ def definitions(topology: Topology, vhost: str) -> dict[str, list[dict[str, Any]
 
 
 def _policy(topology: Topology, vhost: str, queue: str) -> dict[str, Any]:
-    # Only one policy applies to a queue. This one says nothing new, and so keeps away those that
-    # would: a time to live, a length limit or an expiry meant for other queues.
+    # Only one policy applies to a queue. This one changes nothing, but its priority keeps out
+    # policies meant for other queues, with a time to live, a length limit or an expiry.
     return {
         "name": queue,
         "vhost": vhost,
