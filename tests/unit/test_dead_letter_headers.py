@@ -7,8 +7,8 @@ import pytest
 from worker.broker.headers import (
     MAX_KEPT_BYTES,
     death,
-    moment,
-    of_the_publisher,
+    parse_time,
+    publisher_headers,
     requeue_count,
     sendable,
     sendable_properties,
@@ -88,12 +88,12 @@ class TestWhatTheyTell:
     @pytest.mark.parametrize("value", [None, 7, "", "yesterday", "2026-13-01T00:00:00Z"])
     def test_a_time_that_is_none_is_not_known(self, value: object) -> None:
         """A value that is not a time is unknown; a time without an offset is UTC."""
-        assert moment(value) is None
-        assert moment("2026-04-27T10:00:00") == datetime(2026, 4, 27, 10, tzinfo=UTC)
+        assert parse_time(value) is None
+        assert parse_time("2026-04-27T10:00:00") == datetime(2026, 4, 27, 10, tzinfo=UTC)
 
     def test_a_new_message_has_the_publishers_headers_alone(self) -> None:
         """Headers that would route copies to other queues are removed, too."""
         broker = {"x-death": [], "x-last-death-queue": "q", "x-delivery-count": 1}
         worker = {"x-reason": "r", "x-requeue-count": 1}
 
-        assert of_the_publisher({**broker, **worker, "CC": ["q"], "BCC": [], "a": 1}) == {"a": 1}
+        assert publisher_headers({**broker, **worker, "CC": ["q"], "BCC": [], "a": 1}) == {"a": 1}

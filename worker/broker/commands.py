@@ -15,7 +15,7 @@ from worker.broker.connection import (
     BrokerAddress,
     answer_within,
     connection,
-    telling_loss,
+    loss_raised_as,
 )
 from worker.broker.permissions import requiring
 from worker.broker.topology import Topology, Verification
@@ -77,7 +77,7 @@ async def release(address: BrokerAddress, queue: str) -> None:
 
 @asynccontextmanager
 async def _asking(address: BrokerAddress) -> AsyncIterator[AbstractConnection]:
-    with telling_loss(_ended):
+    with loss_raised_as(_ended):
         async with connection(address, NAME) as opened:
             yield opened
 

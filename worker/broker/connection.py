@@ -273,11 +273,11 @@ def is_loss(error: BaseException) -> bool:
 
 
 @contextmanager
-def telling_loss(tell: Callable[[str], SessionLost]) -> Iterator[None]:
-    """Raise `tell(reason)` if the block fails because its connection or channel has ended."""
+def loss_raised_as(lost: Callable[[str], SessionLost]) -> Iterator[None]:
+    """Raise `lost(reason)` if the block fails because its connection or channel has ended."""
     try:
         yield
     except (Exception, asyncio.CancelledError) as error:
         if not is_loss(error):
             raise
-        raise tell(sentence(error)) from error
+        raise lost(sentence(error)) from error

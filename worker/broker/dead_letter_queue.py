@@ -63,7 +63,7 @@ class Selection:
 
 
 OnDone = Callable[[DeadLetter, list[str]], None]
-"""Called with each finished letter and the names of the headers and properties it lost."""
+"""Called with each finished letter, and the headers and properties that could not be resent."""
 
 
 class DeadLetterQueue:
@@ -154,7 +154,7 @@ class DeadLetterQueue:
 
     async def _requeue(self, letter: DeadLetter, on_done: OnDone) -> BrokerRefused | None:
         """Requeue a letter; return why the broker did not take it."""
-        wanted = known.of_the_publisher(letter.headers)
+        wanted = known.publisher_headers(letter.headers)
         headers = known.sendable(
             wanted
             | {
@@ -260,7 +260,7 @@ async def dead_letter_queue(
                 raise
             await queue.finish()
             if lock is not None:
-                with _while("the dead letters were released", "nothing: the command is complete."):
+                with _while("the dead letters were released", "nothing to do: all is done."):
                     await in_time(release(lock), ANSWER_SECONDS)
 
 
@@ -274,7 +274,7 @@ async def _open(
         async with connection.channel() as channel:
             queue = await channel.get_queue(name, ensure=True)
             if not queue.declaration_result.message_count:
-                # Nothing will be read from an empty queue, so this finds a missing permission.
+                # An empty queue will not be read, so only this finds a missing read permission.
                 await queue.get(fail=False)
     except ChannelNotFoundEntity as error:
         raise BrokerRefused(

@@ -73,7 +73,7 @@ class DeadLetter:
 
     @classmethod
     def of(cls, number: int, delivered: DeliveredMessage) -> "DeadLetter":
-        """Return the letter in a delivery, from what publisher, worker and broker wrote into it."""
+        """Return the letter that a delivery holds; missing or odd headers raise nothing."""
         properties = delivered.header.properties
         headers: Mapping[str, object] = properties.headers or {}
         reason, detail, rejected_at = _cause(headers)
@@ -115,7 +115,7 @@ def _cause(headers: Mapping[str, object]) -> tuple[str, str, datetime | None]:
     if all(isinstance(value, str) for value in own):
         reason, detail, _, rejected_at = own
         shortened = str(reason)[:ID_MAX_CHARACTERS], str(detail)[:DETAIL_MAX_CHARACTERS]
-        return *shortened, known.moment(rejected_at)
+        return *shortened, known.parse_time(rejected_at)
     broker_reason, queue, died_at = known.death(headers)
     if broker_reason is None:
         return "unknown", "", died_at

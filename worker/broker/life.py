@@ -1,11 +1,11 @@
-"""How long a session goes on: until it is lost, or the worker drains."""
+"""The life of a session, which ends when it is lost or when the worker drains."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from worker.broker.connection import telling_loss
+from worker.broker.connection import loss_raised_as
 from worker.errors import SessionLost
 
 
@@ -13,71 +13,74 @@ def ended(reason: str) -> SessionLost:
     """Return the error that says why a session is over."""
     return SessionLost(
         f"The session with the broker ended ({reason}).",
-        "a new one is opened by itself; see RabbitMQ's log if it is not.",
+        "the worker opens a new one by itself; if it does not, see RabbitMQ's log.",
     )
 
 
 class Life:
-    """The two ways in which a session ends, and waiting that ends with it."""
+    """The two ways in which a session ends (lost or drained), and waits that end with it."""
 
     def __init__(self) -> None:
-        """Begin; belongs to the running loop."""
+        """Begin a life in the running loop."""
         loop = asyncio.get_running_loop()
         self._ends: list[Callable[[], None]] = []
-        # Futures, so that waiting for them takes no tasks that would have to be ended.
+        # Futures, because waiting for events would take tasks, which would have to be ended.
         self._drained: asyncio.Future[None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
 
     @property
     def drains(self) -> bool:
-        """Whether the worker takes no more."""
+        """Whether the worker takes no more deliveries."""
         return self._drained.done()
 
     def call_when_it_ends(self, call: Callable[[], None]) -> None:
-        """Call this once it drains or is lost."""
+        """Register a callback for the time when the worker drains or the session is lost."""
         self._ends.append(call)
 
     def call_when_lost(self, call: Callable[[BaseException], None]) -> None:
-        """Call this with the reason once it is lost, in the next turn of the loop."""
+        """Register a callback that gets the reason in the turn of the loop after the loss."""
 
-        def tell(lost: asyncio.Future[None]) -> None:
+        def on_lost(lost: asyncio.Future[None]) -> None:
             if error := lost.exception():
                 call(error)
 
-        self._lost.add_done_callback(tell)
+        self._lost.add_done_callback(on_lost)
 
     def drain(self) -> None:
-        """Take no more; what waits is left to the broker."""
+        """Take no more deliveries; those that wait are left to the broker."""
         if not self._drained.done():
             self._drained.set_result(None)
-        self._tell_end()
+        self._call_back()
 
     def lose(self, reason: str) -> None:
-        """End it, for the first reason that is given: what is not settled is the broker's again."""
+        """End the session with `SessionLost`; only the first reason counts.
+
+        Unsettled deliveries go back to the queue.
+        """
         self.end(ended(reason))
 
     @contextmanager
     def depends_on_channel(self) -> Iterator[None]:
-        """Lose it, and raise `SessionLost`, if what the block asks of the channel fails."""
+        """End the session and raise `SessionLost` if the block finds that the channel has ended."""
         try:
-            with telling_loss(ended):
+            with loss_raised_as(ended):
                 yield
         except SessionLost as error:
             self.end(error)
             raise
 
     def end_with(self, task: asyncio.Task[None]) -> None:
-        """End it with a task of it that ended by a bug: who waits gets what the task raised."""
+        """End the session if one of its tasks has failed by a bug; waiters get the exception."""
         if not task.cancelled() and (bug := task.exception()):
             self.end(bug)
 
     def require(self) -> None:
-        """Raise `SessionLost` if it has been lost, or the bug that ended a task of it."""
+        """Raise `SessionLost` if the session was lost, or the bug that ended one of its tasks."""
         if self._lost.done():
             self._lost.result()
 
     async def lasts(self, seconds: float) -> bool:
-        """Wait so long; return False as soon as it is lost or the worker drains."""
+        """Wait this long; return False as soon as the session is lost or the worker drains."""
         await asyncio.wait(
             {self._drained, self._lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
@@ -86,22 +89,22 @@ class Life:
     async def wait(
         self, until: asyncio.Future[Any] | None = None, seconds: float | None = None
     ) -> None:
-        """Wait for a future, for so many seconds at most, or until the worker drains.
+        """Wait for a future, for at most this many seconds, or until the worker drains.
 
-        Raises `SessionLost` if it is lost meanwhile. The future is not cancelled, and its own
-        exception is not raised.
+        Raises `SessionLost` if the session is lost meanwhile. The future is not cancelled, and its
+        own exception is not raised.
         """
         ends = {self._drained, self._lost} | ({until} if until is not None else set())
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self.require()
 
     def end(self, error: BaseException) -> None:
-        """End it with an error, of which only the first counts: who waits gets it."""
+        """End the session with an error, which waiters get; only the first error counts."""
         if not self._lost.done():
             self._lost.set_exception(error)
-            self._lost.exception()  # Marks it as seen: it may end a session that nobody awaits.
-            self._tell_end()
+            self._lost.exception()  # Marks it as retrieved, because nobody may be waiting for it.
+            self._call_back()
 
-    def _tell_end(self) -> None:
+    def _call_back(self) -> None:
         for call in self._ends:
             call()

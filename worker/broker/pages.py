@@ -1,10 +1,10 @@
-"""A queue that is looked through page by page, and is in its order again when it is let go.
+"""Reads a queue page by page, and leaves it in its original order.
 
-When a channel closes, a quorum queue takes back what was not acked: consumer by consumer, each
-consumer's messages in their order, behind what came back from the channels before. So every message
-is taken, each page by a consumer of its own, and the channels are closed in the order in which they
-were opened. (After a `basic.get` for each message, or a `basic.nack` of many, RabbitMQ 3.10 puts
-them back in no order at all.)
+When a channel closes, a quorum queue takes back its unacked messages: consumer by consumer, each
+consumer's messages in order, behind those that came back from earlier channels. So every message is
+taken, each page by its own consumer, and the channels are closed in the order in which they were
+opened. (After a `basic.get` of each message, or a `basic.nack` of many, RabbitMQ 3.10 returns them
+in no particular order.)
 """
 
 import asyncio
@@ -17,30 +17,30 @@ from aiormq.abc import DeliveredMessage
 
 from worker.tasks import in_time
 
-# How many messages are in memory at a time: this many at first, and then as many as fit into the
-# bytes by the sizes on the page before.
+# A page is what is in memory at a time. The first has this many messages; each later one has as
+# many as fit into `PAGE_BYTES`, judging by the sizes on the page before.
 FIRST_PAGE = 100
 PAGE = 1_000
 PAGE_BYTES = 16 * 1024 * 1024
-# The broker goes through the consumers of a channel in the order of their tags if they are no more
-# than 32: a larger map has no order in Erlang.
+# The broker goes through a channel's consumers in the order of their tags only if there are at most
+# 32, because larger Erlang maps are unordered.
 PAGES_OF_A_CHANNEL = 32
-# Deliveries take milliseconds; what does not come is held by another program.
+# Deliveries take milliseconds; a message that does not arrive is held by another program.
 DELIVERY_SECONDS = 5
-# Answers take milliseconds, too. The heartbeat finds a dead broker a few seconds later.
+# Answers take milliseconds, too. The heartbeat detects a dead broker only a few seconds later.
 ANSWER_SECONDS = 30
 
 T = TypeVar("T")
 
 
 class Pages:
-    """Reads a given number of messages, each once. Raises what the library raises.
+    """Reads a given number of messages, each once.
 
-    Raises `TimeoutError` if the broker does not answer.
+    Every method raises what the library raises, and `TimeoutError` if the broker does not answer.
     """
 
     def __init__(self, connection: AbstractConnection, queue: str, count: int) -> None:
-        """Read on channels of its own."""
+        """Prepare to read the first `count` messages of the queue."""
         self._connection = connection
         self._queue = queue
         self._left = count
@@ -50,7 +50,7 @@ class Pages:
         self._changed: set[UnderlayChannel] = set()
         self._inbox: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
         self.missing = 0
-        """How many did not come."""
+        """How many messages did not arrive."""
 
     async def next(self) -> list[DeliveredMessage]:
         """Return the next page; empty after the last one."""
@@ -63,7 +63,7 @@ class Pages:
         self._number += 1
         await _answer(channel.basic_consume(self._queue, self._on_delivery, consumer_tag=tag))
         page = await self._receive(wanted)
-        # Before anything is acked, which would let the consumer have more.
+        # This comes before any ack, because an ack would let the consumer have more.
         await _answer(channel.basic_cancel(tag))
         self._left -= len(page)
         if len(page) < wanted:
@@ -78,8 +78,8 @@ class Pages:
         await message.channel.basic_ack(message.delivery_tag or 0)
 
     async def finish(self) -> None:
-        """Let the messages that are left go back to their places."""
-        # Those that nobody has taken would overtake the ones that come back.
+        """Return the remaining messages to the queue in their original order."""
+        # Messages never taken would overtake those that come back, so take all of them.
         while await self.next():
             pass
         await self.flush()
@@ -87,11 +87,11 @@ class Pages:
             await _answer(channel.close())
 
     async def flush(self) -> None:
-        """Return when the queue has all acks: a channel that closes drops those it still holds.
+        """Return when the queue has all acks, because a closing channel drops those it still holds.
 
-        A channel hands a quorum queue 32 commands at a time. A get waits until those that the
-        queue has are done, and a second one until the channel has handed over the others. What
-        they may return is new, and goes back with the rest.
+        A channel passes 32 commands at a time to a quorum queue. One get waits until the queue has
+        done those that it has, and a second one until the channel has passed on the others. Any
+        message that they return is new, and goes back with the rest.
         """
         for channel in self._changed:
             for _ in range(2):

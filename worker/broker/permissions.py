@@ -1,4 +1,4 @@
-"""What the broker permits its user: which permissions the worker needs, and how to grant them.
+"""The permissions that the worker needs on the broker, and how to grant them.
 
 RabbitMQ grants a user configure, write and read, each on the exchanges and queues whose names match
 a regular expression (rabbitmq.com/docs/access-control).
@@ -20,12 +20,12 @@ from worker.errors import BrokerRefused
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What RabbitMQ calls the default exchange here (rabbitmq.com/docs/access-control).
+# RabbitMQ's name for the default exchange in permissions (rabbitmq.com/docs/access-control).
 DEFAULT_EXCHANGE = "amq.default"
 
 
 class Prefix(str):
-    """Stands for all names that begin with it."""
+    """A prefix that stands for all names that begin with it."""
 
     __slots__ = ()
 
@@ -39,13 +39,13 @@ class Permissions:
     read: tuple[str, ...] = ()
 
     def command(self, user: str, vhost: str) -> str:
-        """Return the command that grants these permissions, in place of all that there were."""
+        """Return the command that grants these permissions and revokes all others."""
         patterns = [_pattern(names) for names in (self.configure, self.write, self.read)]
         return shlex.join(["rabbitmqctl", "set_permissions", "-p", vhost, user, *patterns])
 
 
 def _pattern(names: Iterable[str]) -> str:
-    # An empty pattern would do, but reads like a mistake.
+    # An empty pattern would do, but looks like a mistake.
     patterns = [re.escape(name) + ".*" * isinstance(name, Prefix) for name in names]
     return f"^({'|'.join(patterns)})$" if patterns else "^$"
 
@@ -58,9 +58,9 @@ class NotPermitted(BrokerRefused):
 def requiring(
     permissions: Permissions, address: BrokerAddress, to: str, *, or_else: str = ""
 ) -> Iterator[None]:
-    """Raise `NotPermitted` if the broker does not permit what the block asks.
+    """Raise `NotPermitted` if the broker denies what the block requests.
 
-    `to` says what that is, such as "read queue 'q'"; `or_else` is another way out.
+    `to` names the request, such as "read queue 'q'"; `or_else` adds an alternative to the hint.
     """
     try:
         yield
@@ -72,20 +72,20 @@ def requiring(
 
 
 class Questions:
-    """Asks the broker one thing after the other, and leaves out what the user may not ask.
+    """Asks the broker one question after the other, and skips those that the user may not ask.
 
     For use with `async with`.
     """
 
     def __init__(self, connection: AbstractConnection, not_permitted: Iterable[str] = ()) -> None:
-        """Ask on this connection; what is known not to be permitted is not asked.
+        """Prepare to ask on this connection; subjects in `not_permitted` are skipped.
 
-        The broker writes an error into its log for each question that it refuses.
+        The broker logs an error for each question that it refuses.
         """
         self._connection = connection
         self._channel: AbstractChannel | None = None
         self.not_permitted = list(not_permitted)
-        """The subjects of the questions that the broker refuses to answer."""
+        """The subjects of the questions that the broker refused."""
 
     async def __aenter__(self) -> Self:
         """Open nothing yet."""
@@ -103,7 +103,7 @@ class Questions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T | None:
-        """Return the answer; None if the user may not ask this."""
+        """Return the answer; None if the user lacks the permission."""
         if subject in self.not_permitted:
             return None
         if self._channel is None:

@@ -1,6 +1,7 @@
-"""What a content header tells: the content type, lost deliveries, and all else on demand.
+"""Reads a content header: the content type, lost deliveries, and the other properties on demand.
 
-Promise: no property costs a message anything. What cannot be decoded counts as absent.
+Promise: no property, however odd, gets a message rejected. One that cannot be decoded counts as
+absent.
 """
 
 import struct
@@ -13,7 +14,7 @@ from pamqp.header import ContentHeader
 from worker.broker.decoders import UNDECODABLE, short_text
 from worker.deliveries import Properties
 
-# What a dead letter keeps beside its content type: aio-pika's name for it -> the one of pamqp.
+# The properties that a dead letter keeps besides its content type, by aio-pika's name: pamqp's.
 KEPT_PROPERTIES = {
     "app_id": "app_id",
     "content_encoding": "content_encoding",
@@ -22,16 +23,16 @@ KEPT_PROPERTIES = {
     "timestamp": "timestamp",
     "type": "message_type",
 }
-# Behind class, weight and the body's size stand two bytes that say which properties there are; the
-# first bit means the content type, which comes first, and the last that more such bytes follow
-# (AMQP 0-9-1, 4.2.6.1).
+# After class, weight and body size come two bytes of flags, one bit for each property. The first
+# bit stands for the content type, which is the first property; the last bit means that more flags
+# follow (AMQP 0-9-1, 4.2.6.1).
 FLAGS = struct.Struct(">H")
 FLAGS_AT = 12
 HAS_CONTENT_TYPE, HAS_MORE_FLAGS = 1 << 15, 1
 
 
 def content_type(header: bytes) -> str | None:
-    """Give the content type, or None."""
+    """Return the content type, or None."""
     (flags,) = FLAGS.unpack_from(header, FLAGS_AT)
     if flags & HAS_MORE_FLAGS or not flags & HAS_CONTENT_TYPE:
         return None
@@ -45,18 +46,18 @@ def _text(value: bytes) -> str:
 
 
 def losses(header: bytes) -> int:
-    """Give how many consumers ended with the message, by the broker's count."""
+    """Return how many consumers ended without settling the message, by the broker's count."""
     count = (_decoded(header).headers or {}).get("x-delivery-count")
     return count if isinstance(count, int) else 0
 
 
 def read(header: bytes) -> Properties:
-    """Give what a dead letter keeps."""
+    """Return the headers and properties that a dead letter keeps."""
     decoded = _decoded(header)
     kept: Mapping[str, object] = {
         name: value
-        for name, theirs in KEPT_PROPERTIES.items()
-        if (value := getattr(decoded, theirs)) is not None
+        for name, attribute in KEPT_PROPERTIES.items()
+        if (value := getattr(decoded, attribute)) is not None
     }
     return Properties(decoded.headers or {}, kept)
 

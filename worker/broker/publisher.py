@@ -1,7 +1,7 @@
-"""Publishing with the broker's confirm.
+"""Publishing with publisher confirms.
 
-A publisher has a connection of its own: in an alarm the broker stops reading from connections that
-publish, and acks on the same connection would wait with them (rabbitmq.com/docs/alarms).
+A publisher has its own connection: in an alarm, the broker stops reading from connections that
+publish, and would not see acks on the same connection (rabbitmq.com/docs/alarms).
 """
 
 import asyncio
@@ -23,23 +23,24 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker.connection import BrokerAddress, connection, sentence, telling_loss
+from worker.broker.connection import BrokerAddress, connection, loss_raised_as, sentence
 from worker.broker.permissions import DEFAULT_EXCHANGE, Permissions, requiring
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
 
-# Confirms come in groups; enough publishes must be in flight that the broker never waits for us.
+# Confirms come in groups. Enough publishes must be in flight that the broker never has to wait.
 IN_FLIGHT = 1_000
 
 T = TypeVar("T")
 
 
 class _SameId:
-    """The publishes of one message id that are in flight together.
+    """The publishes in flight that share a message id.
 
-    aiormq 7.2 finds the publish that the broker has returned by its message id alone, so it may
-    report one as confirmed whose twin was returned (its channel.py, `_on_return_frame`). The first
-    return always reaches one of them, and then none of them counts as confirmed.
+    aiormq 7.2 matches a message that the broker returns by its message id alone, so of two
+    publishes with one id it may report the wrong one as confirmed (its channel.py,
+    `_on_return_frame`). The first return always reaches one of them, and then none counts as
+    confirmed.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class _SameId:
 class Publisher:
     """Publishes to one exchange; every publish that returns has been confirmed.
 
-    Many may be called at once. The caller bounds their number and their bytes.
+    `publish` may be called many times at once. The caller bounds their number and bytes.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class Publisher:
         address: BrokerAddress,
         needed: Permissions,
     ) -> None:
-        """Publish on this connection; an empty name is the default exchange.
+        """Publish on this connection; an empty name means the default exchange.
 
-        `needed` is what the user of the address is told to ask for if it may not publish.
+        If the user of the address may not publish, the error's hint is to grant it `needed`.
         """
         self._connection = connection
         self._name = exchange
@@ -74,7 +75,7 @@ class Publisher:
         self._same_id: dict[str, _SameId] = {}
 
     def call_when_lost(self, callback: Callable[[str], None]) -> None:
-        """Call with the reason when the connection ends, also while nothing is published."""
+        """Register a callback that gets the reason when the connection ends, even when idle."""
 
         def on_closed(_: object, error: BaseException | None) -> None:
             callback(f"publishing: {sentence(error)}" if error else "publishing: closed")
@@ -90,10 +91,10 @@ class Publisher:
         headers: Mapping[str, object] | None = None,
         properties: Mapping[str, object] | None = None,
     ) -> None:
-        """Return once the broker has the message for good, which in an alarm may be never.
+        """Return once the broker has confirmed the message, which in an alarm may be never.
 
         Raises `SessionLost` if the connection ends first, and `BrokerRefused` if the user may not
-        publish, or the broker cannot route the message or does not take it.
+        publish, or the broker cannot route the message or rejects it.
         """
         message = aio_pika.Message(
             body,
@@ -103,24 +104,24 @@ class Publisher:
             **cast("dict[str, Any]", dict(properties or {})),
         )
         to = f"write to exchange {self._name or DEFAULT_EXCHANGE!r}"
-        with telling_loss(_unconfirmed), requiring(self._needed, self._address, to):
+        with loss_raised_as(_unconfirmed), requiring(self._needed, self._address, to):
             try:
                 exchange = await self._open()
                 async with self._sharing_fate(message.message_id):
                     await exchange.publish(message, _fitting(routing_key), mandatory=True)
             except aio_pika.exceptions.DeliveryError as error:
                 raise BrokerRefused(
-                    f"The broker did not take a message for exchange {self._name!r} "
+                    f"The broker did not accept a message for exchange {self._name!r} "
                     f"({sentence(error)}).",
-                    "see that a queue is bound to it and is not full; 'projection-worker topology "
-                    "apply' binds the worker's own.",
+                    "check that a queue is bound to it and is not full; 'projection-worker "
+                    "topology apply' binds the worker's queue.",
                 ) from error
 
     @asynccontextmanager
     async def _sharing_fate(self, message_id: str | None) -> AsyncIterator[None]:
-        """Fail with the publishes of the same id that are in flight, and only end with them."""
+        """End together with the other publishes of the same id, and fail if one of them fails."""
         if message_id is None:
-            yield  # aiormq makes one up, which no other message has.
+            yield  # aiormq generates a unique one.
             return
         same = self._same_id.setdefault(message_id, _SameId())
         same.in_flight += 1
@@ -139,7 +140,7 @@ class Publisher:
             raise same.error
 
     async def _open(self) -> AbstractExchange:
-        """Return the exchange, on a new channel where a refusal has closed the one before."""
+        """Return the exchange, on a new channel if a refusal has closed the previous one."""
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(
@@ -151,12 +152,12 @@ class Publisher:
 def _unconfirmed(reason: str) -> SessionLost:
     return SessionLost(
         f"The connection ended before the broker confirmed ({reason}).",
-        "whether the message arrived is not known; publish it again, with the same id.",
+        "it is unknown whether the message arrived; publish it again with the same id.",
     )
 
 
 def _fitting(routing_key: str) -> str:
-    # AMQP has 255 bytes of UTF-8 for it (AMQP 0-9-1, "shortstr").
+    # AMQP limits a routing key to 255 bytes of UTF-8 (AMQP 0-9-1, "shortstr").
     return routing_key.encode(errors="ignore")[:255].decode(errors="ignore")
 
 
@@ -164,14 +165,14 @@ def _fitting(routing_key: str) -> str:
 async def in_flight(
     works: Iterable[Coroutine[Any, Any, T]],
 ) -> AsyncIterator[asyncio.Future[list[T]]]:
-    """Start publishes together; yield what has all their results, or the first failure.
+    """Start publishes together; yield a future of all their results, or of the first failure.
 
-    Those that have not ended by the end of the block are cancelled. When a connection ends, aiormq
-    leaves some that it has not sent yet waiting for ever.
+    Publishes that have not ended when the block ends are cancelled: when a connection ends, aiormq
+    leaves some that it has not sent yet waiting forever.
     """
     tasks = [asyncio.create_task(work) for work in works]
     all_of_them = asyncio.gather(*tasks)
-    # The block may end before it fails, and then nobody asks why.
+    # Mark a failure as retrieved, because the block may end before it.
     all_of_them.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         yield all_of_them
@@ -180,9 +181,9 @@ async def in_flight(
 
 
 class _Window:
-    """Work of which `IN_FLIGHT` goes on at once; after a failure, no more is started.
+    """Runs at most `IN_FLIGHT` pieces of work at once; after a failure, it starts no more.
 
-    The block ends when what was started has ended, and raises the first failure.
+    The block ends when all started work has ended, and raises the first failure.
     """
 
     def __init__(self) -> None:
@@ -209,7 +210,7 @@ class _Window:
             self._require()
 
     async def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start this when there is room; raises the first failure of what was started before."""
+        """Start work when there is room; raises the first failure of earlier work."""
         await self._room.acquire()
         self._require()
         task = asyncio.create_task(self._do(work))
@@ -219,9 +220,9 @@ class _Window:
     async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - raised by whoever waits
+        except Exception as error:  # noqa: BLE001 - raised by `_require`
             self._failures.append(error)
-            # When a connection ends, aiormq leaves some publishes waiting for ever.
+            # When a connection ends, aiormq leaves some publishes waiting forever.
             if isinstance(error, SessionLost) and not self._lost.done():
                 self._lost.set_result(None)
         finally:
@@ -237,10 +238,10 @@ async def publish_all(
     messages: AsyncIterable[tuple[bytes, str]],
     on_confirmed: Callable[[], None],
 ) -> None:
-    """Publish bodies with their routing keys, many at once, started in their order.
+    """Publish bodies with their routing keys, many at once, started in order.
 
-    `on_confirmed` is called for each that the broker has confirmed. After a failure no further one
-    is started; it is raised when those in flight have ended.
+    `on_confirmed` is called for each confirm. After a failure, no further publish is started; the
+    failure is raised when those in flight have ended.
     """
 
     async def publish_one(body: bytes, routing_key: str) -> None:
@@ -256,21 +257,21 @@ async def publish_all(
 async def publisher(
     address: BrokerAddress, exchange: str, name: str, needed: Permissions
 ) -> AsyncIterator[Publisher]:
-    """Hold a publisher to an exchange, on a connection of its own.
+    """Hold a publisher to an exchange, on its own connection.
 
-    Raises what `connection` raises, and `BrokerRefused` if the exchange is not there.
+    Raises what `connection` raises, and `BrokerRefused` if the exchange does not exist.
     """
     async with connection(address, name) as opened:
         try:
             async with opened.channel() as channel:
                 await channel.get_exchange(exchange, ensure=True)
         except ChannelAccessRefused:
-            # Since 4.2.6, RabbitMQ shows an exchange only to users who have a permission on it. The
-            # first publish tells which one is missing.
+            # Since 4.2.6, RabbitMQ shows an exchange only to users with a permission on it. The
+            # first publish reports which permission is missing.
             pass
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
                 f"There is no exchange {exchange!r} on the broker.",
-                "make it with 'projection-worker topology apply', or set WORKER_EXCHANGE.",
+                "create it with 'projection-worker topology apply', or set WORKER_EXCHANGE.",
             ) from error
         yield Publisher(opened, exchange, address, needed)

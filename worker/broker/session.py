@@ -1,7 +1,7 @@
-"""One life of connection, channel and consumer: they open together and end together.
+"""A session: connections, channel and consumer, which open together and end together.
 
-A plain connection and not the library's robust one: whatever breaks, the session ends, its
-deliveries are forgotten, and the service opens a new one.
+It uses the library's plain connection, not the robust one: whatever breaks, the session ends, its
+deliveries are forgotten, and the service opens a new session.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from worker.broker.connection import (
     BrokerAddress,
     closing,
     connection,
+    loss_raised_as,
     sentence,
-    telling_loss,
 )
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.intake import Intake
@@ -36,7 +36,7 @@ from worker.tasks import end
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What is open together."""
+    """An open session."""
 
     consumer: Consumer
     unclaimed: ClaimNotPermitted | None
@@ -48,13 +48,13 @@ class Session:
     _topology: Topology
     _address: BrokerAddress
     _not_permitted: tuple[str, ...]
-    """What the user may not see: it is not asked again."""
+    """What the user may not see, so that it is not asked for again."""
 
     @asynccontextmanager
     async def beside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-        """Let work go on for the length of the block; a bug in it ends the session.
+        """Run work in the background during the block; a bug in it ends the session.
 
-        A loop asks `lasts` each time: a cancellation that the library loses must not keep it going.
+        A loop in it must check `lasts` in each round, because the library may lose a cancellation.
         """
         task = asyncio.create_task(work)
         task.add_done_callback(self._life.end_with)
@@ -64,18 +64,18 @@ class Session:
             await end(task)
 
     async def lasts(self, seconds: float) -> bool:
-        """Wait so long; return False as soon as the session is lost or the worker drains."""
+        """Wait this long; return False as soon as the session is lost or the worker drains."""
         return await self._life.lasts(seconds)
 
     def call_when_lost(self, call: Callable[[BaseException], None]) -> None:
-        """Call this with the reason once the session is lost, before anything of it is closed."""
+        """Register a callback that gets the reason of a loss before any part is closed."""
         self._life.call_when_lost(call)
 
     async def rival(self) -> str | None:
-        """Say that another consumer is active on the queue; None if it is this worker's turn.
+        """Return that another consumer is active on the queue; None if it is this worker's turn.
 
         The broker does not tell a consumer whether it is the active one. So a worker begins only
-        when there is none: it never takes itself for active while it waits.
+        when there is none, and never takes itself for active while it waits.
         """
         self._life.require()
         with self._life.depends_on_channel(), self._reading():
@@ -89,11 +89,10 @@ class Session:
             await self.consumer.start()
 
     async def verify(self) -> Verification:
-        """See that the topology is still as it must be; raises `BrokerRefused` if not.
+        """Verify that the topology is still as declared; raises `BrokerRefused` if not.
 
-        Raises `SessionLost` if the session turns out to be over, and `QueueClaimed` if the queue
-        belongs to another file, and ends the session: whatever the library did not tell the
-        consumer, this finds.
+        Ends the session and raises `SessionLost` if it turns out to be over, which the library may
+        not have reported, or `QueueClaimed` if the queue belongs to another file.
         """
         with self._life.depends_on_channel():
             if self._consuming.is_closed or self._asking.is_closed:
@@ -121,12 +120,12 @@ async def session(
     on_blocked: OnBlocked,
     on_settled_late: OnSettledLate,
 ) -> AsyncIterator[Session]:
-    """Open a session for a file, in which nothing is consumed yet; close it with the block.
+    """Open a session for a file, and close it after the block; it does not consume yet.
 
-    For a new file, what is missing on the broker is made; for any other, it is refused, because
-    messages may have been published to nowhere meanwhile. Nothing is made or changed for a file
-    that the queue does not belong to. Raises `SessionLost` if the broker cannot be reached,
-    `BrokerRefused` if it says no.
+    For a new file, what is missing on the broker is created. For any other file, a missing part is
+    an error, because messages published meanwhile may be lost. Nothing is created or changed for a
+    file that the queue does not belong to. Raises `SessionLost` if the broker cannot be reached,
+    and `BrokerRefused` if it refuses.
     """
     intake = Intake(reception.decode)
 
@@ -135,11 +134,11 @@ async def session(
         on_settled_late(outcomes)
 
     async with AsyncExitStack() as stack:
-        with telling_loss(ended):
+        with loss_raised_as(ended):
             name = f"projection-worker {topology.queue}"
             consuming = await stack.enter_async_context(connection(address, name, intake))
-            # While the intake is full, nothing is read from the one that consumes: an answer there
-            # would wait as long as the deliveries before it.
+            # A second connection, because nothing is read from the first one while the intake is
+            # full, and an answer there would wait behind the deliveries.
             asking = await stack.enter_async_context(connection(address, f"{name} (verification)"))
             unclaimed, verified = await _prepare(asking, address, topology, file)
             dead_letter_publisher = await stack.enter_async_context(
@@ -151,9 +150,9 @@ async def session(
                 )
             )
             channel = await consuming.channel(publisher_confirms=False)
-            # The channel before the connection, and no basic.cancel: a cancelled consumer would
-            # let the next one start while our unacked deliveries are still out
-            # (rabbitmq.com/docs/queues, "Message Ordering").
+            # The channel is closed before the connection, and without basic.cancel: once our
+            # consumer is cancelled, the next one would start before our unacked deliveries come
+            # back (rabbitmq.com/docs/queues, "Message Ordering").
             stack.push_async_callback(closing, channel)
             underlay = await channel.get_underlay_channel()
             life = Life()
@@ -168,7 +167,8 @@ async def session(
                     settled_late,
                 )
             )
-            # Before anything is closed: what notices the end later must find that it is known.
+            # This runs before anything is closed, so that whatever notices the end later finds its
+            # reason already set.
             stack.callback(life.lose, "the worker closes it")
             consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
         yield Session(
@@ -187,12 +187,12 @@ async def session(
 async def _prepare(
     connection: AbstractConnection, address: BrokerAddress, topology: Topology, file: DatabaseFile
 ) -> tuple[ClaimNotPermitted | None, Verification]:
-    """Claim the queue, and make the topology for a new file.
+    """Claim the queue, and create the topology for a new file.
 
-    Returns why the queue was not claimed, and what was found of the topology.
+    Returns why the queue was not claimed (None if it was), and the verification of the topology.
     """
     if not file.is_new:
-        # Before the claim, which would be left behind for a queue that is not there.
+        # This comes before the claim, so that no claim is left behind for a missing queue.
         await topology.verify(connection)
     unclaimed = await claim.make(connection, topology.queue, file)
     if file.is_new and await topology.is_missing(connection):
@@ -217,14 +217,14 @@ def _watch(
     def on_closed(closed: asyncio.Future[None]) -> None:
         error = None if closed.cancelled() else closed.exception()
         if isinstance(error, asyncio.CancelledError):
-            # The library's reader, which its heartbeat cancels.
+            # The library's heartbeat cancels its reader.
             life.lose("no heartbeat came from the broker")
         else:
             life.lose(sentence(error) if error else "the channel was closed")
 
     def on_cancelled(_: Basic.Cancel) -> None:
-        # Only sets a flag: the library's reader waits for this to return. The broker gives no
-        # reason, and for a moment it still shows a queue that it is deleting.
+        # This must not block, because the library's reader waits for it to return. The broker gives
+        # no reason, and for a moment it still shows a queue that it is deleting.
         life.lose(
             "the broker cancelled the consumer: a delivery was unacked for longer than the "
             "broker's consumer timeout, or the queue was deleted"

@@ -1,8 +1,8 @@
-"""Outcomes become settlement here: dead letters, then acks.
+"""Settles outcomes: dead letters first, then acks.
 
-Promise: a rejected delivery is acked only after the broker confirmed its dead letter. While the
-broker confirms none (an alarm), the others are acked nevertheless: what cures a broker's full disk
-is that its queues are drained.
+Promise: a rejected delivery is acked only after the broker has confirmed its dead letter. While the
+broker confirms none (in an alarm), the other deliveries are acked nevertheless, because draining
+its queues is what frees a broker's full disk.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from worker.tasks import end
 
 # Confirms take milliseconds. A broker that sends none for this long is probably in an alarm.
 BLOCKED_SECONDS = 5
-# How long a drain waits for confirms that are on their way, so that nothing is dead-lettered twice.
+# How long a drain waits for outstanding confirms, so that nothing is dead-lettered twice.
 DRAIN_SECONDS = 1
 RETRY_SECONDS = 1
-# The bodies of the dead letters that are in flight together, unless a single one is larger.
+# Limits the bodies of the dead letters in flight; a single larger one is published alone.
 IN_FLIGHT_BYTES = 16 * 1024 * 1024
 
 OnBlocked = Callable[[BrokerRefused | None], None]
-"""Hears why dead letters cannot be published, and None once they can be again."""
+"""Called with the reason when dead letters cannot be published, and with None when they can."""
 OnSettledLate = Callable[[Sequence[Outcome]], None]
-"""Hears of outcomes whose dead letters were blocked when the rest of their batch was settled."""
+"""Called with outcomes that were blocked when the rest of their batch was settled."""
 
 
 class Settlement:
@@ -45,9 +45,9 @@ class Settlement:
         on_blocked: OnBlocked,
         on_settled_late: OnSettledLate,
     ) -> None:
-        """Ack on the channel that delivers; `dead_letter` returns when one is confirmed.
+        """Ack on the channel that delivers; `dead_letter` returns when its publish is confirmed.
 
-        `prefetch` is how many deliveries may be unacked.
+        `prefetch` is the most deliveries that may be unacked.
         """
         self._channel = channel
         self._publish_confirmed = dead_letter
@@ -55,9 +55,9 @@ class Settlement:
         self._prefetch = prefetch
         self._on_blocked = on_blocked
         self._on_settled_late = on_settled_late
-        # Rejected outcomes by their tags, in the order in which they are published.
+        # Rejected outcomes by delivery tag, in the order in which they are published.
         self._unconfirmed: dict[int, Outcome] = {}
-        # Tags that `settle` no longer waits for: whoever gets the confirm acks them.
+        # Tags that `settle` no longer waits for: the publishing task acks them on the confirm.
         self._left: set[int] = set()
         self._has_work = asyncio.Event()
         # Set when `settle` need not wait: nothing is unconfirmed, or it is blocked.
@@ -78,16 +78,16 @@ class Settlement:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave what is not confirmed to the broker, unacked."""
+        """Leave unconfirmed deliveries unacked, to the broker."""
         await end(self._publishing)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-        """Dead-letter the rejected and wait for the confirms, then ack all with one frame.
+        """Dead-letter the rejected deliveries, wait for the confirms, then ack all with one frame.
 
         The outcomes are those of one batch, in the order of delivery. Returns those that are
-        settled: all but the rejected ones whose dead letters are blocked, or are still unconfirmed
-        in a drain. Raises `SessionLost` if the session ended before. What is not acked comes again,
-        and the log knows it.
+        settled: all but the rejected ones whose dead letters are blocked, or still unconfirmed in a
+        drain. Raises `SessionLost` if the session ends first. What is not acked is redelivered, and
+        the log recognizes it.
         """
         if rejected := [o for o in outcomes if o.verdict is Verdict.REJECTED]:
             await self._await_dead_letters(rejected)
@@ -98,12 +98,12 @@ class Settlement:
         self._left = set(self._unconfirmed)
         settled = [outcome for outcome in outcomes if outcome.delivery.tag not in self._left]
         for outcome in settled:
-            # One by one: `multiple` would ack those that wait before them, too.
+            # One by one, because `multiple` would also ack earlier ones that wait for confirms.
             await self._ack(outcome.delivery.tag)
         return settled
 
     async def _await_dead_letters(self, rejected: Sequence[Outcome]) -> None:
-        """Hand them to the task that publishes, and wait while it makes progress."""
+        """Pass them to the publishing task, and wait while it makes progress."""
         self._unconfirmed.update((outcome.delivery.tag, outcome) for outcome in rejected)
         self._has_work.set()
         if self._blocked_because:
@@ -116,25 +116,25 @@ class Settlement:
             await asyncio.wait({self._need_not_wait}, timeout=DRAIN_SECONDS)
 
     async def _publish(self) -> None:
-        """Publish what is to be dead-lettered, many at once, until the session ends."""
+        """Publish dead letters, many at once, until the session ends."""
         most = IN_FLIGHT
         with suppress(SessionLost):
             while True:
                 await self._has_work.wait()
                 refusals = await self._publish_together(self._next(most))
                 if refusals:
-                    # A dead-letter queue that is full or gone, a missing permission. To end the
-                    # session would count as a lost delivery of the neighbours.
+                    # The dead-letter queue is full or gone, or a permission is missing. Ending the
+                    # session would cost all other unacked messages a delivery.
                     self._block(refusals[0])
                     await asyncio.sleep(RETRY_SECONDS)
                     self._life.require()
                 elif most == IN_FLIGHT or not self._unconfirmed:
                     self._block(None)
-                # After a refusal, one is enough to see whether the broker takes them again.
+                # After a refusal, one is enough to find out whether the broker accepts them again.
                 most = 1 if refusals else IN_FLIGHT
 
     async def _publish_together(self, outcomes: Sequence[Outcome]) -> list[BrokerRefused]:
-        """Publish these; return why the broker did not take some of them."""
+        """Publish these together; return the reasons for those that the broker refused."""
         now = asyncio.get_running_loop().time
         self._progressed_at = now()
         async with in_flight(map(self._dead_letter, outcomes)) as publishing:
@@ -146,7 +146,7 @@ class Settlement:
             return [refusal for refusal in publishing.result() if refusal]
 
     def _next(self, most: int) -> list[Outcome]:
-        """Return what is published together: within the bounds, but at least one."""
+        """Return the outcomes to publish together: at least one, otherwise within the bounds."""
         outcomes: list[Outcome] = []
         size = 0
         for outcome in self._unconfirmed.values():
@@ -157,7 +157,7 @@ class Settlement:
         return outcomes
 
     async def _dead_letter(self, outcome: Outcome) -> BrokerRefused | None:
-        """Publish one; ack it if nobody else will. Returns why the broker did not take it."""
+        """Publish one, and ack it if `settle` no longer waits; return why the broker refused it."""
         tag = outcome.delivery.tag
         try:
             await self._publish_confirmed(outcome)
@@ -165,14 +165,14 @@ class Settlement:
             self._life.lose(error.message)
             raise
         except BrokerRefused as error:
-            # The others come first: what is wrong may be wrong with this one alone.
+            # Move it behind the others, because the fault may lie in this one alone.
             self._unconfirmed[tag] = self._unconfirmed.pop(tag)
             return error
         self._progressed_at = asyncio.get_running_loop().time()
         if tag in self._left:
             await self._ack(tag)
             self._on_settled_late([outcome])
-        # Only now: while it stands there, `settle` acks nothing with `multiple`.
+        # Only after the ack: while it is listed here, `settle` acks nothing with `multiple`.
         del self._unconfirmed[tag]
         if not self._unconfirmed:
             self._has_work.clear()
@@ -184,7 +184,7 @@ class Settlement:
             await self._channel.basic_ack(tag, multiple=multiple)
 
     def _block(self, reason: BrokerRefused | None) -> None:
-        """Note why dead letters are blocked, or that they are not; tell whoever hears of it."""
+        """Note why dead letters are blocked, or None if they are not; report a change."""
         was_blocked, had_full_prefetch = self._blocked_because, self._has_full_prefetch
         is_full = had_full_prefetch or len(self._unconfirmed) >= self._prefetch
         self._blocked_because = reason
@@ -197,7 +197,7 @@ class Settlement:
     def _holding_up_all(self, reason: BrokerRefused) -> BrokerRefused:
         return BrokerRefused(
             f"{reason.message} Rejected messages fill the prefetch ({self._prefetch:,}), so the "
-            "messages behind them wait, too.",
+            "messages behind them also wait.",
             reason.hint,
         )
 

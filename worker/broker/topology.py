@@ -1,6 +1,6 @@
-"""The exchanges, queues and bindings that the worker stands on, and what they must be.
+"""The exchanges, queues and bindings that the worker needs.
 
-Makes them, and verifies them; what is missing or otherwise is an error that says the way out.
+It creates and verifies them. A missing or different entity is an error that says how to fix it.
 """
 
 from collections.abc import Iterable
@@ -19,25 +19,25 @@ from worker.broker.claim import exchange_of
 from worker.broker.permissions import Permissions, Prefix, Questions
 from worker.errors import BrokerRefused
 
-# A quorum queue hands a dead letter back after somebody looked at it, and counts that; no number
-# of looks may lose it (rabbitmq.com/docs/quorum-queues, "Poison message handling").
-LOOKS_AT_DEAD_LETTERS = 1_000_000
+# A quorum queue counts a delivery each time that somebody looks at a dead letter, and no number of
+# looks may lose it (rabbitmq.com/docs/quorum-queues, "Poison message handling").
+DEAD_LETTERS_DELIVERY_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found: all of it as it must be, as far as the user may see it."""
+    """The result of a verification that found no fault in what the user may see."""
 
     queue: int | None
-    """How many messages wait in the queue; None if the user may not know."""
+    """How many messages wait in the queue; None if the user may not see it."""
     dead_letters: int | None
-    """The same of the dead-letter queue."""
+    """How many dead letters wait; None if the user may not see it."""
     not_permitted: tuple[str, ...] = ()
     """What could not be verified, because the user lacks the permission."""
 
     @property
     def waiting(self) -> str:
-        """Say how many messages wait, for people."""
+        """How many messages wait, for people."""
         queue, dead_letters = (
             "an unknown number of" if count is None else f"{count:,}"
             for count in (self.queue, self.dead_letters)
@@ -47,31 +47,31 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The names, and the one number, from which everything else follows."""
+    """The names, and the delivery limit, from which everything else follows."""
 
     exchange: str
     """The durable topic exchange to which chat servers publish."""
     queue: str
     delivery_limit: int
-    """How many lost deliveries of a message the broker bears before it dead-letters it itself."""
+    """How many lost deliveries of a message the broker allows before it dead-letters it itself."""
 
     @property
     def dead_letters(self) -> str:
-        """The name of the dead-letter exchange, and of the queue behind it."""
+        """The name of the dead-letter exchange and of its queue."""
         return f"{self.queue}.dead-letters"
 
     @property
     def exchanges(self) -> dict[str, ExchangeType]:
-        """Every exchange with its type; the way out of the queue first."""
+        """Every exchange with its type; the dead-letter exchange first."""
         return {self.dead_letters: ExchangeType.FANOUT, self.exchange: ExchangeType.TOPIC}
 
     @property
     def queues(self) -> dict[str, dict[str, str | int | bool]]:
-        """Every queue with what makes it safe; a queue cannot be changed to these later."""
+        """Every queue with its arguments, which cannot be changed later."""
         return {
             self.dead_letters: {
                 "x-queue-type": "quorum",
-                "x-delivery-limit": LOOKS_AT_DEAD_LETTERS,
+                "x-delivery-limit": DEAD_LETTERS_DELIVERY_LIMIT,
             },
             self.queue: {
                 "x-queue-type": "quorum",
@@ -79,7 +79,7 @@ class Topology:
                 "x-single-active-consumer": True,
                 "x-delivery-limit": self.delivery_limit,
                 "x-dead-letter-exchange": self.dead_letters,
-                # at-least-once loses no dead letter, and demands reject-publish
+                # at-least-once loses no dead letter, and requires reject-publish
                 # (rabbitmq.com/docs/quorum-queues, "Activating at-least-once dead-lettering").
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
@@ -96,9 +96,9 @@ class Topology:
 
     @property
     def needed_to_consume(self) -> Permissions:
-        """What a worker needs whose exchanges and queues were made by another user.
+        """The permissions of a worker whose exchanges and queues another user has made.
 
-        All but two are for its claim of the queue.
+        Read on the queue and write on the dead letters are for consuming, all others for the claim.
         """
         claim = exchange_of(self.queue)
         return Permissions(
@@ -109,7 +109,7 @@ class Topology:
 
     @property
     def needed_to_apply(self) -> Permissions:
-        """What `apply` and a full verification need, and a worker that makes its own queue."""
+        """The permissions for `apply`, a full verification, and a worker that makes its queue."""
         claim = exchange_of(self.queue)
         return Permissions(
             configure=(self.exchange, self.queue, self.dead_letters, claim),
@@ -120,10 +120,10 @@ class Topology:
         )
 
     async def apply(self, channel: AbstractChannel) -> None:
-        """Make what is missing, and check what is there.
+        """Create what is missing, and check what exists.
 
-        Raises `BrokerRefused` for an entity that exists otherwise, and `ChannelAccessRefused`, the
-        library's error, for what the user may not do; the channel is closed then.
+        Raises `BrokerRefused` for an entity that differs, and `ChannelAccessRefused`, the library's
+        error, for what the user may not do; either leaves the channel closed.
         """
         try:
             for exchange in self.exchanges:
@@ -133,7 +133,7 @@ class Topology:
             for binding in self.bindings:
                 await _bind(channel, *binding)
         except ChannelPreconditionFailed as error:
-            raise self._otherwise(error) from error
+            raise self._differs(error) from error
         except ChannelAccessRefused:
             raise
         except AMQPChannelError as error:
@@ -143,7 +143,7 @@ class Topology:
             ) from error
 
     async def is_missing(self, connection: AbstractConnection) -> bool:
-        """Tell whether an exchange or a queue is not there, as far as the user may see that."""
+        """Return whether an exchange or a queue that the user may see does not exist."""
         async with Questions(connection) as questions:
             try:
                 await self._look(questions)
@@ -158,12 +158,12 @@ class Topology:
         binds: bool = False,
         not_permitted: Iterable[str] = (),
     ) -> Verification:
-        """See that everything is there as it must be, making no exchange and no queue.
+        """Verify that everything exists as declared; creates no exchange and no queue.
 
-        Bindings are not looked at, because no client can ask which there are. `binds` makes them,
-        for a first start. Later that would undo, unseen, what an operator did to stop the inflow.
-        `not_permitted` is what an earlier verification found that the user may not see. Raises
-        `BrokerRefused` for what is missing or otherwise.
+        Bindings are not verified, because no client can list them. `binds` creates them, for a
+        first start only: later, that would silently undo what an operator did to stop the inflow.
+        `not_permitted` lists what the user may not see, from an earlier verification. Raises
+        `BrokerRefused` for what is missing or differs.
         """
         async with Questions(connection, not_permitted) as questions:
             try:
@@ -175,11 +175,11 @@ class Topology:
             except ChannelNotFoundEntity as error:
                 raise BrokerRefused(
                     f"An exchange or queue of the worker is missing on the broker ({error}).",
-                    "make it with 'projection-worker topology apply'; what was published "
-                    "meanwhile may be lost: ask the publishers to publish it again.",
+                    "create it with 'projection-worker topology apply'. Messages published "
+                    "meanwhile may be lost: ask the publishers to publish them again.",
                 ) from error
             except ChannelPreconditionFailed as error:
-                raise self._otherwise(error) from error
+                raise self._differs(error) from error
             return Verification(
                 waiting.get(self.queue),
                 waiting.get(self.dead_letters),
@@ -187,15 +187,15 @@ class Topology:
             )
 
     async def _look(self, questions: Questions) -> dict[str, int | None]:
-        """Return how many messages wait in each queue; raises if something is not there."""
+        """Return how many messages wait in each queue; raises if something does not exist."""
         for name in self.exchanges:
-            await questions.ask(_exchange(name), _see_exchange, name)
-        return {name: await questions.ask(_queue(name), _see_queue, name) for name in self.queues}
+            await questions.ask(_exchange(name), _find_exchange, name)
+        return {name: await questions.ask(_queue(name), _find_queue, name) for name in self.queues}
 
     async def _compare(self, questions: Questions) -> None:
-        """Declare what is there, which the broker refuses if its arguments are others."""
+        """Declare what exists, which the broker refuses if the arguments differ."""
         for name in self.exchanges:
-            # To declare what may not be seen could make it.
+            # Declaring one that the user may not see could create it.
             if _exchange(name) not in questions.not_permitted:
                 await questions.ask(f"the type of {_exchange(name)}", self._declare_exchange, name)
         for name in self.queues:
@@ -208,7 +208,7 @@ class Topology:
     async def _declare_queue(self, channel: AbstractChannel, name: str) -> None:
         await channel.declare_queue(name, durable=True, arguments=dict(self.queues[name]))
 
-    def _otherwise(self, error: Exception) -> BrokerRefused:
+    def _differs(self, error: Exception) -> BrokerRefused:
         return BrokerRefused(
             f"The broker has an exchange or queue with other arguments ({error}).",
             f"drain and delete it (rabbitmqctl delete_queue {self.queue}), then run "
@@ -225,11 +225,11 @@ def _queue(name: str) -> str:
     return f"queue {name!r}"
 
 
-async def _see_exchange(channel: AbstractChannel, name: str) -> None:
+async def _find_exchange(channel: AbstractChannel, name: str) -> None:
     await channel.get_exchange(name, ensure=True)
 
 
-async def _see_queue(channel: AbstractChannel, name: str) -> int:
+async def _find_queue(channel: AbstractChannel, name: str) -> int:
     queue = await channel.declare_queue(name, passive=True)
     return queue.declaration_result.message_count or 0
 

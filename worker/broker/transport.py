@@ -1,6 +1,6 @@
 """The network connection below the library's connection.
 
-Promise: `abort` ends it at once, whatever the library and the peer still wait for.
+Promise: `abort` closes it at once, whatever the library and the peer still wait for.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from worker.broker.intake import Intake, IntakeReader
 
 
 class Transport(TransportFactory):
-    """Connects the library to the broker; deliveries go to an intake, if there is one."""
+    """Connects the library to the broker; deliveries go to the intake, if there is one."""
 
     def __init__(self, intake: Intake | None, host: str) -> None:
-        """Connect nothing yet; `host` is the one of the URL, or one of its addresses."""
+        """Prepare to connect to `host`, which is the URL's host or one of its addresses."""
         self._intake = intake
         self._host = host
         self._opened: list[asyncio.Transport] = []
@@ -25,9 +25,9 @@ class Transport(TransportFactory):
     async def create(
         self,
         url: URL,
-        **kwargs: Any,  # noqa: ANN401 - what the library hands to its own transports
+        **kwargs: Any,  # noqa: ANN401 - what the library passes to its own transports
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open the connection; raises `AMQPConnectionError`, as the library's own transports do."""
+        """Return an open connection; raises `AMQPConnectionError`, as the library's own do."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader() if self._intake is None else IntakeReader(self._intake)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -39,7 +39,7 @@ class Transport(TransportFactory):
                 self._host,
                 url.port or 0,
                 ssl=context,
-                # The certificate is for the name, whichever of its addresses this is.
+                # The certificate is for the host's name, whichever of its addresses this is.
                 server_hostname=url.host if context else None,
                 **kwargs,
             )
@@ -49,6 +49,6 @@ class Transport(TransportFactory):
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def abort(self) -> None:
-        """End what is open, without a word to the peer; what has ended stays so."""
+        """Close the open connections at once, without the AMQP or TLS close; may be repeated."""
         for transport in self._opened:
             transport.abort()
