@@ -1,4 +1,4 @@
-"""A broker whose name has several addresses, of which some do not answer."""
+"""A broker whose name has several addresses, some of which do not answer."""
 
 import asyncio
 import socket
@@ -20,13 +20,13 @@ NAME = "broker.test"
 
 
 def silent(stack: ExitStack, port: int, *, swallows: bool) -> None:
-    """Listen like a machine that swallows every packet, or one that accepts and says nothing."""
+    """Listen like a machine that drops every packet, or one that accepts and sends nothing."""
     listener = stack.enter_context(socket.socket())
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((SILENT, port))
     listener.listen(0 if swallows else 100)
     while swallows:
-        # Linux drops what comes once the backlog is full.
+        # Linux drops connection requests once the backlog is full.
         filler = stack.enter_context(socket.socket())
         filler.settimeout(0.2)
         try:
@@ -43,7 +43,7 @@ def port(node: RabbitMQNode, request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str, name: str = NAME) -> None:
-    """Give a name these addresses, in this order."""
+    """Make a name resolve to these addresses, in this order."""
     real = socket.getaddrinfo
 
     def looked_up(host: str | bytes | None, *rest: Any, **options: Any) -> Any:
@@ -57,7 +57,7 @@ class TestAName:
     async def test_with_an_address_that_does_not_answer_is_connected_to(
         self, port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Though that address comes first each time."""
+        """The worker connects even if that address comes first each time."""
         resolve(monkeypatch, SILENT, "127.0.0.1")
 
         await reach(BrokerAddress((f"amqp://{NAME}:{port}/",)))
@@ -65,7 +65,7 @@ class TestAName:
     async def test_without_an_address_that_answers_is_told(
         self, port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With the name that the operator knows."""
+        """The error contains the name that the operator knows."""
         monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
         resolve(monkeypatch, SILENT)
 
@@ -75,7 +75,7 @@ class TestAName:
     async def test_is_told_with_what_each_address_said(
         self, node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The reason that matters may be any of them."""
+        """The error gives the reason of each address, because any may be the one that matters."""
         resolve(monkeypatch, SILENT, "127.0.0.3")
 
         with pytest.raises(SessionLost) as lost:
@@ -85,20 +85,20 @@ class TestAName:
         assert "127.0.0.3" in lost.value.message
 
     async def test_that_is_not_known_is_told(self) -> None:
-        """Whatever the resolver calls that."""
+        """An unknown name is one error, whatever the resolver calls it."""
         with pytest.raises(SessionLost, match=r"nowhere\.invalid"):
             await reach(BrokerAddress(("amqp://nowhere.invalid/",)))
 
 
 class TestSeveralNodes:
     async def test_of_which_most_do_not_answer_are_connected_to(self, port: int) -> None:
-        """In whatever order they are tried."""
+        """The worker connects in whatever order the nodes are tried."""
         silent_nodes = [f"amqp://{SILENT}:{port}/"] * 4
 
         await reach(BrokerAddress((*silent_nodes, f"amqp://127.0.0.1:{port}/")))
 
     async def test_leave_nothing_behind(self, port: int) -> None:
-        """Neither a task nor a connection of those that were tried in vain."""
+        """No task and no connection of a failed attempt is left."""
         others = asyncio.all_tasks()
 
         await reach(BrokerAddress((f"amqp://{SILENT}:{port}/", f"amqp://127.0.0.1:{port}/")))

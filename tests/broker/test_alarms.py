@@ -1,4 +1,4 @@
-"""What the broker does to its clients when it is short of something."""
+"""What the broker does to its clients when it is short of a resource."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -15,10 +15,10 @@ from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 from worker.broker.publisher import IN_FLIGHT
 
-# More than are on the way at once.
+# More than are in flight at once.
 MANY = IN_FLIGHT + 100
 MESSAGES = [make(f"e-{number}") for number in range(50) for make in (planned, started)]
-# What raises the alarm, and what ends it.
+# The setting that raises the alarm, and the one that ends it.
 ALARMS = {
     "memory": (
         ("set_vm_memory_high_watermark", "0.000001"),
@@ -26,7 +26,7 @@ ALARMS = {
     ),
     "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "1MB")),
 }
-# How long a delivery may stay unacked, in milliseconds; and how often the broker looks.
+# How long a delivery may stay unacked, in milliseconds, and how often the broker checks.
 TIMEOUT = {"consumer_timeout": (3_000, 1_800_000), "channel_tick_interval": (500, 60_000)}
 
 
@@ -40,9 +40,9 @@ class TestAnAlarm:
         start_worker: StartWorker,
         resource: str,
     ) -> None:
-        """Acks go on, which is what drains the broker; a dead letter waits until it is over."""
+        """Acks go on, which drains the broker; a dead letter waits until the alarm is over."""
         begin, end = ALARMS[resource]
-        # A prefetch that leaves some in the queue when the alarm begins.
+        # The prefetch leaves some messages in the queue when the alarm begins.
         worker = await start_worker(prefetch=20, batch_size=20)
         await worker.wait_for_log("connected")
         try:
@@ -66,7 +66,7 @@ class TestAnAlarm:
     async def test_lets_a_publish_be_interrupted(
         self, queues: Queues, node: RabbitMQNode, tmp_path: Path, start_command: StartWorker
     ) -> None:
-        """One Ctrl-C is enough, though the confirms of what is on the way never come."""
+        """One Ctrl-C is enough, although the outstanding confirms never come."""
         lines = b"\n".join(body(planned(f"e-{number}")) for number in range(MANY))
         (tmp_path / "m.ndjson").write_bytes(lines)
         await queues.declare()
@@ -88,7 +88,7 @@ class TestAnAlarm:
 
 @pytest.fixture
 async def impatient(node: RabbitMQNode) -> AsyncIterator[RabbitMQNode]:
-    """Give a broker that waits for acks for seconds only."""
+    """Return a broker with a consumer timeout of seconds."""
     for name, (short, _) in TIMEOUT.items():
         await node.ctl("eval", f"application:set_env(rabbit, {name}, {short}).")
     yield node
@@ -100,7 +100,7 @@ class TestTheConsumerTimeout:
     async def test_costs_a_held_batch_one_delivery(
         self, queues: Queues, database: Path, impatient: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """The worker takes nothing again before the database commits; then all is as ever."""
+        """The worker consumes nothing until the database commits; then it projects all."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
 
@@ -112,7 +112,7 @@ class TestTheConsumerTimeout:
             assert len(worker.said("connected")) == 1
         await worker.wait_until_settled(len(MESSAGES))
 
-        # RabbitMQ 4.3 cancels the consumer, and says not why; those before close the channel.
+        # RabbitMQ 4.3 cancels the consumer without a reason; earlier versions close the channel.
         assert "timeout" in lost["reason"].lower()
         assert lost["unsettled_seconds"] >= 3
         assert rows(database) == expected_rows(MESSAGES)
@@ -124,13 +124,13 @@ class TestTheDeadLetterQueue:
     async def test_that_is_full_is_waited_for(
         self, queues: Queues, database: Path, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """What does not fit stays unacked; the messages around it are projected."""
+        """A dead letter that does not fit stays unacked; the other messages are projected."""
         policy = f"full-{queues.name}"
         full = '{"max-length": 1, "overflow": "reject-publish"}'
         await queues.declare()
         await node.ctl("set_policy", policy, f"^{queues.dead_letters}$", full)
         try:
-            # The broker refuses what comes after it has noticed that the queue is full.
+            # The broker refuses publishes only after it has noticed that the queue is full.
             await queues.publish([b"broken 1", b"broken 2"])
             worker = await start_worker()
             await worker.wait_until_settled(2)
@@ -152,7 +152,7 @@ class TestTheDeadLetterQueue:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """The broker ends the session for it; the bad message is kept until all is made anew."""
+        """The broker ends the session; the bad message is kept until the exchange exists again."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
         async with queues.channel() as channel:

@@ -17,14 +17,14 @@ class TestAnyOrder:
     async def test_and_any_duplicates_give_the_same_rows(
         self, queues: Queues, database: Path, start_worker: StartWorker, batch_size: int
     ) -> None:
-        """The rows are those of an independent fold, however the messages share batches."""
+        """The rows equal those of an independent fold, however the messages share batches."""
         rng = Random(SEED + batch_size)
         worker = await start_worker(batch_size=batch_size)
         await worker.wait_for_log("connected")
         published = []
 
         for part in range(4):
-            # The same events in two parts: late messages across batches, and across histories.
+            # The same events in two parts: late messages across batches and across histories.
             messages = histories(rng, events=30, name=f"e-{part // 2}")
             await queues.publish(messages)
             published += messages

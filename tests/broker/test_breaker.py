@@ -22,7 +22,7 @@ LIVES = [build(f"e-{n}") for n in range(300) for build in (planned, started, com
 async def broken_worker(
     queues: Queues, proxy: Proxy, database: Path, tmp_path: Path
 ) -> AsyncIterator[WorkerProcess]:
-    """Start a worker whose handler of event_started always fails, on a queue with messages."""
+    """Return a worker whose handler of event_started always fails, on a queue with messages."""
     await proxy.listen()
     await queues.declare()
     await queues.publish(LIVES)
@@ -42,7 +42,7 @@ class TestABadDeployment:
         broken_worker: WorkerProcess,
         start_worker: StartWorker,
     ) -> None:
-        """It says so, is alive and not ready, and loses nothing but a few dead letters."""
+        """The worker says so, is live but not ready, and makes only a few dead letters."""
         line = await broken_worker.wait_for_log("breaker_opened")
         is_alive, _ = await asking(broken_worker)("/livez")
         is_ready, reason = await asking(broken_worker)("/readyz")
@@ -66,7 +66,7 @@ class TestABadDeployment:
     async def test_costs_no_deliveries(
         self, queues: Queues, proxy: Proxy, broken_worker: WorkerProcess
     ) -> None:
-        """A session that is lost meanwhile is not opened again before the batch can be settled."""
+        """After a lost session, none is opened before the batch can be settled."""
         await broken_worker.wait_for_log("breaker_opened")
         sessions = proxy.connections
         proxy.cut()

@@ -1,4 +1,4 @@
-"""One queue, one file: a worker with another database file is refused before it does anything."""
+"""One queue, one file: a worker with another file is refused before it changes anything."""
 
 import asyncio
 import signal
@@ -21,15 +21,15 @@ from tests.rabbitmq import RabbitMQNode
 from tests.waiting import LISTING_SECONDS, eventually
 from worker.broker.claim import exchange_of
 
-# One message for all, because each that is built has a time of its own.
+# One message for all tests, because each new one would have another time.
 PLAN = planned("e-1")
-# The library takes 127 characters for an exchange, and the one for dead letters has 13 more.
+# The library allows 127 characters for an exchange, and that of dead letters adds 13.
 LONGEST_NAME = 114
 SOMEBODY = "0123456789abcdef0123456789abcdef"
 
 
 def identity(database: Path) -> str:
-    """Give what tells a file from every other."""
+    """Return the identity of a database file."""
     return str(query(database, "SELECT id FROM file")[0][0])
 
 
@@ -43,7 +43,7 @@ async def declare_claim(queues: Queues, file_id: str) -> None:
 
 
 async def take_claim(queues: Queues, file_id: str) -> None:
-    """Claim a queue that another file has, whose worker may claim it again at any moment."""
+    """Claim a queue of another file, whose worker may claim it again at any moment."""
 
     async def is_taken() -> bool:
         async with queues.channel() as channel:
@@ -54,7 +54,7 @@ async def take_claim(queues: Queues, file_id: str) -> None:
 
 
 async def belongs_to(queues: Queues, file_id: str) -> bool:
-    """Tell whether the queue belongs to this file; it must belong to one."""
+    """Return whether the queue belongs to this file; it must belong to one."""
     try:
         await declare_claim(queues, file_id)
     except ChannelPreconditionFailed:
@@ -63,7 +63,7 @@ async def belongs_to(queues: Queues, file_id: str) -> bool:
 
 
 async def refusal(worker: WorkerProcess) -> Line:
-    """Wait for a worker that may not start, and give the line that says why."""
+    """Wait for a worker that may not start, and return the line that says why."""
     assert await worker.exit_code() == 1
     (line,) = worker.said("failed", level="error")
     assert worker.said("connected") == worker.said("standing_by") == []
@@ -77,13 +77,13 @@ async def end(worker: WorkerProcess) -> None:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Name a database file that is not the one of the first worker."""
+    """Return the path of a database file that is not the first worker's."""
     return tmp_path / "other.db"
 
 
 @pytest.fixture
 async def first(queues: Queues, start_worker: StartWorker) -> WorkerProcess:
-    """Give a worker that has projected a message."""
+    """Return a worker that has projected a message."""
     worker = await start_worker()
     await worker.wait_for_log("connected")
     await queues.publish([PLAN])
@@ -100,7 +100,7 @@ class TestASecondFile:
         first: WorkerProcess,
         start_worker: StartWorker,
     ) -> None:
-        """One sentence names the queue, both files, and the way out; the first one goes on."""
+        """One error names the queue, both files and the fix; the first worker goes on."""
         line = await refusal(await start_worker(database=other))
         await queues.publish([planned("e-2")])
         await first.wait_until_settled(2)
@@ -120,7 +120,7 @@ class TestASecondFile:
         start_worker: StartWorker,
         number: signal.Signals,
     ) -> None:
-        """What comes then waits for the first file."""
+        """Messages that arrive then wait for the first file."""
         first.send(number)
         await first.exit_code()
         await queues.publish([planned("e-later")])
@@ -134,7 +134,7 @@ class TestASecondFile:
     async def test_is_refused_in_the_place_of_the_first(
         self, database: Path, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """A file that was deleted and made again is another one."""
+        """A file that was deleted and created again is another file."""
         await end(first)
         before = identity(database)
         move(database, database.with_name("gone.db"))
@@ -147,7 +147,7 @@ class TestASecondFile:
     async def test_started_at_the_same_moment_is_refused(
         self, queues: Queues, database: Path, other: Path, start_worker: StartWorker
     ) -> None:
-        """On a new broker exactly one of two files gets the queue."""
+        """On a new broker, exactly one of two files gets the queue."""
         both = await asyncio.gather(start_worker(), start_worker(database=other))
 
         def loser() -> WorkerProcess | None:
@@ -170,7 +170,7 @@ class TestASecondFile:
         first: WorkerProcess,
         start_worker: StartWorker,
     ) -> None:
-        """Neither the exchange that it would make, nor a binding of the queue to another one."""
+        """It neither creates an exchange nor binds the queue to another one."""
         async with queues.channel() as channel:
             elsewhere = await channel.declare_exchange(f"{queues.exchange}-2", ExchangeType.TOPIC)
             before = await node.ctl("list_bindings", "source_name", "destination_name")
@@ -185,7 +185,7 @@ class TestASecondFile:
     async def test_is_refused_by_a_queue_with_the_longest_name(
         self, broker_url: str, other: Path, start_worker: StartWorker
     ) -> None:
-        """The broker's answer has no room for the identity; the worker knows all the same."""
+        """The broker's reply has no room for the identity, but the worker is refused anyway."""
         async with queues_on(broker_url) as queues:
             queues.name = queues.name.ljust(LONGEST_NAME, "x")
             queues.dead_letters = f"{queues.name}.dead-letters"
@@ -202,7 +202,7 @@ class TestTheSameFile:
     async def test_as_a_restored_backup_is_accepted(
         self, queues: Queues, database: Path, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """It has the identity of the file that it was copied from."""
+        """A backup has the identity of the file that it was copied from."""
         backup = database.with_name("backup.db")
         with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(backup)) as copy:
             source.backup(copy)
@@ -219,7 +219,7 @@ class TestTheSameFile:
     async def test_of_an_installation_without_a_claim_gets_the_queue(
         self, queues: Queues, database: Path, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """The first worker that starts claims it, as after an upgrade."""
+        """The first worker that starts claims the queue, as after an upgrade."""
         await end(first)
         async with queues.channel() as channel:
             await channel.exchange_delete(exchange_of(queues.name))
@@ -237,7 +237,7 @@ class TestTheSameFile:
         first: WorkerProcess,
         start_worker: StartWorker,
     ) -> None:
-        """A move to a queue of another name: both belong to the file, and neither to a second."""
+        """After a move to another queue name, both queues belong to the file and to no other."""
         await end(first)
         async with queues_on(broker_url) as new:
             await new.declare()
@@ -253,7 +253,7 @@ class TestTheSameFile:
     async def test_claims_no_queue_that_is_not_there(
         self, queues: Queues, node: RabbitMQNode, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """A misspelt name leaves nothing behind."""
+        """A misspelt queue name leaves nothing behind on the broker."""
         await end(first)
 
         line = await refusal(await start_worker(queue=f"{queues.name}-typo"))
@@ -266,7 +266,7 @@ class TestAClaimWhileTheWorkerRuns:
     async def test_that_another_file_takes_ends_the_consuming(
         self, queues: Queues, database: Path, node: RabbitMQNode, first: WorkerProcess
     ) -> None:
-        """Within seconds it is not ready and consumes nothing, until it may have the queue."""
+        """Within seconds the worker is not ready; it consumes nothing until it has the claim."""
         ask = asking(first)
         await take_claim(queues, SOMEBODY)
 
@@ -285,7 +285,7 @@ class TestAClaimWhileTheWorkerRuns:
     async def test_that_somebody_deletes_is_made_again(
         self, queues: Queues, database: Path, node: RabbitMQNode, first: WorkerProcess
     ) -> None:
-        """Nobody else may take the queue meanwhile."""
+        """No other file can take the queue meanwhile."""
         async with queues.channel() as channel:
             await channel.exchange_delete(exchange_of(queues.name))
 
@@ -299,7 +299,7 @@ class TestAClaimWhileTheWorkerRuns:
     async def test_that_is_an_exchange_of_somebody_else_ends_the_start(
         self, queues: Queues, start_worker: StartWorker
     ) -> None:
-        """The worker neither takes nor deletes it."""
+        """The worker neither uses nor deletes that exchange."""
         async with queues.channel() as channel:
             await channel.declare_exchange(exchange_of(queues.name), ExchangeType.TOPIC)
 
@@ -319,7 +319,7 @@ class TestARelease:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """The next worker claims it for its own file, and the old file is the refused one."""
+        """The next worker claims it for its own file, and then the old file is refused."""
         await end(first)
         released = await start_command("topology", "release", "--yes")
         assert await released.exit_code() == 0, released.output
@@ -335,7 +335,7 @@ class TestARelease:
     async def test_is_refused_while_a_worker_consumes(
         self, queues: Queues, database: Path, first: WorkerProcess, start_command: StartWorker
     ) -> None:
-        """It would go on consuming into the old file."""
+        """It would go on writing to the old file."""
         command = await start_command("topology", "release", "--yes")
 
         assert await command.exit_code() == 1

@@ -1,4 +1,4 @@
-"""Three nodes, of which one or two are lost."""
+"""A cluster of three nodes that loses one or two of them."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ BEFORE = [make(f"e-{number}") for number in range(100) for make in (planned, sta
 AFTER = [make(f"f-{number}") for number in range(100) for make in (planned, started)]
 
 
-# Belongs to no event loop, as `running_node`.
+# It belongs to no event loop, like `running_node`.
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running_cluster() -> AsyncIterator[Cluster]:
     if server_program() is None and "CI" not in os.environ:
@@ -34,7 +34,7 @@ async def running_cluster() -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def three(running_cluster: Cluster) -> AsyncIterator[Cluster]:
-    """Three nodes that run; whoever stops one finds it running afterwards."""
+    """Return three running nodes; a test that stops one may leave it stopped."""
     yield running_cluster
     await running_cluster.whole()
 
@@ -54,7 +54,7 @@ async def until_logged(database: Path, count: int) -> None:
 async def consuming(
     start_worker: StartWorker, queues: Queues, database: Path, urls: str
 ) -> WorkerProcess:
-    """Give a worker that has projected what there was."""
+    """Return a worker that has projected what was in the queue."""
     await queues.publish(BEFORE)
     worker = await start_worker(amqp_url=urls)
     await until_logged(database, len(BEFORE))
@@ -62,7 +62,7 @@ async def consuming(
 
 
 async def publish_through(node: RabbitMQNode, queues: Queues) -> None:
-    """Publish until all is confirmed, as a publisher does: a queue without a leader refuses."""
+    """Publish until all is confirmed, as publishers do; a queue without a leader refuses."""
     queues.url = node.url
 
     async def is_confirmed() -> bool:
@@ -79,7 +79,7 @@ class TestTheLeaderOfTheQueue:
     async def test_killed_loses_nothing(
         self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker
     ) -> None:
-        """Another node leads; a worker that is connected to a third one goes on."""
+        """Another node becomes leader; a worker that is connected to a third one goes on."""
         leader = await three.leader(queues.name)
         other, third = [node for node in three.nodes if node is not leader]
         await consuming(start_worker, queues, database, other.url)
@@ -93,7 +93,7 @@ class TestTheLeaderOfTheQueue:
     async def test_killed_under_the_worker_is_left_for_another_node(
         self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker
     ) -> None:
-        """The worker is told all nodes, and takes one that answers."""
+        """The worker knows all nodes, and connects to one that answers."""
         leader = await three.leader(queues.name)
         other = next(node for node in three.nodes if node is not leader)
         worker = await consuming(start_worker, queues, database, three.urls)
@@ -110,7 +110,7 @@ class TestAFrozenNode:
     async def test_that_leads_and_serves_the_worker_is_found_and_nothing_comes_twice(
         self, queues: Queues, database: Path, three: Cluster, start_worker: StartWorker
     ) -> None:
-        """Its connections stay open, in silence; when it goes on, it finds a new leader."""
+        """Its connections stay open but silent; when it thaws, it finds a new leader."""
         leader = await three.leader(queues.name)
         other = next(node for node in three.nodes if node is not leader)
         worker = await consuming(start_worker, queues, database, leader.url)

@@ -11,7 +11,7 @@ class TestRawMessages:
     async def test_become_rows(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """What is published is projected and acked; nothing is left for another consumer."""
+        """Published messages are projected and acked, and none is left for another consumer."""
         messages = [planned("e-1"), started("e-1"), planned("e-2"), started("e-3")]
         worker = await start_worker()
         await worker.wait_for_log("connected")
@@ -28,7 +28,7 @@ class TestRawMessages:
     async def test_that_waited_for_a_worker_become_rows(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """A queue that filled up meanwhile is projected in batches no larger than the setting."""
+        """Messages that waited are projected in batches no larger than the setting."""
         messages = [make(f"e-{n}") for n in range(150) for make in (planned, completed)]
         await queues.declare()
         await queues.publish(messages)
@@ -43,7 +43,7 @@ class TestRawMessages:
     async def test_published_twice_have_one_effect(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """A duplicate is acked and counted, in the same batch, a later one, or a later worker."""
+        """A duplicate is acked and counted, in the same batch, a later one or a later worker."""
         messages = [planned("e-1"), started("e-1")]
         await queues.declare()
         await queues.publish(messages * 2)
@@ -67,7 +67,7 @@ class TestTheCap:
     async def test_is_the_one_that_is_set(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """A body of so many bytes is taken, and one of a byte more is dead-lettered."""
+        """A body of exactly the limit is accepted, and one a byte larger is dead-lettered."""
         fits = body(planned("e-1"))
         is_larger = body(planned("e-2")).ljust(len(fits) + 1)
         worker = await start_worker(max_message_bytes=len(fits))

@@ -9,17 +9,17 @@ from worker.broker.dead_letter_queue import dead_letter_queue
 
 
 def long_text(name: bytes, value: bytes) -> bytes:
-    """Give one entry of a table of headers, in the bytes of the wire."""
+    """Return one entry of a header table as it is sent."""
     return bytes([len(name)]) + name + b"S" + struct.pack(">I", len(value)) + value
 
 
 class TestGarbage:
-    """What no client library would publish can be looked at, requeued and discarded."""
+    """Messages that no client library would publish can be listed, requeued and discarded."""
 
     async def test_in_headers_is_left_out_and_named(
         self, queues: Queues, node: RabbitMQNode
     ) -> None:
-        """A header that cannot be encoded again costs the message nothing else."""
+        """A header that cannot be encoded again is dropped, and nothing else of the message."""
         await queues.declare()
         table = long_text(b"odd", b"\xff\xfe") + long_text(b"trace", b"abc")
         async with raw_publisher(node.port) as raw:
@@ -35,7 +35,7 @@ class TestGarbage:
     async def test_does_not_hide_the_reason_of_the_broker(
         self, queues: Queues, node: RabbitMQNode
     ) -> None:
-        """Neither headers that cannot be decoded nor a body that is no message."""
+        """Undecodable headers and a body that is not a message do not hide the reason."""
         await queues.declare()
         table = long_text(b"\xff", b"?") + long_text(b"x-first-death-reason", b"delivery_limit")
         async with raw_publisher(node.port) as raw:
@@ -53,7 +53,7 @@ class TestGarbage:
     async def test_that_the_broker_dead_lettered_has_its_reason_and_time(
         self, queues: Queues
     ) -> None:
-        """A message that expired says so, with the queue that it was in."""
+        """A message that expired has that reason, and the queue that it was in."""
         await queues.declare()
         await queues.publish([b"\xff"], headers={"x-reason": "the publisher's"}, expiration=0)
 

@@ -14,10 +14,10 @@ from worker.errors import BrokerRefused, SessionLost
 
 
 class TestTwoCommands:
-    """One at a time holds the dead letters."""
+    """Only one command at a time holds the dead letters."""
 
     async def test_are_told_of_each_other(self, queues: Queues, start_command: StartWorker) -> None:
-        """The second one changes nothing and fails; after the first one it does its work."""
+        """The second command changes nothing and fails; after the first has ended, it works."""
         await queues.declare()
         await put(queues, [b"1", b"2"])
         async with dead_letter_queue(*place_of(queues)) as queue:
@@ -33,7 +33,7 @@ class TestTwoCommands:
         assert "2 of 2 dead letters discarded." in third.output
 
     async def test_end_with_their_connections(self, queues: Queues, proxy: Proxy) -> None:
-        """The broker lets go of what a command held that was cut off."""
+        """The broker releases the letters of a command that was cut off."""
         await queues.declare()
         await put(queues, [b"1"])
         await proxy.listen()
@@ -49,7 +49,7 @@ class TestTwoCommands:
         assert await eventually(looks)
 
     async def test_do_not_share_with_another_program(self, queues: Queues) -> None:
-        """Whoever consumes from the queue of dead letters has to end first."""
+        """A program that consumes from the dead-letter queue must end first."""
         await queues.declare()
         async with queues.channel() as channel:
             await (await channel.get_queue(queues.dead_letters)).consume(_take)
@@ -60,7 +60,7 @@ class TestTwoCommands:
     async def test_say_how_many_did_not_come(
         self, queues: Queues, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What somebody took out of their hands is not passed over."""
+        """Letters that another program took away are reported."""
         monkeypatch.setattr(pages, "DELIVERY_SECONDS", 0.1)
         await queues.declare()
         await put(queues, [b"1", b"2", b"3"])

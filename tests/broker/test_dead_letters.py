@@ -29,7 +29,7 @@ def without(field: str) -> bytes:
 
 TAKEN = planned("e-good", id="m-taken")
 FIRST = body(planned("e-bad"))
-# Name -> body, reason, a part of the detail.
+# Name -> body, reason, part of the detail.
 BAD = {
     "truncated": (FIRST[:-1], "not_json", "EOF"),
     "deep": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not_json", "recursion"),
@@ -48,13 +48,13 @@ BAD = {
     "id conflict": (body(started("e-good", id="m-taken")), "id_conflict", "'m-taken'"),
 }
 ADDED = {"x-reason", "x-detail", "x-queue", "x-rejected-at"}
-# What the broker says of this delivery of the dead letter; RabbitMQ 4 says nothing of a first one.
+# The broker's counts for a dead letter's delivery; RabbitMQ 4 adds none to the first one.
 COUNTS = {"x-delivery-count", "x-acquired-count"}
 SENT_AT = datetime(2026, 4, 27, 10, 39, tzinfo=UTC)
 
 
 def properties(name: str) -> dict[str, Any]:
-    """Give what the publisher says beside the body."""
+    """Return the properties that the publisher sends with a message."""
     return {
         "message_id": f"amqp-{name}",
         "content_type": "text/plain" if name == "text/plain" else "application/json",
@@ -68,7 +68,7 @@ def properties(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ending:
-    """What there is when a worker has settled one of each bad kind, and good ones among them."""
+    """The state after a worker has settled one bad message of each kind, with good ones."""
 
     letters: dict[str, list[AbstractIncomingMessage]]
     lines: list[Line]
@@ -112,7 +112,7 @@ async def ending(
 class TestABadMessage:
     @pytest.mark.parametrize("name", BAD)
     def test_is_dead_lettered_once_with_its_reason(self, ending: Ending, name: str) -> None:
-        """One dead letter, whose headers say why, and whose body is the raw one."""
+        """Its only dead letter has the raw body and headers that say why."""
         content, reason, detail = BAD[name]
 
         (letter,) = ending.letters[f"amqp-{name}"]
@@ -125,7 +125,7 @@ class TestABadMessage:
 
     @pytest.mark.parametrize("name", BAD)
     def test_keeps_what_its_publisher_said(self, ending: Ending, name: str) -> None:
-        """Routing key, headers and properties are the original ones, and nothing is made up."""
+        """Routing key, headers and properties are the original ones, and none is invented."""
         (letter,) = ending.letters[f"amqp-{name}"]
         sent = properties(name)
 
@@ -150,7 +150,7 @@ class TestABadMessage:
         assert len(ending.lines) == len(BAD)
 
     def test_costs_its_neighbours_nothing(self, ending: Ending) -> None:
-        """The good messages of its batch are committed, everything is acked."""
+        """The good messages of its batch are committed, and everything is acked."""
         assert ending.rows == expected_rows(ending.good)
         assert ending.left == 0
         assert any(line.get("applied") and line.get("rejected") for line in ending.batches)
@@ -160,7 +160,7 @@ class TestHeaders:
     async def test_that_do_not_fit_into_a_frame_are_left_out(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """Together with the reason they would be too large: the dead letter has the reason."""
+        """With the reason, the headers would be too large for a frame; the reason is kept."""
         await queues.declare()
         await queues.publish([b"broken"], headers={"x-origin": "x" * 100_000})
 

@@ -1,8 +1,8 @@
-"""A session that ends at each moment of what it does: it ends, and nothing of it is left.
+"""Ends a session at each moment of its work, and checks that it ends and leaves nothing behind.
 
-What the library makes of a cancellation depends on the await at which it arrives. So the loss, or
-the drain, comes after so many turns of the loop: from none to more than the whole takes. Only turns
-in which something arrives are counted, because nothing changes in the others.
+What the library makes of a cancellation depends on the await at which it arrives. So the loss or
+the drain comes after a number of turns of the loop, from zero to more than the work takes. Only
+turns in which something arrives are counted, because nothing changes in the others.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
-# All that is done here awaits the broker, which takes far more turns.
+# All work here awaits the broker, which takes far more turns.
 LEAST_MOMENTS = 10
 CUTS = 16
-# An opening takes hundreds of turns, most of which only wake a task up for the next one. Each
-# ending comes in every third turn there, one in the first, another in the second, and so on.
+# An opening takes hundreds of turns, most of which only wake a task for the next one. So each
+# ending is tried in every third turn: one ending in the first, another in the second, and so on.
 SAMPLED = 3
 
 
 class Steps(Report):
-    """Notes how far a worker has come, and stops it after its first session."""
+    """Records how far a worker has come, and stops it after its first session."""
 
     def __init__(self) -> None:
         facts = Facts()
@@ -57,38 +57,38 @@ class Steps(Report):
         self.reached: dict[str, asyncio.Event] = {}
 
     def at(self, step: str) -> asyncio.Event:
-        """Return what is set once the worker has come so far."""
+        """Return the event that is set once the worker has reached a step."""
         return self.reached.setdefault(step, asyncio.Event())
 
     def session_opened(self, unclaimed: WorkerError | None) -> None:
-        """Note that a session is open; its topology is looked at from now on."""
+        """Record that a session is open; its topology is verified from now on."""
         super().session_opened(unclaimed)
         self.at("session").set()
 
     def connected(self, broker: str) -> None:
-        """Note that it consumes."""
+        """Record that it consumes."""
         super().connected(broker)
         self.at("open").set()
 
     def sizes(self, queue: int | None, dead_letters: int | None, wal_bytes: int) -> None:
-        """Note that somebody has looked at the topology."""
+        """Record that the topology has been verified."""
         super().sizes(queue, dead_letters, wal_bytes)
         self.at("verified").set()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Note that a batch is to be settled."""
+        """Record that a batch is being settled."""
         with super().transaction():
             yield
         self.at("committed").set()
 
     def settled(self, outcomes: Sequence[Outcome], commit_seconds: float = 0.0) -> None:
-        """Note that it has been."""
+        """Record that a batch was settled."""
         super().settled(outcomes, commit_seconds)
         self.at("settled").set()
 
     def connection_lost(self, error: WorkerError, attempt: int) -> None:
-        """Stop: one session is enough."""
+        """Stop, because one session is enough."""
         super().connection_lost(error, attempt)
         self.stop()
 
@@ -98,7 +98,7 @@ class Worker:
 
     def __init__(self, settings: Settings, writer: Writer) -> None:
         self.transports: list[Transport] = []
-        """Those of the connection that consumes, and of the one that publishes."""
+        """The transports of the connections, in the order in which they were opened."""
         self.steps = Steps()
         self.service = Service(settings, load(), self.steps, lambda: address_of(settings))
         self.steps.stop = self.service.stop
@@ -159,7 +159,7 @@ async def make(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Make]:
-    """Give a function that makes a worker; see that none leaves an error that nobody has heard."""
+    """Return a function that makes a worker; check that none leaves an unretrieved exception."""
     workers: list[Worker] = []
 
     class Noted(Transport):
@@ -170,7 +170,7 @@ async def make(
             return created
 
     monkeypatch.setattr(connection, "Transport", Noted)
-    # None but where it is what is looked at.
+    # No verification, except in the tests of it.
     monkeypatch.setattr(service, "VERIFY_SECONDS", 3_600)
     settings = Settings(
         amqp_url=SecretStr(queues.url),
@@ -193,12 +193,12 @@ async def make(
 
 
 def sampled(ending: Ending) -> Iterable[int]:
-    """Return the moments at which an ending is tried where there are many."""
+    """Return the moments at which an ending is tried if there are many."""
     return itertools.count([*ENDINGS.values()].index(ending) % SAMPLED, SAMPLED)
 
 
 class Turns(selectors.DefaultSelector):
-    """Counts the turns of the loop that waits for events here, and acts in one of them."""
+    """Counts the turns of the event loop, and acts in one of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,17 +206,17 @@ class Turns(selectors.DefaultSelector):
         self._act: Callable[[], None] | None = None
 
     def after(self, number: int, act: Callable[[], None]) -> None:
-        """Act in the turn after so many others, before anything else in it."""
+        """Act after this many turns, before anything else in the turn."""
         self._left, self._act = number, act
 
     def act_now(self) -> None:
-        """Act at once, unless that has happened."""
+        """Act at once, unless it has acted already."""
         act, self._act = self._act, None
         if act is not None:
             act()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for events, as a loop does once in each turn."""
+        """Wait for events; a loop calls this once in each turn."""
         events = super().select(timeout)
         self._left -= 1
         if self._left < 0:
@@ -227,14 +227,14 @@ class Turns(selectors.DefaultSelector):
 async def ends_at_every_moment(
     make: Make, first: str, last: str, ending: Ending, moments: Iterable[int]
 ) -> None:
-    """End a session so many turns after a first step, until that comes after the last one."""
+    """End a session at each turn after a first step, up to the turn after the last step."""
     turns = Turns()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(turns)) as runner:
             runner.run(end_all(make, first, last, ending, turns, moments))
 
-    # In a loop of its own, whose turns can be counted.
+    # In its own loop, whose turns can be counted.
     await asyncio.to_thread(run)
 
 
@@ -273,7 +273,7 @@ class TestALoss:
     async def test_is_told_before_anything_is_closed(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever asks while a peer keeps the worker from closing hears that it is not ready."""
+        """While a peer keeps the worker from closing, it already reports that it is not ready."""
         told = []
 
         async def closing(part: Any) -> None:
@@ -295,7 +295,7 @@ class TestALoss:
 class TestAnOpening:
     @of_one_that_opens
     async def test_ends_at_every_moment(self, make: Make, ending: Ending) -> None:
-        """From the first connection on; before it there is nothing to lose."""
+        """The moments begin with the first connection; before it there is nothing to lose."""
         await ends_at_every_moment(make, "first connection", "open", ending, sampled(ending))
 
 
@@ -304,7 +304,7 @@ class TestAVerification:
     async def test_ends_at_every_moment(
         self, make: Make, ending: Ending, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It opens a channel, asks and closes, while the session beside it goes."""
+        """It opens a channel, asks and closes it, while the session consumes."""
         monkeypatch.setattr(service, "VERIFY_SECONDS", 0)
 
         await ends_at_every_moment(make, "session", "verified", ending, sampled(ending))
@@ -319,7 +319,7 @@ class TestASettlement:
         """It widens the window, waits for the confirm of a dead letter, and acks."""
 
         async def make_with_a_message() -> Worker:
-            # Lost twice, a message is a suspect, for which no window is widened.
+            # A message that was lost twice is a suspect, and the window stays narrow.
             await queues.replace([content])
             return await make()
 
@@ -330,7 +330,7 @@ class TestASettlement:
 
 class TestAWorkerThatVerifiesAllTheTime:
     async def test_consumes_again_after_each_loss(self, node: RabbitMQNode, tmp_path: Path) -> None:
-        """Behind a link that falls silent before it is cut, also for longer than it waits."""
+        """The link falls silent before each cut, sometimes for longer than the worker waits."""
         async with linked(node, tmp_path, "tests.verifying") as link:
             for number in range(1, CUTS + 1):
                 tired = len(link.worker.said("topology_wrong")) + 1

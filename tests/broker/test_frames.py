@@ -1,4 +1,4 @@
-"""Bytes from the broker that are no frames, or not the ones that were sent."""
+"""Bytes from the broker that are not frames, or are not those that were sent."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.processes import StartWorker
 from tests.proxy import Proxy
 from tests.queues import Queues
 
-# Only what is short: a length that promises more than ever comes is found by its silence, which
+# Only short ones: a length that promises more than ever comes is found by its silence, which
 # tests/broker/test_network.py waits for.
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda frame: bytes(len(frame)),
@@ -27,7 +27,7 @@ class TestAFrame:
     async def test_that_was_spoiled_ends_the_session(
         self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker, kind: str
     ) -> None:
-        """One line and no traceback; what it carried comes again."""
+        """There is one log line and no traceback; the messages in the frame are redelivered."""
         await proxy.listen()
         worker = await start_worker(amqp_url=proxy.url)
         await worker.wait_for_log("connected")

@@ -1,7 +1,7 @@
-"""What networks do to a worker's connections, and machines to a worker.
+"""What networks do to a worker's connections, and what machines do to a worker.
 
-Most of it takes three heartbeats to be noticed, so it happens to several workers at once, each with
-a link of its own; a test awaits the end of one story and looks at what there is.
+Most faults take three heartbeats to be noticed, so they happen to several workers at once, each
+with its own link. A test waits for the end of one story and checks the result.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from tests.proxy import Way
 from tests.queues import DELIVERY_LIMIT
 from tests.rabbitmq import RabbitMQNode
 
-# The stories are told in a loop that lives as long as their workers.
+# The stories run in a loop that lives as long as their workers.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# A message that was lost at each of them would be dead-lettered by the broker.
+# If each cut cost a message a delivery, the broker would dead-letter it.
 CUTS = 2 * DELIVERY_LIMIT
 # More would fill SQLite's cache meanwhile, which looks like a leak.
 UNACKED = 100
-# What is loaded and allocated at a loss is there from then on.
+# Whatever the first losses load and allocate stays.
 WARM_CUTS = 5
-# Half a minute for what follows: longer than a silence may last.
+# The events take half a minute to arrive, which is longer than a silence may last.
 BYTES_PER_SECOND, DELAY_SECONDS, EVENTS_ON_A_SLOW_LINK = 4_096, 0.3, 150
-# A body's frame that announces as much as its four bytes of length can say.
+# A body frame that announces as much as its four bytes of length can express.
 ENDLESS = b"\x03\x00\x01\xff\xff\xff\xff"
 
 Story = Callable[[Link], Awaitable[None]]
@@ -60,7 +60,7 @@ async def a_slow_link(link: Link) -> None:
     link.proxy.bytes_per_second, link.proxy.delay_seconds = BYTES_PER_SECOND, DELAY_SECONDS
     await link.publish(EVENTS_ON_A_SLOW_LINK)
     await link.until_committed()
-    # Still a long way: what is on it must not be overtaken by what is sent afterwards.
+    # The delay stays, so that later bytes do not overtake those in flight.
     link.proxy.bytes_per_second = None
 
 
@@ -127,7 +127,7 @@ async def play(story: Story, node: RabbitMQNode, folder: Path) -> Ending:
 async def endings(
     running_node: RabbitMQNode, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Endings]:
-    """Play all stories at once; whatever nobody waited for ends with the module."""
+    """Play all stories at once; those that no test waits for end with the module."""
     tasks = {
         name: asyncio.create_task(play(story, running_node, tmp_path_factory.mktemp("link")))
         for name, story in STORIES.items()
@@ -141,7 +141,7 @@ async def endings(
 class TestALink:
     @pytest.mark.parametrize("name", SILENCES)
     async def test_that_falls_silent_is_left(self, endings: Endings, name: str) -> None:
-        """Connections that are open and carry nothing are found by their missing heartbeats."""
+        """Open connections that carry nothing are found by their missing heartbeats."""
         ending = await endings[name]
 
         ending.require_whole()
@@ -151,14 +151,14 @@ class TestALink:
 
     @pytest.mark.parametrize("name", NOISES)
     async def test_that_promises_bytes_for_ever_is_left(self, endings: Endings, name: str) -> None:
-        """What a client can take for the beginning of a long frame is no sign of life."""
+        """Bytes that look like the beginning of a long frame do not count as a sign of life."""
         ending = await endings[name]
 
         ending.require_whole()
         assert len(ending.worker.said("connection_lost")) == 1
 
     async def test_that_is_slow_is_kept(self, endings: Endings) -> None:
-        """Deliveries in front of every heartbeat are signs of life, too."""
+        """Deliveries that delay every heartbeat count as signs of life, too."""
         ending = await endings["a slow link"]
 
         ending.require_whole()
@@ -175,7 +175,7 @@ class TestALink:
 
 class TestAFrozenWorker:
     async def test_finds_its_session_gone_and_goes_on(self, endings: Endings) -> None:
-        """The broker has given it up meanwhile; a standby has not, for it still has the file."""
+        """The broker has dropped it, but no standby took over, because it still has the file."""
         ending = await endings["a frozen worker"]
 
         ending.require_whole()

@@ -14,7 +14,7 @@ class TestAPublish:
     async def test_is_not_confirmed_if_one_of_its_message_id_came_back(
         self, queues: Queues
     ) -> None:
-        """The library cannot tell them apart, so that none is confirmed if one is returned."""
+        """The library cannot tell them apart, so if one is returned, none is confirmed."""
         address, topology = place_of(queues)
         await queues.declare()
         async with queues.channel() as channel:
@@ -37,7 +37,7 @@ class TestAPublish:
         assert [type(result) for result in results] == [BrokerRefused] * 3 + [type(None)]
 
     async def test_of_many_ends_with_the_connection(self, queues: Queues, proxy: Proxy) -> None:
-        """None that the library has not sent yet waits for ever."""
+        """No publish that the library has not sent yet waits forever."""
         await queues.declare()
         await proxy.listen()
         address, topology = place_of(queues, proxy.url)

@@ -43,12 +43,12 @@ def nested(depth: int) -> bytes:
 
 
 StartModule = Callable[..., Awaitable[WorkerProcess]]
-"""Starts a module in the worker's place, with settings as keywords."""
+"""Starts a module instead of the worker, with settings as keywords."""
 
 
 @pytest.fixture
 async def start(queues: Queues, database: Path, tmp_path: Path) -> AsyncIterator[StartModule]:
-    """Give a function that starts a worker which is not quite the one that ships."""
+    """Return a function that starts a modified worker."""
     async with AsyncExitStack() as stack:
 
         async def start(module: str, **settings: object) -> WorkerProcess:
@@ -64,7 +64,7 @@ class TestAMessageThatKillsTheProcess:
     async def test_ends_alone_as_a_dead_letter(
         self, queues: Queues, database: Path, start: StartModule, start_command: StartWorker
     ) -> None:
-        """Its neighbours are projected once each, however many share its window."""
+        """The other messages are projected once each, however many share its window."""
         bomb = deadly("e-20")
         await queues.declare(LIMIT)
         await queues.publish([*GOOD[:40], bomb, *GOOD[40:]])
@@ -83,7 +83,7 @@ class TestAMessageThatKillsTheProcess:
         assert await queues.take_dead_letters() == []
 
     async def test_is_named_before_it_kills(self, queues: Queues, start: StartModule) -> None:
-        """The last line of a worker that dies again and again says of which message."""
+        """The last log line of a worker that keeps dying names the message."""
         await queues.declare(LIMIT)
         await queues.publish(GOOD, message_id="harmless")
         await queues.publish([deadly("e-1")], message_id="the-bomb")
@@ -112,7 +112,7 @@ class TestAMessageThatKillsTheConnection:
         start: StartModule,
         start_command: StartWorker,
     ) -> None:
-        """Before any code of the worker sees it; the commands can show and drop it."""
+        """No code of the worker sees the message, but the commands can show and discard it."""
         limit = 3
         await queues.declare(limit)
         await queues.publish(GOOD[:40])
@@ -155,7 +155,7 @@ class TestOddProperties:
         headers: bytes,
         timestamp: bytes,
     ) -> None:
-        """The connection lives; a message whose body is well is projected."""
+        """The connection survives, and a message with a sound body is projected."""
         plan, odd = planned("e-0"), started("e-0")
         await queues.declare()
         async with raw_publisher(node.port) as raw:
@@ -176,7 +176,7 @@ class TestOddProperties:
 
 @asynccontextmanager
 async def another_session(queues: Queues) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Consume before the session of this worker, without an ack; give what is delivered."""
+    """Consume before this worker's session, without an ack; yield what is delivered."""
     taken: list[AbstractIncomingMessage] = []
 
     async def take(message: AbstractIncomingMessage) -> None:
@@ -184,13 +184,13 @@ async def another_session(queues: Queues) -> AsyncIterator[list[AbstractIncoming
 
     async with queues.channel() as channel:
         queue = await channel.get_queue(queues.name)
-        # As a session begins: RabbitMQ 4 would let one of a higher priority take over.
+        # A session begins with this priority; RabbitMQ 4 would let a higher one take over.
         await queue.consume(take, arguments={"x-priority": 1})
         yield taken
 
 
 def opened(queues: Queues, database: Path) -> AbstractAsyncContextManager[Session]:
-    """Open a session in this process; nothing is consumed before it is told to."""
+    """Open a session in this process; it consumes nothing until it is told to."""
     return session(
         BrokerAddress((queues.url,)),
         Topology(queues.exchange, queues.name, DELIVERY_LIMIT),
@@ -205,7 +205,7 @@ class TestAWindow:
     async def test_is_one_message_until_one_is_committed(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """Whatever kills a worker at its first message has cost one delivery."""
+        """A crash at the first message of a session costs no other message a delivery."""
         await queues.declare()
         await queues.publish(GOOD)
         worker = await start_worker()
@@ -235,7 +235,7 @@ class TestAWindow:
     async def test_stays_open_where_nothing_was_lost(
         self, queues: Queues, start_worker: StartWorker
     ) -> None:
-        """A clean restart is no suspicion."""
+        """A clean restart raises no suspicion."""
         await queues.declare()
         await queues.publish(GOOD)
         worker = await start_worker()

@@ -1,4 +1,4 @@
-"""What an orchestrator is told, through each fault and its cure."""
+"""What an orchestrator sees of each fault and of its end."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 @pytest.fixture
 async def worker(start_worker: StartWorker, proxy: Proxy) -> WorkerProcess:
-    """Give a worker that consumes through a proxy."""
+    """Return a worker that consumes through a proxy."""
     await proxy.listen()
     running = await start_worker(amqp_url=proxy.url)
     await running.wait_for_log("connected")
@@ -26,7 +26,7 @@ async def worker(start_worker: StartWorker, proxy: Proxy) -> WorkerProcess:
 
 @pytest.fixture
 def ask(worker: WorkerProcess) -> Ask:
-    """Give a function that asks the worker at a path."""
+    """Return a function that asks the worker at a path."""
     return asking(worker)
 
 
@@ -34,28 +34,28 @@ class TestReadiness:
     async def test_ends_with_a_locked_database_and_comes_back(
         self, queues: Queues, database: Path, worker: WorkerProcess, ask: Ask
     ) -> None:
-        """The reason names the lock; no restart is asked for."""
+        """The reason names the lock, and the worker stays live."""
         await until_ready(ask)
         with locked(database):
             await queues.publish([planned("e-1")])
             assert "locked" in await until_not_ready(ask)
 
         await until_ready(ask)
-        # The line comes after the fact that was asked for.
+        # The log line comes after the state that was asked for.
         await worker.wait_for_log("resumed")
         assert len(worker.said("holding")) == 1
 
     async def test_ends_with_the_broker_and_comes_back(
         self, node: RabbitMQNode, worker: WorkerProcess, ask: Ask
     ) -> None:
-        """From the first refused connection on."""
+        """The worker is not ready from the first refused connection on."""
         await until_ready(ask)
         await node.stop()
         await until_not_ready(ask)
         await node.start()
 
         await until_ready(ask)
-        # The line comes after the fact that was asked for.
+        # The log line comes after the state that was asked for.
         await worker.wait_for_log("connected", times=2)
         assert len(worker.said("connection_lost")) == 1
 
@@ -79,7 +79,7 @@ class TestReadiness:
     async def test_ends_with_the_dead_letter_queue_and_comes_back(
         self, queues: Queues, node: RabbitMQNode, ask: Ask, start_command: StartWorker
     ) -> None:
-        """Before there is a dead letter to lose."""
+        """It is not ready before there is a dead letter to lose."""
         await until_ready(ask)
         await node.ctl("delete_queue", queues.dead_letters)
         assert queues.dead_letters in await until_not_ready(ask)
@@ -90,7 +90,7 @@ class TestReadiness:
     async def test_waits_for_dead_letters_that_an_alarm_blocks(
         self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """The worker goes on with what can be settled, and says that something cannot."""
+        """The worker settles what it can, and reports that it cannot settle the rest."""
         await queues.declare()
         await queues.publish([b"broken"])
         await node.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -106,7 +106,7 @@ class TestReadiness:
     async def test_is_not_for_a_standby(
         self, worker: WorkerProcess, ask: Ask, start_worker: StartWorker
     ) -> None:
-        """It lives, and says for whom it waits."""
+        """A standby is live, and says which process it waits for."""
         standby = await start_worker()
         await standby.wait_for_log("standing_by")
         (line,) = standby.said("health_served")
@@ -122,7 +122,7 @@ class TestLiveness:
     async def test_ends_for_a_worker_that_hangs_between_two_sessions(
         self, queues: Queues, proxy: Proxy, tmp_path: Path
     ) -> None:
-        """A restart would help; the way there is a drain that ends by its deadline."""
+        """A restart would help, and the drain before it ends by its deadline."""
         await proxy.listen()
         settings = environment(
             **queues.settings | {"amqp_url": proxy.url},
@@ -150,7 +150,7 @@ class TestLiveness:
 
 class TestMetrics:
     async def test_tell_what_a_worker_has_done(self, queues: Queues, worker: WorkerProcess) -> None:
-        """Messages by outcome, dead letters by reason."""
+        """They count messages by outcome and dead letters by reason."""
         await queues.publish([only := planned("e-1"), only, b"broken"])
         await worker.wait_until_settled(3)
         (line,) = worker.said("health_served")

@@ -27,7 +27,7 @@ SENT_AT = datetime(2026, 4, 27, 10, 39, tzinfo=UTC)
 
 class TestARequeue:
     async def test_reaches_the_queue_of_this_worker_alone(self, queues: Queues) -> None:
-        """Whatever else is bound to the exchange, or named by a header CC, gets no copy."""
+        """Other queues of the exchange, and those named in a CC header, get no copy."""
         await queues.declare()
         async with queues.channel() as channel:
             other = await channel.declare_queue(exclusive=True)
@@ -41,7 +41,7 @@ class TestARequeue:
         assert await queues.take_dead_letters() == []
 
     async def test_keeps_what_the_publisher_said(self, queues: Queues) -> None:
-        """Body and properties are the original ones, but for the expiration."""
+        """Body and properties are the original ones, except for the expiration."""
         await queues.declare()
         sent = {
             "message_id": "a-1", "content_type": "text/json", "correlation_id": "c-1",
@@ -57,7 +57,7 @@ class TestARequeue:
         assert message.expiration is None
 
     async def test_strips_what_the_worker_and_the_broker_said(self, queues: Queues) -> None:
-        """What is left are the publisher's headers, the count and the routing key."""
+        """Only the publisher's headers, the count and the routing key are left."""
         await queues.declare()
         broker: dict[str, Any] = {
             "x_death": [{"reason": "rejected"}], "x_first_death_reason": "rejected",
@@ -73,7 +73,7 @@ class TestARequeue:
         }  # fmt: skip
 
     async def test_leaves_what_is_not_selected_in_its_order(self, queues: Queues) -> None:
-        """The others are neither gone nor moved."""
+        """The other letters are neither removed nor moved."""
         await queues.declare()
         messages = [planned("e-1"), started("e-2"), planned("e-3"), started("e-4")]
         letters = [*map(body, messages), b"broken"]
@@ -90,7 +90,7 @@ class TestARequeue:
     async def test_keeps_the_order_of_many(
         self, queues: Queues, monkeypatch: pytest.MonkeyPatch, stop: int, page: int
     ) -> None:
-        """Look after look, each stopping anywhere, with some discarded, on one page or seventy."""
+        """Commands that stop anywhere and discard some keep the order, on one page or seventy."""
         monkeypatch.setattr(pages, "PAGE", page)
         monkeypatch.setattr(pages, "FIRST_PAGE", min(page, FIRST_PAGE))
         await queues.declare()
@@ -109,7 +109,7 @@ class TestARequeue:
         assert [int(letter.body) for letter in await queues.take_dead_letters()] == expected
 
     async def test_looks_at_none_twice(self, queues: Queues) -> None:
-        """What is rejected again while the command goes on is left for the next one."""
+        """A message that is rejected again during the command is left to the next one."""
         await queues.declare()
         more_than_a_page = [b"first"] * (FIRST_PAGE + 20)
         await put(queues, more_than_a_page)
@@ -143,7 +143,7 @@ class TestARequeue:
         assert [letter.headers["x-requeue-count"] for letter in letters] == [1] * 300
 
     async def test_that_the_queue_does_not_take_leaves_the_letter(self, queues: Queues) -> None:
-        """The broker is asked to say so, and the dead letter stays."""
+        """The broker reports the refusal, and the dead letter stays."""
         await queues.declare()
         await put(queues, [b"raw"], message_id="a-1")
         async with queues.channel() as channel:
@@ -159,7 +159,7 @@ class TestTheCount:
     async def test_survives_the_next_rejection(
         self, queues: Queues, start_worker: StartWorker
     ) -> None:
-        """With the routing key, whatever else the publisher put beside them."""
+        """The routing key survives, too, whatever other headers the publisher set."""
         await queues.declare()
         await queues.publish([b"broken"], headers={"large": "x" * 40_000, "more": "x" * 40_000})
         worker = await start_worker()
@@ -175,7 +175,7 @@ class TestTheCount:
     async def test_stops_at_three(
         self, queues: Queues, start_worker: StartWorker, start_command: StartWorker
     ) -> None:
-        """Ten requeues of a poison send it back three times; --force does once more."""
+        """Ten requeues of a poison message send it back three times; --force sends it once more."""
         await queues.declare()
         await queues.publish([b"poison"])
         worker = await start_worker()
@@ -204,7 +204,7 @@ class TestABreakInTheMiddle:
     async def test_by_a_broker_that_falls_silent_is_said(
         self, queues: Queues, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, way: Way
     ) -> None:
-        """Whether nothing reaches the broker or nothing comes from it, the letters are there."""
+        """Whether sending or receiving fails, the letters are still there."""
         for name in ("pages.ANSWER_SECONDS", "dead_letter_queue.CONFIRM_SECONDS"):
             monkeypatch.setattr(f"worker.broker.{name}", 0.2)
         await queues.declare()
@@ -220,7 +220,7 @@ class TestABreakInTheMiddle:
     async def test_by_a_broker_that_closes_is_a_sentence(
         self, queues: Queues, proxy: Proxy, start_command: StartWorker
     ) -> None:
-        """The command says what it has done and what to do, and fails; there is no traceback."""
+        """The command says how far it came and what to do, and fails without a traceback."""
         await queues.declare()
         await _lengthen(proxy)
         await put(queues, [b"raw"] * MANY)
@@ -243,7 +243,7 @@ class TestABreakInTheMiddle:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """Each message is in a queue at least; after another run each is applied once."""
+        """Each message is in at least one queue; after another run, each is applied once."""
         await queues.declare()
         await _lengthen(proxy)
         messages = [planned(f"e-{number:04}") for number in range(MANY)]
@@ -271,7 +271,7 @@ class TestABreakInTheMiddle:
     async def test_by_the_operator_says_how_far_it_came(
         self, queues: Queues, proxy: Proxy, start_command: StartWorker
     ) -> None:
-        """Ctrl-C ends it with the number that was requeued, and that number is in the queue."""
+        """Ctrl-C ends it with the number of requeued letters, which is the number in the queue."""
         await queues.declare()
         await _lengthen(proxy)
         await put(queues, [b"raw"] * MANY)
@@ -287,20 +287,20 @@ class TestABreakInTheMiddle:
         assert 0 < requeued < MANY
         told = re.search(r"([\d,]+) of 2,000 dead letters requeued", command.output)
         assert told is not None
-        # The message at which it came may have been on its way.
+        # The message that was in flight may or may not have arrived.
         assert requeued - 1 <= int(told[1].replace(",", "")) <= requeued
         assert "Traceback" not in command.output
 
     async def test_between_confirm_and_ack_makes_duplicates(
         self, queues: Queues, proxy: Proxy, database: Path, start_worker: StartWorker
     ) -> None:
-        """The worst moment: every message is in both queues, and is applied once."""
+        """At the worst moment every message is in both queues, and it is still applied once."""
         await queues.declare()
         messages = [planned(f"e-{number}") for number in range(5)]
         await put(queues, messages)
         await proxy.listen()
         proxy.swallows = BASIC_ACK
-        with pytest.raises(SessionLost, match="the last ones may be there still"):
+        with pytest.raises(SessionLost, match="the last ones may still be in the queue"):
             await _requeue_and(proxy.cut, queues, proxy.url)
         await eventually(lambda: _has_all(queues, 10))
 
@@ -312,7 +312,7 @@ class TestABreakInTheMiddle:
         assert (worker.total("applied"), worker.total("duplicate")) == (5, 5)
 
     async def test_of_the_connection_is_said(self, queues: Queues, proxy: Proxy) -> None:
-        """The message at which it came is named; the letters are all there."""
+        """The error names the message in flight; all letters are still there."""
         await queues.declare()
         await put(queues, [b"1", b"2"], message_id="a-1")
         await proxy.listen()
@@ -324,13 +324,13 @@ class TestABreakInTheMiddle:
 
 
 async def _lengthen(proxy: Proxy) -> None:
-    """Make the way to the broker so long that a requeue of many takes a while on any machine."""
+    """Delay the connection to the broker, so that requeueing many takes a while everywhere."""
     proxy.delay_seconds = 0.005
     await proxy.listen()
 
 
 async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> None:
-    """Requeue all, and do something before the queue is let go."""
+    """Requeue all letters, and act before the queue is released."""
     async with dead_letter_queue(*place_of(queues, url)) as queue:
         async for page in queue.pages(EVERY):
             await queue.requeue(page, unheard)
@@ -338,7 +338,7 @@ async def _requeue_and(act: Callable[[], None], queues: Queues, url: str) -> Non
 
 
 async def _requeue_after(act: Callable[[], None], queues: Queues, url: str) -> None:
-    """Requeue all, and do something before the first one."""
+    """Requeue all letters, and act before the first one."""
     async with dead_letter_queue(*place_of(queues, url)) as queue:
         async for page in queue.pages(EVERY):
             act()
@@ -352,5 +352,5 @@ async def _depth(queues: Queues, name: str) -> int:
 
 
 async def _has_all(queues: Queues, count: int) -> bool:
-    """Tell whether the broker has taken back what was not acked."""
+    """Return whether the broker has taken back what was not acked."""
     return (await queues.depth()).ready + await _depth(queues, queues.dead_letters) >= count

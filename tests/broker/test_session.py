@@ -11,13 +11,13 @@ from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import eventually
 
-# More than the buffers between two processes take.
+# More than the buffers between two processes hold.
 LARGE = bytes(16 * 1024 * 1024)
 
 
 @pytest.fixture
 async def worker(start_worker: StartWorker) -> WorkerProcess:
-    """Give a worker that consumes."""
+    """Return a worker that consumes."""
     running = await start_worker()
     await running.wait_for_log("connected")
     return running
@@ -27,7 +27,7 @@ class TestAnAbsentBroker:
     async def test_is_waited_for(
         self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """One line says that nobody answers, however often it tries; then it consumes."""
+        """One line says that nobody answers, however often it retries; then it consumes."""
         worker = await start_worker(amqp_url=proxy.url)
         await worker.wait_for_log("connection_lost")
 
@@ -47,7 +47,7 @@ class TestABrokerThatIsSilent:
     async def test_is_given_up_and_tried_again(
         self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """It answers a connection, but no consumer, as one whose queue has no leader yet."""
+        """It accepts a connection but no consumer, like a node whose queue has no leader yet."""
         proxy.swallows = BASIC_CONSUME
         await proxy.listen()
         worker = await start_worker(amqp_url=proxy.url)
@@ -67,7 +67,7 @@ class TestALostSession:
     async def test_that_the_broker_closed_is_followed_by_another(
         self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """One line says why; what is published from then on is projected."""
+        """One line says why, and messages published from then on are projected."""
         await node.ctl("close_all_connections", "by an operator")
 
         await worker.wait_for_log("connected", times=2)
@@ -94,7 +94,7 @@ class TestALostSession:
         await worker.wait_for_log("connected", times=4)
 
         assert proxy.connections == 12
-        # The one with the window of one may still be there beside the one that follows it.
+        # The consumer with the narrow window may still exist beside the wide one.
         assert (await queues.depth()).consumers <= 2
         assert rows(database) == expected_rows(messages)
 
@@ -106,7 +106,7 @@ class TestALostSession:
         worker: WorkerProcess,
         start_command: StartWorker,
     ) -> None:
-        """The worker does not, in silence: what was published without a queue has gone nowhere."""
+        """The worker does not create it silently: what was published without it is lost."""
         await node.ctl("delete_queue", queues.name)
         lost = await worker.wait_for_log("connection_lost")
         refused = await worker.wait_for_log("connection_refused")
@@ -127,7 +127,7 @@ class TestALostSession:
     async def test_for_dead_letters_alone_is_noticed_before_there_is_one(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """The connection that publishes ends with the session, also while nothing is published."""
+        """The session ends when the publishing connection does, even if nothing is published."""
         names = await node.ctl("list_connections", "pid", "client_properties")
         (line,) = [each for each in names.splitlines() if f"{queues.dead_letters}" in each]
         await node.ctl("close_connection", line.split()[0], "by an operator")
@@ -145,7 +145,7 @@ class TestATopologyThatChanged:
     async def test_is_noticed_while_the_worker_consumes(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
     ) -> None:
-        """A dead-letter queue that is gone is said before anything needs it."""
+        """A missing dead-letter queue is reported before anything needs it."""
         await node.ctl("delete_queue", queues.dead_letters)
 
         line = await worker.wait_for_log("topology_wrong")
@@ -159,7 +159,7 @@ class TestATopologyThatChanged:
     async def test_without_its_binding_stays_so_until_it_is_applied(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
     ) -> None:
-        """Who unbinds the queue to stop the inflow is not undone, by a new session either."""
+        """The worker and its next session leave alone what an operator unbound."""
         await queues.publish([planned("e-1")])
         await worker.wait_until_settled(1)
         async with queues.channel() as channel:
@@ -167,7 +167,7 @@ class TestATopologyThatChanged:
             await queue.unbind(queues.exchange, "#")
         await node.ctl("close_all_connections", "test")
         await worker.wait_for_log("connected", times=2)
-        # The next look at the topology, which is logged if it changes.
+        # The next verification, which is logged if the result changes.
         await node.ctl("delete_queue", queues.dead_letters)
         await worker.wait_for_log("topology_wrong")
         assert f"{queues.exchange}\t{queues.name}" not in await bindings(node)
@@ -181,7 +181,7 @@ class TestATopologyThatChanged:
     async def test_while_the_worker_was_away_ends_the_next_start(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_worker: StartWorker
     ) -> None:
-        """A file with messages and a broker without the queue: that is not a first start."""
+        """A file with messages and a broker without the queue: this is not a first start."""
         await queues.publish([planned("e-1")])
         await worker.wait_until_settled(1)
         worker.terminate()
@@ -200,10 +200,10 @@ class TestARestartedBroker:
     async def test_is_waited_for(
         self, queues: Queues, database: Path, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """Shut down or killed: the worker consumes again, and nothing confirmed is lost."""
+        """After a stop or a kill, the worker consumes again, and nothing confirmed is lost."""
         messages = [planned("e-1"), started("e-1"), completed("e-1")]
-        # In this order: killed within seconds of a quorum queue's birth, RabbitMQ 3.10 may never
-        # elect a leader for it again (rabbitmq-server#10070).
+        # The kill comes last: within seconds of a quorum queue's declaration, RabbitMQ 3.10 may
+        # never elect a leader for the queue again after it (rabbitmq-server#10070).
         for number, end in enumerate((node.stop, node.kill), 1):
             await queues.publish([messages[number - 1]])
             await worker.wait_until_settled(number)
@@ -222,7 +222,7 @@ class TestABlockedDeadLetter:
     async def test_in_an_alarm_is_waited_for_while_the_rest_goes_on(
         self, queues: Queues, database: Path, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """It stays unacked until its copy is confirmed; a broker's full disk can be drained."""
+        """It stays unacked until its copy is confirmed, and a full broker can be drained."""
         good = [make(f"e-{number}") for number in range(20) for make in (planned, started)]
         await queues.declare()
         await queues.publish([b"broken", *good])
@@ -250,7 +250,7 @@ class TestABlockedDeadLetter:
     async def test_in_an_alarm_is_left_to_the_next_worker(
         self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """None of those around it comes again, and it does."""
+        """It is redelivered, and none of the messages around it is."""
         good = [planned(f"e-{number}") for number in range(20)]
         await queues.declare()
         await queues.publish([*good[:10], b"broken", *good[10:]])
@@ -268,7 +268,7 @@ class TestABlockedDeadLetter:
     async def test_that_the_broker_does_not_read_does_not_keep_the_worker(
         self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """It fills the connection, which cannot be closed in order then; a drain aborts it."""
+        """It fills the connection, which then cannot be closed normally; a drain aborts it."""
         await queues.declare()
         await queues.publish([LARGE])
         await node.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -285,7 +285,7 @@ class TestABlockedDeadLetter:
     async def test_without_a_queue_for_it_is_waited_for(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """A dead letter that nobody would keep is not acked into nothing."""
+        """A message is not acked while no queue would keep its dead letter."""
         await node.ctl("delete_queue", queues.dead_letters)
         await queues.publish([b"broken"])
         line = await worker.wait_for_log("blocked")
@@ -302,7 +302,7 @@ class TestABlockedDeadLetter:
     async def test_that_is_still_blocked_at_the_end_stays_in_the_queue(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
     ) -> None:
-        """A drain does not wait for it and does not lose it."""
+        """A drain neither waits for it nor loses it."""
         await node.ctl("delete_queue", queues.dead_letters)
         await queues.publish([b"broken"])
         await worker.wait_for_log("blocked")

@@ -11,12 +11,12 @@ from tests.processes import Line, StartWorker, WorkerProcess
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 
-# In parts, so that no file of ours holds what looks like a credential.
+# In two parts, so that no file of ours contains what looks like a credential.
 PASSWORD = "-".join(["S3CR3T", "canary"])
 
 
 async def listed(node: RabbitMQNode, what: str, *columns: str) -> list[dict[str, Any]]:
-    """Give what the broker's own tool says there is."""
+    """Return what the broker's own tool lists."""
     found: list[dict[str, Any]] = json.loads(
         await node.ctl(f"list_{what}", "--formatter", "json", *columns)
     )
@@ -24,7 +24,7 @@ async def listed(node: RabbitMQNode, what: str, *columns: str) -> list[dict[str,
 
 
 async def refusal(worker: WorkerProcess) -> Line:
-    """Wait for a worker that does not start, and give the line that says why."""
+    """Wait for a worker that does not start, and return the line that says why."""
     assert await worker.exit_code() == 1
     (line,) = worker.said("failed", level="error")
     assert worker.said("connected") == []
@@ -35,7 +35,7 @@ class TestTheTopology:
     async def test_has_queues_that_lose_nothing(
         self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """Quorum queues; one active consumer, a delivery limit, and a way out for the rejected."""
+        """They are quorum queues: one active consumer, a delivery limit, a dead-letter exchange."""
         worker = await start_worker(delivery_limit=7)
         await worker.wait_for_log("connected")
 
@@ -57,7 +57,7 @@ class TestTheTopology:
     async def test_has_durable_exchanges_bound_to_them(
         self, queues: Queues, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """A topic exchange for publishers, whatever their routing key, and one for dead letters."""
+        """There is a topic exchange for any routing key, and one for dead letters."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
 
@@ -72,7 +72,7 @@ class TestTheTopology:
         assert queues.dead_letters in [to for by, to, _ in bindings if by == queues.dead_letters]
 
     async def test_saves_what_kills_its_consumers(self, queues: Queues) -> None:
-        """The broker itself dead-letters a message whose consumer was lost once too often."""
+        """The broker itself dead-letters a message that was lost more often than the limit."""
         await queues.declare(delivery_limit=1)
         await queues.publish([b"deadly"])
 
@@ -84,7 +84,7 @@ class TestTheTopology:
         assert letter.headers["x-first-death-reason"] == "delivery_limit"
 
 
-class TestAQueueThatIsOtherwise:
+class TestAQueueThatDiffers:
     @pytest.mark.parametrize(
         "arguments",
         [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}],
@@ -93,7 +93,7 @@ class TestAQueueThatIsOtherwise:
     async def test_ends_the_start(
         self, queues: Queues, start_worker: StartWorker, arguments: dict[str, str]
     ) -> None:
-        """The error names the queue and how to get rid of it; the queue is left as it is."""
+        """The error names the queue and how to replace it; the queue is left as it is."""
         async with queues.channel() as channel:
             existing: Any = arguments
             await channel.declare_queue(queues.name, durable=True, arguments=existing)
@@ -118,7 +118,7 @@ class TestAQueueThatIsOtherwise:
 
 @pytest.fixture
 async def user(node: RabbitMQNode) -> AsyncIterator[str]:
-    """Give a user that may do nothing."""
+    """Return a user without permissions."""
     name = f"user-{uuid4().hex[:6]}"
     await node.ctl("add_user", name, PASSWORD)
     yield name
@@ -129,7 +129,7 @@ class TestARefusal:
     async def test_of_the_password_ends_the_start(
         self, broker_url: str, start_worker: StartWorker
     ) -> None:
-        """The error names the setting that is wrong, and nobody reads the password in it."""
+        """The error names the wrong setting, without the password."""
         url = broker_url.replace("guest:guest", f"guest:{PASSWORD}")
 
         worker = await start_worker(amqp_url=url)
@@ -140,7 +140,7 @@ class TestARefusal:
     async def test_of_the_virtual_host_ends_the_start(
         self, broker_url: str, start_worker: StartWorker
     ) -> None:
-        """A virtual host that is not there is named, and not waited for."""
+        """A virtual host that does not exist is named, and not waited for."""
         line = await refusal(await start_worker(amqp_url=f"{broker_url}nowhere"))
 
         assert "nowhere" in line["reason"]
@@ -149,7 +149,7 @@ class TestARefusal:
     async def test_of_a_user_without_access_ends_the_start(
         self, broker_url: str, user: str, start_worker: StartWorker
     ) -> None:
-        """A user that may not enter the virtual host is refused there and then."""
+        """A user that may not access the virtual host is refused at once."""
         url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
 
         worker = await start_worker(amqp_url=url)
@@ -160,7 +160,7 @@ class TestARefusal:
     async def test_of_a_user_without_permissions_ends_the_start(
         self, broker_url: str, user: str, node: RabbitMQNode, start_worker: StartWorker
     ) -> None:
-        """A user that may declare nothing is refused, and the hint says which rights it needs."""
+        """A user that may declare nothing is refused; the hint says which permissions it needs."""
         await node.ctl("set_permissions", user, "^$", "^$", "^$")
         url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
 
@@ -180,7 +180,7 @@ class TestARefusalWhileItRuns:
         tmp_path: Path,
         start_worker: StartWorker,
     ) -> None:
-        """It is read from its file at each connection: no restart, and one line each way."""
+        """It is read from its file for each connection: no restart, and one log line each way."""
         await node.ctl("set_permissions", user, ".*", ".*", ".*")
         secret = tmp_path / "worker_amqp_url"
         secret.write_text(broker_url.replace("guest:guest", f"{user}:{PASSWORD}"))
@@ -208,7 +208,7 @@ class TestARefusalWhileItRuns:
         node: RabbitMQNode,
         start_worker: StartWorker,
     ) -> None:
-        """The next session finds them gone; a later one finds them again."""
+        """The next session finds them missing; a later one finds them again."""
         await node.ctl("set_permissions", user, ".*", ".*", ".*")
         url = broker_url.replace("guest:guest", f"{user}:{PASSWORD}")
         worker = await start_worker(amqp_url=url)

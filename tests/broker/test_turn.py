@@ -22,7 +22,7 @@ from tests.rabbitmq import RabbitMQNode
 
 @asynccontextmanager
 async def rival(queues: Queues) -> AsyncIterator[None]:
-    """Be the queue's active consumer for the length of the block, and ack nothing."""
+    """Be the queue's active consumer during the block, and ack nothing."""
 
     async def keep(_: AbstractIncomingMessage) -> None:
         pass
@@ -37,7 +37,7 @@ async def rival(queues: Queues) -> AsyncIterator[None]:
 async def waiting(
     queues: Queues, proxy: Proxy, start_worker: StartWorker
 ) -> AsyncIterator[WorkerProcess]:
-    """Give a worker that stands by, behind a proxy, for a consumer that stays."""
+    """Return a worker behind a proxy that stands by for a consumer that stays."""
     await queues.declare()
     await proxy.listen()
     async with rival(queues):
@@ -50,7 +50,7 @@ class TestAnotherConsumerOnTheQueue:
     async def test_is_waited_for(
         self, queues: Queues, database: Path, start_worker: StartWorker
     ) -> None:
-        """One line when it begins, one when it ends; then the worker consumes what waits."""
+        """One line when the wait begins, one when it ends; then the worker consumes what waits."""
         await queues.declare()
         async with rival(queues):
             worker = await start_worker()
@@ -66,7 +66,7 @@ class TestAnotherConsumerOnTheQueue:
     async def test_makes_the_worker_a_standby_for_who_asks(
         self, queues: Queues, waiting: WorkerProcess
     ) -> None:
-        """Not ready, with the reason; alive; and the metric says the same."""
+        """It is not ready, with the reason, but live; the metric says the same."""
         ask = asking(waiting)
         (served,) = waiting.said("health_served")
 
@@ -93,7 +93,7 @@ class TestAnotherConsumerOnTheQueue:
     async def test_is_waited_for_again_after_a_cut(
         self, proxy: Proxy, waiting: WorkerProcess
     ) -> None:
-        """The session ends as one that consumes, and the next one stands by."""
+        """The session ends as a consuming one does, and the next one stands by."""
         proxy.cut()
 
         await waiting.wait_for_log("connection_lost")
@@ -104,7 +104,7 @@ class TestAnotherConsumerOnTheQueue:
     async def test_is_waited_for_longer_than_an_opening_may_take(
         self, proxy: Proxy, waiting: WorkerProcess
     ) -> None:
-        """It is no silent broker: the session goes on."""
+        """A rival does not count as a silent broker, so the session goes on."""
         assert await waiting.outlives(12)
 
         assert waiting.said("connection_lost") == []
@@ -113,7 +113,7 @@ class TestAnotherConsumerOnTheQueue:
     async def test_whose_queue_is_deleted_is_waited_for_no_more(
         self, queues: Queues, node: RabbitMQNode, waiting: WorkerProcess
     ) -> None:
-        """A queue that is gone is an error for a standby, too."""
+        """A missing queue is an error for a standby, too."""
         await node.ctl("delete_queue", queues.name)
 
         assert await waiting.exit_code() == 1
@@ -125,7 +125,7 @@ class TestAReconnection:
     async def test_while_the_broker_believes_in_the_old_connection_is_not_ready(
         self, queues: Queues, database: Path, proxy: Proxy, start_worker: StartWorker
     ) -> None:
-        """What stands for the old connection holds the queue; then the worker consumes again."""
+        """The old connection's consumer holds the queue; when it ends, the worker consumes."""
         await proxy.listen()
         worker = await start_worker(amqp_url=proxy.url)
         await worker.wait_for_log("connected")
@@ -150,7 +150,7 @@ class TestACopyOfTheFile:
     async def test_stands_by_for_the_first_and_takes_over(
         self, queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker
     ) -> None:
-        """It has the same identity, so nobody refuses it; that is not promised to be right."""
+        """A copy has the same identity, so it is not refused; its rows may be wrong."""
         first = await start_worker()
         await first.wait_for_log("connected")
         copied = tmp_path / "copy.db"

@@ -14,7 +14,7 @@ from tests.rabbitmq import RabbitMQNode
 
 @pytest.fixture
 async def virtual_host(node: RabbitMQNode) -> AsyncIterator[str]:
-    """Give a virtual host in which guest may do everything."""
+    """Return a virtual host in which guest has all permissions."""
     name = f"host-{uuid4().hex[:6]}"
     await make(node, name)
     yield name
@@ -23,7 +23,7 @@ async def virtual_host(node: RabbitMQNode) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def queues(node: RabbitMQNode, virtual_host: str) -> Queues:
-    # They end with their virtual host.
+    # They are removed with their virtual host.
     return Queues(f"{node.url}{virtual_host}")
 
 
@@ -42,7 +42,7 @@ class TestAVirtualHost:
         start_worker: StartWorker,
         start_command: StartWorker,
     ) -> None:
-        """It comes back empty: the worker consumes when somebody has made its queues anew."""
+        """It comes back empty; the worker consumes once somebody has created its queues again."""
         worker = await start_worker()
         await worker.wait_for_log("connected")
         await queues.publish([first := planned("e-1")])
