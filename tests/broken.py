@@ -1,6 +1,6 @@
 """A worker whose handler of one kind always fails: `python -m tests.broken run`.
 
-What a bad deployment looks like.
+This is what a bad deployment looks like.
 """
 
 from worker.cli import main

@@ -1,7 +1,7 @@
-"""Wire messages in one line each, for tests that state a history: `planned("e-1")`.
+"""One-line builders of wire messages, for tests that state a history: `planned("e-1")`.
 
-Every builder takes the fields of the envelope and of the payload by name; what is left out gets a
-value of its own, so that messages differ unless a test makes them equal.
+Every builder takes fields of the envelope and of the payload by name. Fields that are left out get
+distinct values, so that messages differ unless a test makes them equal.
 """
 
 import itertools
@@ -14,7 +14,7 @@ _numbers = itertools.count(1)
 
 
 def message(kind: str, payload: dict[str, Any], **envelope: Any) -> Message:
-    """Give a wire message; `sequence` rises with every call unless it is given."""
+    """Return a wire message; `sequence` rises with every call unless it is given."""
     number = next(_numbers)
     built = {
         "id": f"m-{number:06}",
@@ -60,7 +60,7 @@ def reverted(event_id: str, prior_status: str, **envelope: Any) -> Message:
 
 
 def body(built: Message) -> bytes:
-    """Give the bytes that a publisher would send."""
+    """Return the bytes that a publisher would send."""
     return json.dumps(built).encode()
 
 

@@ -1,4 +1,4 @@
-"""Three RabbitMQ nodes of our own that are one broker."""
+"""A private cluster of three RabbitMQ nodes."""
 
 import asyncio
 import json
@@ -9,31 +9,31 @@ from tests.rabbitmq import NodeFailed, RabbitMQNode
 from tests.waiting import LISTING_SECONDS, eventually
 
 PATIENCE_SECONDS = 90
-# A node that was away for a minute restarts by itself, and does not go on as a broker of its own
+# A node that was away for a minute restarts by itself, instead of forming a cluster of its own
 # (rabbitmq.com/docs/partitions).
 PARTITIONS = "cluster_partition_handling = pause_minority\n"
 
 
 class Cluster:
-    """Its nodes, and what is asked of them together."""
+    """The nodes, and operations on all of them."""
 
     def __init__(self, nodes: list[RabbitMQNode]) -> None:
         self.nodes = nodes
 
     @property
     def urls(self) -> str:
-        """All of them, as a worker takes them."""
+        """The addresses of all nodes, as a worker's setting."""
         return " ".join(node.url for node in self.nodes)
 
     async def leader(self, queue: str) -> RabbitMQNode:
-        """Give the node that leads a quorum queue, once there is one."""
+        """Return the node that leads a quorum queue, once there is one."""
 
         async def look() -> RabbitMQNode | None:
             for asked in self.nodes:
                 try:
                     text = await asked.ctl("list_queues", "--formatter", "json", "name", "leader")
                 except NodeFailed:
-                    continue  # One that is down; another knows.
+                    continue  # This node is down; another one knows.
                 leaders = {each["name"]: each["leader"] for each in json.loads(text)}
                 return next((n for n in self.nodes if n.name == leaders.get(queue)), None)
             return None
@@ -41,7 +41,7 @@ class Cluster:
         return await eventually(look, PATIENCE_SECONDS, LISTING_SECONDS)
 
     async def whole(self) -> None:
-        """Start what was stopped, and wait until all nodes see each other."""
+        """Start the nodes that were stopped, and wait until all nodes see each other."""
         await asyncio.gather(*(node.start() for node in self.nodes))
 
         async def is_whole() -> bool:
@@ -53,7 +53,7 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster() -> AsyncIterator[Cluster]:
-    """Give three nodes, joined; leaving the block removes every trace."""
+    """Hold three nodes in a cluster; leaving the block removes every trace."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(RabbitMQNode(PARTITIONS))
         others = [RabbitMQNode(PARTITIONS, friend=first) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What tests of several folders need: a broker of their own, and workers as processes."""
+"""Fixtures for tests of several folders: a private broker, and workers as processes."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from tests.proxy import Proxy
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode, server_program
 
-# A shell that runs the tests in the background ignores Ctrl-C, and their processes would inherit it
-# (signal(7): what is ignored stays so through execve, what has a handler does not).
+# A shell that runs the tests in the background ignores Ctrl-C, and their processes would inherit
+# that: across execve, an ignored signal stays ignored, and one with a handler does not (signal(7)).
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Each of the hundreds of processes that are started here would compile the worker again.
+# The tests start hundreds of processes, each of which would compile the worker again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# The files that take longest, and begin first: one that began last would be waited for alone.
+# The slowest files. They start first, because one that started last would be waited for alone.
 LONGEST = (
     "chaos/test_chaos.py",
     "broker/test_cluster.py",
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and leave the others in their order."""
+    """Put the slowest files first, and keep the others in order."""
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in needing]
 
 
-# The node belongs to no event loop, so that one may start it and those of the tests use it.
+# The node belongs to no event loop, so one loop may start it and the tests' loops may use it.
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def running_node() -> AsyncIterator[RabbitMQNode]:
     if server_program() is None and "CI" not in os.environ:
@@ -64,7 +64,7 @@ async def running_node() -> AsyncIterator[RabbitMQNode]:
 
 @pytest.fixture
 async def node(running_node: RabbitMQNode) -> AsyncIterator[RabbitMQNode]:
-    """One private RabbitMQ for the whole run; whoever stops it finds it running afterwards."""
+    """Return the private node of the whole run; a test that stops it may leave it stopped."""
     yield running_node
     await running_node.start()
 
@@ -95,7 +95,7 @@ def database(tmp_path: Path) -> Path:
 async def start_command(
     queues: Queues, database: Path, tmp_path: Path
 ) -> AsyncIterator[StartWorker]:
-    """Give a function that starts a command of the worker, with settings as keywords."""
+    """Return a function that starts a command of the worker, with settings as keywords."""
     common = {**queues.settings, "database": database, "secrets_dir": tmp_path}
     workers: list[WorkerProcess] = []
     async with AsyncExitStack() as stack:
@@ -115,7 +115,7 @@ async def start_command(
 
 @pytest.fixture
 def start_worker(start_command: StartWorker) -> StartWorker:
-    """Give a function that starts a worker, with settings as keywords."""
+    """Return a function that starts a worker, with settings as keywords."""
 
     async def start(**settings: object) -> WorkerProcess:
         return await start_command("run", **settings)

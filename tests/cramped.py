@@ -1,4 +1,4 @@
-"""A worker that has room for a few deliveries only: `python -m tests.cramped run`."""
+"""A worker with room for only a few deliveries: `python -m tests.cramped run`."""
 
 from worker.broker import intake
 from worker.cli import main

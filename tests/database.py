@@ -1,4 +1,4 @@
-"""What stands in the worker's database, read as any SQLite client reads it."""
+"""The contents of the worker's database, read as any SQLite client reads it."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ LOG = "SELECT event_id, id FROM messages ORDER BY event_id, id"
 
 
 def query(database: Path, sql: str) -> list[Row]:
-    """Ask through a connection that cannot write."""
+    """Run a query through a read-only connection."""
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         return connection.execute(sql).fetchall()
 
 
 def rows(database: Path) -> list[Row]:
-    """Give the events, as `tests.oracle.expected_rows` does."""
+    """Return the events, as `tests.oracle.expected_rows` does."""
     return query(database, ROWS)
 
 
 def log(database: Path) -> list[Row]:
-    """Give (event_id, id) of every message in the log."""
+    """Return (event_id, id) of every message in the log."""
     return query(database, LOG)
 
 
 def count_log(database: Path) -> int:
-    """Count the messages that are committed now; 0 before there is a log."""
+    """Return the number of committed messages; 0 before there is a log."""
     try:
         return int(query(database, "SELECT count(*) FROM log")[0][0])
     except sqlite3.OperationalError:
@@ -43,7 +43,7 @@ def change(database: Path, sql: str) -> None:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold the write lock of the file, as another program might, for the length of the block."""
+    """Hold the file's write lock during the block, as another program might."""
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield

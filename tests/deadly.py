@@ -1,6 +1,6 @@
-"""A worker with one more kind, whose handler ends the process: `python -m tests.deadly run`.
+"""A worker with an additional kind whose handler kills the process: `python -m tests.deadly run`.
 
-What a bug in a C library, or the kernel when memory is short, does to a worker, on cue.
+It reproduces what a bug in a C library, or the kernel when memory is short, does to a worker.
 """
 
 import os
@@ -14,7 +14,7 @@ from worker.store.transaction import Transaction
 
 
 class Detonated(Payload):
-    """Nothing but its event."""
+    """A payload with no further fields."""
 
 
 async def detonated(tx: Transaction, message: Message[Detonated]) -> None:
@@ -22,7 +22,7 @@ async def detonated(tx: Transaction, message: Message[Detonated]) -> None:
 
 
 def deadly(event_id: str) -> WireMessage:
-    """Give a message of which every worker dies that this module started."""
+    """Return a message that kills every worker of this module."""
     return message("event_detonated", {"event_id": event_id})
 
 

@@ -1,4 +1,4 @@
-"""A small disk of a worker's own, which can be filled, and gives way again."""
+"""A small disk for one worker, which can be filled and emptied again."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from tests.processes import WorkerProcess
 
 @cache
 def cannot_mount() -> str | None:
-    """Say why no disk of our own can be mounted here, None if it can."""
+    """Return why no disk can be mounted here, or None if one can."""
     if not shutil.which("unshare"):
         return "unshare is not installed"
     program = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
@@ -21,10 +21,10 @@ def cannot_mount() -> str | None:
 
 
 class Disk:
-    """Where a worker's database is on a small disk that no other process sees."""
+    """Places a worker's database on a small disk that no other process sees."""
 
     def __init__(self, folder: Path, options: str) -> None:
-        """Name where it is mounted, and how."""
+        """Choose the folder where it is mounted, and the mount options."""
         self.folder = folder
         self.database = folder / "projection.db"
         mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
@@ -32,12 +32,12 @@ class Disk:
         self.inside = ("unshare", "-rm", "sh", "-c", mount, str(folder))
 
     def seen_by(self, worker: WorkerProcess) -> Path:
-        """Name the disk's folder as it is reached from outside."""
+        """Return the path of the disk's folder as seen from outside."""
         return Path(f"/proc/{worker.pid}/root{self.folder}")
 
 
 def fill(file: Path) -> None:
-    """Write until nothing more fits."""
+    """Write until the disk is full."""
     with file.open("wb", buffering=0) as filler, suppress(OSError):
         while True:
             filler.write(b"x" * 4096)

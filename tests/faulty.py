@@ -1,4 +1,4 @@
-"""A worker with a bug in a task beside its loop: `python -m tests.faulty run`."""
+"""A worker with a bug in a background task: `python -m tests.faulty run`."""
 
 from aio_pika.abc import AbstractConnection
 
@@ -8,11 +8,11 @@ from worker.cli import main
 
 
 class Bug(Exception):
-    """Nothing that the worker knows."""
+    """An exception that the worker does not know."""
 
 
 async def look(self: Topology, connection: AbstractConnection, **_: object) -> Verification:
-    """Succeed while a session opens, and fail at the first look after it."""
+    """Succeed while a session opens, and fail at the first verification after it."""
     looks.append(1)
     if len(looks) > 1:
         raise Bug("a bug in a task beside the loop")

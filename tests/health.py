@@ -1,4 +1,4 @@
-"""What a worker says of itself over HTTP."""
+"""Reads a worker's health over HTTP."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from tests.waiting import eventually, patience
 
 
 def asked(url: str) -> tuple[bool, str]:
-    """Give whether a worker says that it is well, and its reason."""
+    """Return whether a worker says that it is well, and its reason."""
     try:
         with urlopen(url, timeout=patience()) as answer:
             document = json.load(answer)
@@ -45,7 +45,7 @@ async def until_ready(ask: Ask) -> None:
 
 
 async def until_not_ready(ask: Ask) -> str:
-    """Wait for a worker that is not ready, and lives; give the reason."""
+    """Wait for a worker that is live but not ready; return the reason."""
 
     async def reason() -> str | None:
         is_well, reason = await ask("/readyz")

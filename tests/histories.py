@@ -1,4 +1,4 @@
-"""Random histories of events, as a faulty world delivers them: out of order, and again."""
+"""Random histories of events as a faulty network delivers them: out of order and repeated."""
 
 from random import Random
 from typing import Any
@@ -12,7 +12,7 @@ LATER = (
 
 
 def histories(rng: Random, *, events: int, name: str = "e") -> list[Message]:
-    """Give the messages of many events, in no order at all, about one in five of them twice."""
+    """Return the messages of many events in random order, about one in five of them twice."""
     once = [each for number in range(events) for each in history(rng, f"{name}-{number}")]
     deliveries = once + rng.sample(once, len(once) // 5)
     rng.shuffle(deliveries)
@@ -20,7 +20,7 @@ def histories(rng: Random, *, events: int, name: str = "e") -> list[Message]:
 
 
 def history(rng: Random, event_id: str) -> list[Message]:
-    """Give one event's messages; some share a sequence or a moment, some have no plan."""
+    """Return one event's messages; some share a sequence or a time, some have no plan."""
     kinds = rng.choices(LATER, k=rng.randrange(6))
     if rng.random() < 0.9:
         kinds.insert(rng.choice([0, 0, 0, len(kinds)]), "event_planned")
@@ -37,7 +37,7 @@ def history(rng: Random, event_id: str) -> list[Message]:
 
 
 def distinct(messages: list[Message]) -> list[tuple[str, str]]:
-    """Give (event_id, id) of every message, once, in the order of the log's key."""
+    """Return (event_id, id) of every message once, in the order of the log's key."""
     return sorted({(each["payload"]["event_id"], each["id"]) for each in messages})
 
 

@@ -1,7 +1,7 @@
 """A worker that cannot read one message's frames: `python -m tests.intolerant run`.
 
-Stands for whatever a publisher may yet find that ends the connection before the worker has the
-message: the error is raised where the bytes are taken apart.
+It stands for whatever a publisher may send that ends the connection before the worker gets the
+message: the error is raised where the frames are parsed.
 """
 
 from worker.broker import properties
@@ -11,13 +11,13 @@ from worker.cli import main
 POISON = "x-poison"
 
 
-def of_all_but_poison(header: bytes) -> str | None:
-    """Give the content type, but not of a message with that header."""
+def content_type_but_of_poison(header: bytes) -> str | None:
+    """Return the content type, but fail on a message with that header."""
     if POISON.encode() in header:
         raise ValueError("poison")
     return content_type(header)
 
 
 if __name__ == "__main__":
-    properties.content_type = of_all_but_poison
+    properties.content_type = content_type_but_of_poison
     main()

@@ -1,4 +1,4 @@
-"""Dead letters as tests need them: put into the queue without a worker that rejects anything."""
+"""Dead letters for tests, put into the queue without a worker that rejects anything."""
 
 import asyncio
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ UNCONFIRMED = 200
 
 
 def headers(reason: str = REASON, at: str = REJECTED_AT, **more: Any) -> dict[str, Any]:
-    """Give the headers that the worker writes, and others."""
+    """Return the headers that the worker writes, and others."""
     own = {"x-reason": reason, "x-detail": "why", "x-queue": "q", "x-rejected-at": at}
     return own | {name.replace("_", "-"): value for name, value in more.items()}
 
 
 async def put(queues: Queues, messages: Iterable[Message | bytes], **properties: Any) -> None:
-    """Dead-letter messages, in their order, with the routing key of their chat."""
+    """Dead-letter messages in order, with the routing key of their chat."""
     usual: dict[str, Any] = {"headers": headers(), "delivery_mode": 2}
     properties = usual | properties
     async with queues.channel() as channel:
@@ -40,7 +40,7 @@ async def put(queues: Queues, messages: Iterable[Message | bytes], **properties:
 
 
 async def take_back(queues: Queues) -> list[AbstractIncomingMessage]:
-    """Take everything out of the worker's queue, which gives to consumers only."""
+    """Take everything out of the worker's queue, which serves only consumers."""
     taken: list[AbstractIncomingMessage] = []
     expected = (await queues.depth()).ready
 
@@ -55,7 +55,7 @@ async def take_back(queues: Queues) -> list[AbstractIncomingMessage]:
 
 
 def place_of(queues: Queues, url: str | None = None) -> tuple[BrokerAddress, Topology]:
-    """Give what a command makes of the settings."""
+    """Return the address and the topology that a command makes of the settings."""
     return BrokerAddress((url or queues.url,)), Topology(queues.exchange, queues.name, 20)
 
 
@@ -63,7 +63,7 @@ EVERY = Selection()
 
 
 async def requeue_all(queues: Queues, selection: Selection = EVERY) -> list[list[str]]:
-    """Requeue the selected ones; return what was left out of each."""
+    """Requeue the selected letters; return what was left out of each."""
     left_out: list[list[str]] = []
     async with dead_letter_queue(*place_of(queues)) as queue:
         async for page in queue.pages(selection):
@@ -72,4 +72,4 @@ async def requeue_all(queues: Queues, selection: Selection = EVERY) -> list[list
 
 
 def unheard(*_: object) -> None:
-    """Hear of a letter that is done, and do nothing."""
+    """Accept the report of a finished letter, and do nothing."""

@@ -1,4 +1,4 @@
-"""A worker that consumes through a proxy of its own, and what is left of it at the end."""
+"""A worker that consumes through its own proxy, and its state at the end."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +17,8 @@ from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import LISTING_SECONDS, LOOK_SECONDS, eventually
 
-# The worker finds a silent peer within 33 seconds, and the broker a silent worker within 30.
-# Several workers wait for both at once.
+# The worker notices a silent peer within 33 seconds, and the broker a silent worker within 30.
+# Several workers wait for both at the same time.
 PATIENCE_SECONDS = 120
 
 _numbers = itertools.count()
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Ending:
-    """What there is when the worker has drained."""
+    """The state after the worker has drained."""
 
     worker: WorkerProcess
     published: list[Message]
@@ -36,7 +36,7 @@ class Ending:
     letters: list[AbstractIncomingMessage]
 
     def require_whole(self) -> None:
-        """See that nothing was lost, and that nothing of it was dead-lettered."""
+        """Check that nothing was lost and nothing was dead-lettered."""
         assert self.rows == expected_rows(self.published)
         assert self.left == 0
         assert self.letters == []
@@ -45,7 +45,7 @@ class Ending:
 
 @dataclass
 class Link:
-    """The worker, what it consumes from, and what lies between."""
+    """The worker, its queue, and the proxy between them."""
 
     node: RabbitMQNode
     queues: Queues
@@ -55,21 +55,21 @@ class Link:
     published: list[Message] = field(default_factory=list)
 
     async def publish(self, events: int) -> None:
-        """Publish two messages for each of so many events, past the proxy."""
+        """Publish two messages for each of this many events, not through the proxy."""
         names = [f"e-{next(_numbers)}" for _ in range(events)]
         messages = [make(name) for name in names for make in (planned, started)]
         await self.queues.publish(messages)
         self.published += messages
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that can be seen here; fail with what the worker said meanwhile."""
+        """Wait for a condition in this process; on failure, show what the worker said meanwhile."""
         try:
             await eventually(condition, PATIENCE_SECONDS, LOOK_SECONDS)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.worker.output}") from error
 
     async def until_committed(self) -> None:
-        """Wait until all that was published is in the log."""
+        """Wait until everything published is in the log."""
         await self.until(lambda: count_log(self.database) >= len(self.published))
 
     async def until_lost(self) -> None:
@@ -77,15 +77,15 @@ class Link:
         await self.until(lambda: bool(self.worker.said("connection_lost")))
 
     async def until_delivered(self) -> None:
-        """Wait until the broker has handed everything out."""
+        """Wait until the broker has delivered everything."""
         await self.queues.until(lambda depth: depth.ready == 0, PATIENCE_SECONDS)
 
     async def until_dropped(self) -> None:
-        """Wait until the broker has given the worker up."""
+        """Wait until the broker has dropped the worker's connection."""
         await self.queues.until(lambda depth: depth.consumers == 0, PATIENCE_SECONDS)
 
     async def until_acked(self) -> None:
-        """Wait until the broker has forgotten everything."""
+        """Wait until everything is acked."""
 
         async def is_acked() -> bool:
             listed = await self.node.ctl("list_queues", "name", "messages")
@@ -94,7 +94,7 @@ class Link:
         await eventually(is_acked, PATIENCE_SECONDS, LISTING_SECONDS)
 
     async def end(self) -> Ending:
-        """Let the worker finish, drain it, and give what there is."""
+        """Let the worker finish, drain it, and return its state."""
         await self.until_committed()
         await self.until_acked()
         self.worker.terminate()
@@ -106,9 +106,9 @@ class Link:
 
 @asynccontextmanager
 async def linked(node: RabbitMQNode, folder: Path, module: str = "worker") -> AsyncIterator[Link]:
-    """Give a link whose worker has projected something; leaving the block removes every trace.
+    """Hold a link whose worker has projected something; leaving the block removes every trace.
 
-    `module` is started in the place of `worker`.
+    `module` is started instead of `worker`.
     """
     async with AsyncExitStack() as stack:
         queues = await stack.enter_async_context(queues_on(node.url))

@@ -1,8 +1,8 @@
-"""The rules of the events table, written a second time: what the rows must be.
+"""The rules of the events table, implemented a second time: what the rows must be.
 
-Imports nothing from the worker and shares no code with it. Takes messages as plain dictionaries,
-as they were published, in the order of their first arrival (which matters only for two contents
-under one id).
+This module imports nothing from the worker and shares no code with it. It takes messages as plain
+dictionaries, as published, in the order of their first arrival (which matters only if one id has
+two contents).
 """
 
 import json
@@ -38,7 +38,7 @@ def position(message: Message) -> tuple[int, str, str]:
 
 
 def expected_rows(messages: Iterable[Message]) -> list[Row]:
-    """Give the table, ordered by event_id."""
+    """Return the table, ordered by event_id."""
     streams: dict[str, dict[str, Message]] = {}
     for message in messages:
         stream = streams.setdefault(message["payload"]["event_id"], {})

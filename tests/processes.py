@@ -1,4 +1,4 @@
-"""The worker as an operator runs it: a process of its own, known by its exit code and its log."""
+"""The worker as an operator runs it: a process, known by its exit code and its log."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ Line = dict[str, Any]
 
 
 class WorkerProcess:
-    """`python -m worker ...`, and what it says."""
+    """`python -m worker ...` and its output."""
 
     def __init__(self, process: Process) -> None:
         """Watch a process that has been started."""
@@ -38,17 +38,17 @@ class WorkerProcess:
         return self._process.pid
 
     def said(self, event: str, **fields: Any) -> list[Line]:
-        """Give the lines of one event whose fields have these values."""
+        """Return the log lines of one event whose fields have these values."""
         wanted = {"event": event, **fields}
         return [line for line in self.lines if all(line.get(n) == v for n, v in wanted.items())]
 
     async def wait_for_log(self, event: str, times: int = 1, **fields: Any) -> Line:
-        """Wait until it has said something, for the nth time, and give that line."""
+        """Wait for the nth log line of an event, and return it."""
         await self._until(lambda: len(self.said(event, **fields)) >= times, f"{event} {fields}")
         return self.said(event, **fields)[times - 1]
 
     async def wait_until_settled(self, messages: int) -> None:
-        """Wait until it has committed and settled so many deliveries at least."""
+        """Wait until it has committed and settled at least this many deliveries."""
         await self._until(lambda: self.settled >= messages, f"{messages} settled messages")
 
     @property
@@ -57,11 +57,11 @@ class WorkerProcess:
         return sum(line["messages"] for line in self.said("batch_committed"))
 
     def total(self, verdict: str) -> int:
-        """Count the deliveries that got a verdict, by its own account."""
+        """Return how many deliveries got a verdict, by its own account."""
         return sum(line.get(verdict, 0) for line in self.said("batch_committed"))
 
     def terminate(self) -> None:
-        """Ask it to end, as an operator or a container's runtime does."""
+        """Ask it to end, as an operator or a container runtime does."""
         self._process.terminate()
 
     def send(self, number: signal.Signals) -> None:
@@ -75,12 +75,12 @@ class WorkerProcess:
         await self.exit_code()
 
     async def exit_code(self) -> int:
-        """Wait for its end, and for all that it said before."""
+        """Wait for its end and for all its output; return the exit code."""
         await self._until(lambda: self._has_ended, "its end")
         return await self._process.wait()
 
     async def outlives(self, seconds: float) -> bool:
-        """Let it run for so long; tell whether it still does."""
+        """Let it run this long; return whether it still does."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._has_ended), seconds)
@@ -89,7 +89,7 @@ class WorkerProcess:
         return False
 
     async def read(self) -> None:
-        """Read what it says, as it comes, until it ends."""
+        """Read its output until it ends."""
         assert self._process.stdout is not None
         async for raw in self._process.stdout:
             async with self._changed:
@@ -103,7 +103,7 @@ class WorkerProcess:
             self._changed.notify_all()
 
     def require_calm(self) -> None:
-        """Fail if it said anything but log lines, or showed a traceback."""
+        """Fail if it wrote anything but log lines, or a traceback."""
         foreign = [line for line in self.output.splitlines() if not line.startswith("{")]
         assert not foreign, self.output
         assert "Traceback" not in self.output, self.output
@@ -119,7 +119,7 @@ class WorkerProcess:
 
 
 StartWorker = Callable[..., Awaitable[WorkerProcess]]
-"""Starts a worker or a command of it; takes settings as keywords, such as `batch_size=1`."""
+"""Starts a worker or one of its commands; takes settings as keywords, such as `batch_size=1`."""
 
 
 @asynccontextmanager
@@ -132,8 +132,8 @@ async def worker_process(
 ) -> AsyncIterator[WorkerProcess]:
     """Start `python -m worker` with arguments; kill it, by its pid, at the end of the block.
 
-    `inside` is a program that makes a surrounding for the worker and then becomes it; `module` is
-    started in the place of `worker`.
+    `inside` is a program that sets up an environment and then becomes the worker; `module` is
+    started instead of `worker`.
     """
     program = [*inside, sys.executable, "-m", module, *arguments]
     async with watched(program, settings, folder) as worker:
@@ -146,7 +146,7 @@ async def watched(
 ) -> AsyncIterator[WorkerProcess]:
     """Start a program that is or becomes the worker; kill it at the end of the block."""
     if shutil.which("setpriv"):
-        # The kernel ends it with the test run, even if that is killed.
+        # The kernel kills it when the test run ends, even if that is killed.
         program = ["setpriv", "--pdeathsig", "KILL", *program]
     process = await asyncio.create_subprocess_exec(
         *program,
@@ -169,9 +169,9 @@ async def watched(
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Give the environment of a worker with these settings, but for those that are None.
+    """Return the environment of a worker with these settings, except those that are None.
 
-    None of the caller's own reach it.
+    None of the caller's own settings reach it.
     """
     usual = {"log_format": "json", "log_level": "debug", "health_port": 0}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
@@ -181,7 +181,7 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 def blocks(pid: int, number: signal.Signals) -> bool:
-    """Tell whether a process lets a signal wait."""
+    """Return whether a process blocks a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     mask = int(status.partition("SigBlk:")[2].split()[0], 16)
     return bool(mask >> (number - 1) & 1)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a worker and its broker, which does to them what networks do."""
+"""A TCP proxy between a worker and its broker that simulates network faults."""
 
 import asyncio
 import socket
@@ -13,17 +13,17 @@ from tests.waiting import eventually
 
 PROTOCOL_HEADER_BYTES = 8
 FRAME_HEADER_BYTES = 7
-# A frame of type 1 begins with the numbers of a class and a method (AMQP 0-9-1, section 1.8).
+# A frame of type 1 begins with the numbers of its class and method (AMQP 0-9-1, section 1.8).
 METHOD_FRAME = 1
 BASIC_CONSUME = bytes((0, 60, 0, 20))
 BASIC_ACK = bytes((0, 60, 0, 80))
 BASIC_DELIVER = bytes((0, 60, 0, 60))
-# With SO_LINGER of no seconds, closing sends a reset and not an end (socket(7)).
+# With SO_LINGER of zero seconds, closing sends a reset instead of an end (socket(7)).
 NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Way(Enum):
-    """The two ways of a connection."""
+    """The two directions of a connection."""
 
     TO_BROKER = "to the broker"
     TO_WORKER = "to the worker"
@@ -32,11 +32,11 @@ class Way(Enum):
 class Proxy:
     """Forwards to a broker's port, unless it is told otherwise.
 
-    Its own port is taken from the start, but who connects before `listen` is refused.
+    Its own port is reserved from the start, but connections before `listen` are refused.
     """
 
     def __init__(self, broker_port: int) -> None:
-        """Take a port of 127.0.0.1."""
+        """Reserve a port of 127.0.0.1."""
         self._broker_port = broker_port
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
@@ -47,36 +47,36 @@ class Proxy:
         self.hangs_up = False
         """Whether it ends every new connection at once."""
         self.swallows: bytes | None = None
-        """The method that the broker never gets from the worker, if there is one."""
+        """A method that it drops on the way to the broker, if any."""
         self.spoils: Callable[[bytes], bytes] | None = None
-        """What happens to the next frame for the worker, if anything does."""
+        """Changes the next frame for the worker, if set."""
         self.bytes_per_second: int | None = None
-        """How much each way of each connection carries; None: as much as there is."""
+        """The bandwidth of each direction of each connection; None: unlimited."""
         self.delay_seconds = 0.0
-        """How long everything is on its way."""
+        """The delay of everything that passes."""
         self.connections = 0
-        """How many there have been."""
+        """The number of connections so far."""
         self.swallowed = 0
-        """How often it has been swallowed."""
+        """How often the method of `swallows` was dropped."""
         self.redelivered = 0
         """How many deliveries the broker has marked as redelivered."""
 
     @property
     def url(self) -> str:
-        """Where a worker connects to."""
+        """The address for the worker to connect to."""
         return f"amqp://guest:guest@127.0.0.1:{self._socket.getsockname()[1]}/"
 
     async def listen(self) -> None:
-        """Take connections from now on."""
+        """Accept connections from now on."""
         self._server = await asyncio.start_server(self._serve, sock=self._socket)
 
     def stall(self, *ways: Way) -> None:
-        """Become a black hole: connections stay open, and nothing passes, one way or both."""
+        """Become a black hole: connections stay open, but nothing passes one way or both."""
         for way in ways or Way:
             self._flowing[way].clear()
 
     def flow(self) -> None:
-        """Let everything pass again, what has been held up included."""
+        """Let everything pass again, including what was held up."""
         for flowing in self._flowing.values():
             flowing.set()
 
@@ -86,7 +86,7 @@ class Proxy:
             writer.transport.abort()
 
     def reset(self) -> None:
-        """Break every connection with a reset, as a firewall does that has forgotten it."""
+        """Reset every connection, as a firewall does that has forgotten it."""
         for writer in self._writers:
             peer: socket.socket = writer.get_extra_info("socket")
             with suppress(OSError):
@@ -118,7 +118,7 @@ class Proxy:
     async def _join(
         self, worker: tuple[StreamReader, StreamWriter], broker: tuple[StreamReader, StreamWriter]
     ) -> None:
-        """Forward both ways until either side ends."""
+        """Forward in both directions until either side ends."""
         self._writers.add(broker[1])
         ways = [
             asyncio.create_task(self._to_broker(worker[0], broker[1])),
@@ -145,7 +145,7 @@ class Proxy:
         while True:
             frame, method = await _frame(broker)
             if method[:4] == BASIC_DELIVER:
-                # Behind the consumer's tag with its length, and the delivery's tag.
+                # It follows the consumer tag with its length, and the delivery tag.
                 self.redelivered += method[5 + method[4] + 8] & 1
             if self.spoils is not None:
                 frame, self.spoils = self.spoils(frame), None
@@ -156,7 +156,7 @@ class Proxy:
         if self.bytes_per_second is not None:
             await asyncio.sleep(len(content) / self.bytes_per_second)  # noqa: TID251 - a slow link
         if self.delay_seconds:
-            # What follows is not held up: a long way is not a narrow one.
+            # The delay does not hold up what follows: a long link is not a narrow one.
             asyncio.get_running_loop().call_later(self.delay_seconds, to.write, content)
         else:
             to.write(content)
@@ -164,7 +164,7 @@ class Proxy:
 
 
 async def _frame(reader: StreamReader) -> tuple[bytes, bytes]:
-    """Read a frame, and give it whole; and the method in it, if it is one."""
+    """Read a frame; return it whole, and its method if it is one."""
     header = await reader.readexactly(FRAME_HEADER_BYTES)
     payload_and_end = await reader.readexactly(int.from_bytes(header[3:]) + 1)
     return header + payload_and_end, payload_and_end[:-1] if header[0] == METHOD_FRAME else b""

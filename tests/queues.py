@@ -1,4 +1,4 @@
-"""The exchanges and queues of one test: names of their own, filled and looked at from outside."""
+"""The exchanges and queues of one test: unique names, filled and inspected from outside."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -18,13 +18,13 @@ from worker.broker.topology import Topology
 DELIVERY_LIMIT = 20
 # Chat servers take the id of the chat.
 ROUTING_KEY = "chat-1"
-# So many publishes wait for their confirms together; more make nothing faster.
+# This many publishes wait for their confirms together; more are no faster.
 UNCONFIRMED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What the broker says of a queue."""
+    """The broker's counts for a queue."""
 
     ready: int
     consumers: int
@@ -33,8 +33,8 @@ class Depth:
 class Queues:
     """One worker's exchange, queue and dead letters.
 
-    Every look and every publish has a connection of its own: whatever a test does to the broker
-    ends none of them, and an alarm that stops publishers stops no looks.
+    Every inspection and every publish has its own connection. So nothing that a test does to the
+    broker ends them, and an alarm that stops publishers does not stop inspections.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,27 +46,27 @@ class Queues:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What a worker must be told to use them."""
+        """The settings for a worker that uses them."""
         return {"amqp_url": self.url, "exchange": self.exchange, "queue": self.name}
 
     @asynccontextmanager
     async def channel(self, url: str | None = None) -> AsyncIterator[AbstractChannel]:
-        """Hold a channel on a connection of its own."""
+        """Hold a channel on its own connection."""
         async with await aio_pika.connect(url or self.url) as connection:
             yield await connection.channel(on_return_raises=True)
 
     async def declare(self, delivery_limit: int = DELIVERY_LIMIT) -> None:
-        """Declare what the worker declares, for tests that publish before there is one."""
+        """Declare what the worker declares, for tests that publish before there is a worker."""
         async with self.channel() as channel:
             await Topology(self.exchange, self.name, delivery_limit).apply(channel)
 
     async def publish(self, messages: Iterable[Message | bytes], **properties: Any) -> None:
-        """Publish as chat servers do; return once the broker has confirmed all, in their order."""
+        """Publish as chat servers do, in order; return once the broker has confirmed all."""
         async with self.channel() as channel:
             await self._publish(channel, messages, properties)
 
     async def replace(self, messages: Iterable[Message | bytes]) -> None:
-        """Wait until nobody consumes, and publish these in the place of what is left."""
+        """Wait until nobody consumes, and replace the remaining messages by these."""
         await self.left()
         async with self.channel() as channel:
             await (await channel.get_queue(self.name, ensure=False)).purge()
@@ -85,7 +85,7 @@ class Queues:
             await asyncio.gather(*(exchange.publish(each, ROUTING_KEY) for each in chunk))
 
     async def depth(self) -> Depth:
-        """Ask how many messages wait in the queue, and for how many consumers."""
+        """Return how many messages wait in the queue, and how many consumers it has."""
         async with self.channel() as channel:
             return await self._depth(channel)
 
@@ -95,16 +95,16 @@ class Queues:
         return Depth(found.message_count or 0, found.consumer_count or 0)
 
     async def left(self) -> int:
-        """Wait until nobody consumes any more, and give how many messages were not acked.
+        """Wait until nobody consumes any more, and return how many messages were not acked.
 
-        The broker takes back what a consumer had not acked in the step that removes it.
+        The broker takes back a consumer's unacked messages in the same step that removes it.
         """
         return (await self.until(lambda depth: depth.consumers == 0)).ready
 
     async def until(
         self, condition: Callable[[Depth], bool], within: float = PATIENCE_SECONDS
     ) -> Depth:
-        """Look at the queue until a condition holds, and return what was seen then."""
+        """Inspect the queue until a condition holds, and return its depth then."""
         async with self.channel() as channel:
 
             async def look() -> Depth | None:
@@ -136,7 +136,7 @@ class Queues:
         return letters
 
     async def next_dead_letter(self) -> AbstractIncomingMessage:
-        """Wait for a dead letter that the broker is still on its way with."""
+        """Return the next dead letter, which the broker may not have published yet."""
 
         async def look() -> AbstractIncomingMessage | None:
             async with self.channel() as channel:
@@ -146,7 +146,7 @@ class Queues:
         return await eventually(look)
 
     async def delete(self) -> None:
-        """Delete all of it; what is not there is no error for the broker."""
+        """Delete all of it; the broker ignores what does not exist."""
         async with self.channel() as channel:
             for name in (self.name, self.dead_letters):
                 await channel.queue_delete(name)
@@ -162,7 +162,7 @@ def _message(content: Message | bytes, properties: dict[str, Any]) -> aio_pika.M
 
 @asynccontextmanager
 async def queues_on(url: str) -> AsyncIterator[Queues]:
-    """Give queues that are gone when the block ends."""
+    """Hold queues that are deleted when the block ends."""
     queues = Queues(url)
     try:
         yield queues

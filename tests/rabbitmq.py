@@ -1,8 +1,8 @@
-"""A RabbitMQ node of our own: started from the installed package, on free ports of 127.0.0.1.
+"""A private RabbitMQ node: started from the installed package, on free ports of 127.0.0.1.
 
-Everything it needs lies in one temporary folder, and it starts even Erlang's port mapper (epmd)
-itself, so that nothing is left behind. It takes nothing from the caller's environment or from the
-machine's configuration, and does not touch the machine's own node.
+Everything it needs is in one temporary folder, and it starts even Erlang's port mapper (epmd)
+itself, so that nothing is left behind. It uses nothing of the caller's environment or the machine's
+configuration, and does not touch the machine's own node.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from typing import Self
 
 from tests.waiting import Patience, patience
 
-# Debian's name for it on the path is a wrapper that demands root or the user rabbitmq.
+# On the path, Debian has a wrapper of this name that requires root or the user rabbitmq.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
 
-# Below the range from which the kernel takes the ports of outgoing connections (32768 up), so that
+# Below the range from which the kernel assigns ports to outgoing connections (32768 up), so that
 # nothing takes one of ours while the node is stopped.
 PORTS = range(20_000, 32_000)
 
-# What Erlang chose at the first start; who has it may join.
+# Erlang chose it at the first start; a node must have it to join.
 COOKIE = ".erlang.cookie"
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
@@ -44,7 +44,7 @@ disk_free_limit.absolute = 1MB
 log.console = false
 """
 
-# It joins when it first boots (rabbitmq.com/docs/cluster-formation).
+# A node joins when it first boots (rabbitmq.com/docs/cluster-formation).
 JOINING = """\
 cluster_formation.peer_discovery_backend = classic_config
 cluster_formation.classic_config.nodes.1 = {friend}
@@ -52,25 +52,25 @@ cluster_formation.classic_config.nodes.1 = {friend}
 
 
 class NodeFailed(Exception):
-    """The node did not start or a command of it failed; the text ends with what it said."""
+    """The node did not start, or a command failed; the text ends with its output."""
 
 
 class RabbitMQNode:
-    """A private node; `async with` starts it, and leaving it removes every trace.
+    """A private node; `async with` starts it, and leaving the block removes every trace.
 
     It belongs to no event loop: one may start it and another use it. Start it from a thread that
-    lives as long as the node, because the kernel kills its processes with that thread, which is how
-    they end with a test run that is killed.
+    lives as long as the node, because the kernel kills the node's processes with that thread, which
+    is how they end with a test run that is killed.
     """
 
     def __init__(self, configuration: str = "", friend: "RabbitMQNode | None" = None) -> None:
-        """Take further lines of rabbitmq.conf; nothing is started or written yet.
+        """Store further lines of rabbitmq.conf; nothing is started or written yet.
 
-        A node with a friend, which runs, becomes a member of its cluster.
+        A node with a friend, which must be running, becomes a member of its cluster.
         """
         self._friend = friend
         self.port = 0
-        """Where it speaks AMQP; the same after every start."""
+        """Its AMQP port; the same after every start."""
         self._configuration = configuration
         self._folder = Path()
         self._environment: dict[str, str] = {}
@@ -80,12 +80,12 @@ class RabbitMQNode:
 
     @property
     def name(self) -> str:
-        """What the nodes of a cluster call it."""
+        """Its name in a cluster."""
         return f"test-{self.port}@localhost"
 
     @property
     def url(self) -> str:
-        """Where clients connect to."""
+        """The address for clients to connect to."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     async def __aenter__(self) -> Self:
@@ -98,12 +98,12 @@ class RabbitMQNode:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End what was started and remove the folder."""
-        # Killed, not asked: what a clean stop would save is removed a moment later.
+        """End what was started, and remove the folder."""
+        # Killed, because whatever a clean stop would save is removed a moment later.
         self._remove()
 
     async def start(self) -> None:
-        """Start the node, on the ports and data of the time before, and wait until it answers."""
+        """Start the node, on the same ports and data as before, and wait until it answers."""
         program = server_program()
         if program is None:
             raise NodeFailed("No RabbitMQ server is installed; `make setup` installs one.")
@@ -136,17 +136,17 @@ class RabbitMQNode:
             _kill_family(server)
 
     def freeze(self) -> None:
-        """Let it do nothing while its connections stay open, until it is thawed."""
+        """Stop its processes while its connections stay open, until it is thawed."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         assert self._server is not None
         self._server.send_signal(signal.SIGCONT)
 
     async def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl against this node and give what it prints."""
+        """Run rabbitmqctl against this node, and return its output."""
         result = await asyncio.to_thread(self._run_ctl, arguments)
         if result.returncode != 0:
             raise NodeFailed(f"rabbitmqctl {' '.join(arguments)}: {result.stderr}{result.stdout}")
@@ -177,7 +177,7 @@ class RabbitMQNode:
             configuration += JOINING.format(friend=self._friend.name)
         files = {
             "rabbitmq.conf": configuration,
-            # Empty, but there: without them the machine's own would be read.
+            # Empty, but present: otherwise the machine's own files would be read.
             "rabbitmq-env.conf": "",
             "advanced.config": "[].\n",
             "enabled_plugins": "[].\n",
@@ -187,11 +187,11 @@ class RabbitMQNode:
         self._environment = {
             "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
-            # Erlang keeps the cookie there, which tells this node's friends from its neighbours'.
+            # Erlang keeps the cookie there, which distinguishes this node's cluster from others.
             "HOME": str(folder),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
-            # Whatever Erlang starts by itself: no epmd that we did not start, no port for others.
+            # For whatever Erlang starts by itself: no other epmd, no port for other machines.
             "ERL_FLAGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(distribution_port),
@@ -203,13 +203,13 @@ class RabbitMQNode:
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
-            # The start script becomes the node instead of waiting for it as for a child, so that
-            # the process we signal is the node.
+            # The start script becomes the node instead of waiting for it as a child, so that the
+            # process that we signal is the node.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
     def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a program that ends with us, even if we are killed."""
+        """Start a program that ends with this process, even if that is killed."""
         if shutil.which("setpriv"):
             command = ("setpriv", "--pdeathsig", "KILL", *command)
         with (self._folder / "console").open("ab") as console:
@@ -232,12 +232,12 @@ class RabbitMQNode:
             raise NodeFailed(f"{process.args!r} {ending}\n{self._tail()}")
 
     def _tail(self) -> str:
-        """Give the end of everything that the node wrote."""
+        """Return the end of everything that the node wrote."""
         files = [self._folder / "console", *sorted((self._folder / "log").glob("*.log"))]
         return "\n".join(f"--- {file.name}\n{file.read_text()[-8_000:]}" for file in files)
 
     def _remove(self) -> None:
-        """End what is left and delete the folder; without an await, so nothing can interrupt it."""
+        """End what is left, and delete the folder; awaits nothing, so nothing interrupts it."""
         with ExitStack() as stack:
             if self._environment:
                 stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -249,13 +249,13 @@ class RabbitMQNode:
 
 
 def server_program() -> Path | None:
-    """Find what a node is started from; None if RabbitMQ is not installed."""
+    """Return the program that starts a node; None if RabbitMQ is not installed."""
     found = DEBIAN_SERVER if DEBIAN_SERVER.exists() else shutil.which("rabbitmq-server")
     return Path(found) if found else None
 
 
 def free_ports(count: int) -> list[int]:
-    """Give ports of 127.0.0.1 that nobody has, and that the kernel gives to nobody."""
+    """Return ports of 127.0.0.1 that are free, and that the kernel assigns to nobody."""
     # Each is held until all are chosen, so that they differ.
     with ExitStack() as held:
         ports: list[int] = []
@@ -268,7 +268,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _answer(port: int, greeting: bytes = b"") -> bytes | None:
-    """Connect, and give the first byte that comes back to a greeting; None if nobody listens."""
+    """Connect, and return the first byte of the answer to a greeting; None if nobody listens."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
         connection.sendall(greeting)
         return connection.recv(1) if greeting else b""
@@ -285,12 +285,12 @@ async def _poll(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _kill_family(leader: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its offspring, and return when all are gone."""
+    """Kill a process and its descendants, and return when all are gone."""
     if leader.poll() is not None:
-        # Its number may be another's by now. Erlang's port programs end when their pipe does.
+        # Its pid may belong to another process by now. Erlang's port programs end with their pipe.
         return
-    # By parent, for the port programs leave the process group and the session; and listed first,
-    # for once the leader is gone, nothing tells whose children the others were.
+    # By parent, because the port programs leave the process group and the session. The list comes
+    # first, because nothing names the parent of the others once the leader is gone.
     parents = _parents()
     family = [leader.pid]
     for member in family:
@@ -307,11 +307,11 @@ def _kill_family(leader: subprocess.Popen[bytes]) -> None:
 
 
 def _parents() -> dict[int, int]:
-    """Map every living process to its parent; a zombie has ended and only waits to be asked."""
+    """Return the parent of every living process; zombies are left out, as they have ended."""
     parents = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # What precedes the parenthesis is the command's name, which may hold anything.
+            # Before the parenthesis comes the command's name, which may contain anything.
             state, parent = file.read_text().rpartition(")")[2].split()[:2]
             if state != "Z":
                 parents[int(file.parent.name)] = int(parent)

@@ -1,4 +1,4 @@
-"""A publisher that sends any bytes as the properties of a message, which no client library does."""
+"""A publisher that sends any bytes as a message's properties, which no client library does."""
 
 import asyncio
 import struct
@@ -12,7 +12,7 @@ from pamqp.common import FieldTable
 
 from tests.waiting import patiently
 
-# Basic.Properties: the bit of each property that is there (AMQP 0-9-1, section 4.2.6.1).
+# Basic.Properties: the bit of each property that is present (AMQP 0-9-1, section 4.2.6.1).
 HEADERS = 0x2000
 DELIVERY_MODE = 0x1000
 MESSAGE_ID = 0x0080
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class RawPublisher:
-    """A connection on which each publish has been confirmed when it returns."""
+    """A connection whose publishes have been confirmed when they return."""
 
     def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._reader = reader
@@ -48,7 +48,7 @@ class RawPublisher:
         await self.expect(commands.Basic.Ack)
 
     async def open(self) -> None:
-        """Shake hands, as guest, and open channel 1 with confirms."""
+        """Shake hands as guest, and open channel 1 with confirms."""
         self._writer.write(header.ProtocolHeader().marshal())
         await self.expect(commands.Connection.Start)
         client: FieldTable = {}
@@ -68,7 +68,7 @@ class RawPublisher:
         await self.expect(commands.Confirm.SelectOk)
 
     async def expect(self, kind: type[T]) -> T:
-        """Read one frame, and see that it is of a kind."""
+        """Read one frame, which must be of this kind."""
         head = await self._reader.readexactly(7)
         rest = await self._reader.readexactly(int.from_bytes(head[3:]) + 1)
         _, _, found = frame.unmarshal(head + rest)

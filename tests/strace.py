@@ -1,4 +1,4 @@
-"""Faults in the system calls of a running process, put there by strace; and what it called."""
+"""Faults in the system calls of a running process, injected by strace, and a trace of its calls."""
 
 import re
 import shutil
@@ -13,17 +13,17 @@ import pytest
 
 from tests.proxy import BASIC_ACK
 
-# How SQLite syncs depends on how it was built.
+# Which call SQLite uses to sync depends on how it was built.
 SYNC = "fsync,fdatasync"
 CALLS = f"pwrite64,{SYNC},sendto"
 
 
 @cache
 def missing() -> str | None:
-    """Say why no process can be traced here, None if one can."""
+    """Return why no process can be traced here, or None if one can."""
     if not (program := shutil.which("strace")):
         return "strace is not installed"
-    # A kernel may let strace start what it traces and still not let it attach to others.
+    # A kernel may let strace start a process that it traces, but not attach to others.
     with subprocess.Popen(["sleep", "60"]) as other:
         with subprocess.Popen(
             [program, "-p", str(other.pid)], stderr=subprocess.PIPE, text=True
@@ -36,7 +36,7 @@ def missing() -> str | None:
 
 
 def require_strace() -> None:
-    """Skip the test where strace is missing or may not trace."""
+    """Skip the test if strace is missing or may not trace."""
     if reason := missing():
         pytest.skip(reason)
 
@@ -45,10 +45,10 @@ def require_strace() -> None:
 def traced(
     tasks: list[int], output: Path, *faults: str, follow: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
-    """Trace these threads, with faults such as `pwrite64:error=EIO:when=2`, within the block.
+    """Trace these threads during the block, with faults such as `pwrite64:error=EIO:when=2`.
 
-    strace counts for each thread by itself. With `follow`, the tasks are processes, and all their
-    threads are traced, also those that are started later; without, those get no faults.
+    strace counts for each thread separately. With `follow`, the tasks are processes, and all their
+    threads are traced, including those that start later; without, those get no faults.
     """
     program = ["strace", "-y", "-xx", "-s", "512", "-e", f"trace={CALLS}", "-o", str(output)]
     program += [part for fault in faults for part in ("-e", f"inject={fault}")]
@@ -62,20 +62,20 @@ def traced(
                 assert "attached" in said, said
             yield tracer
         finally:
-            # Lets the threads go on as if nothing had been.
+            # Detach from the threads, which then continue normally.
             tracer.send_signal(signal.SIGINT)
 
 
 def threads(pid: int) -> list[int]:
-    """Give the threads that a process has now, the first one first."""
+    """Return the threads that a process has now, the first one first."""
     return sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
 
 
 def calls(output: Path) -> list[str]:
-    """Give what was done to the WAL and told the broker, in order: write, sync, ack.
+    """Return the calls on the WAL and to the broker, in order: write, sync, ack.
 
-    A sync that failed is a failure; calls that are neither are left out. An ack counts from where
-    it begins, all else where it has ended.
+    A failed sync counts as a failure; other calls are left out. An ack counts from where it begins,
+    all other calls from where they end.
     """
     said: list[str | None] = []
     begun: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""A worker that never gets a connection closed: `python -m tests.stuck run`.
+"""A worker that never finishes closing a connection: `python -m tests.stuck run`.
 
-Stands for whatever may yet hang between two sessions.
+It stands for whatever may hang between two sessions.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""A worker that verifies the topology all the time: `python -m tests.verifying run`."""
+"""A worker that verifies the topology continuously: `python -m tests.verifying run`."""
 
 from worker import service
 from worker.cli import main
 
 if __name__ == "__main__":
     service.VERIFY_SECONDS = 0
-    # How long a silent broker is waited for; a test may wait for the end of that.
+    # How long it waits for a silent broker; short enough for a test to wait for it.
     service.OPEN_SECONDS = 2
     main()

@@ -1,8 +1,8 @@
-"""Waiting for what other processes do: the one place where a test polls, and has a deadline.
+"""Waits for other processes: the one place where tests poll and have deadlines.
 
-A deadline is there for what never happens, not for what happens slowly. So it counts the time of a
-machine that has nothing else to do: with four programs running on two cores, a minute of patience
-lasts two, and while the machine stands still it does not pass at all.
+A deadline is there for what never happens, not for what happens slowly. So it counts the time of an
+otherwise idle machine: with four programs running on two cores, a minute of patience lasts two, and
+while the machine stands still, it does not pass at all.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from typing import Any, TypeVar, overload
 
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.01
-# For looks into another process, where many tests go on at once.
+# For looks into another process, while many tests run at once.
 LOOK_SECONDS = 0.05
-# What RabbitMQ lists may be five seconds old, and rabbitmqctl takes half a second of CPU.
+# RabbitMQ's lists may be five seconds old, and rabbitmqctl takes half a second of CPU.
 LISTING_SECONDS = 1.0
-# A look takes less, and so does a turn of the loop, unless the machine or the process stood still.
+# A look or a turn of the loop takes less, unless the machine or the process stood still.
 LONGEST_STEP_SECONDS = 2.0
 CORES = os.cpu_count() or 1
 
@@ -32,15 +32,15 @@ def crowding() -> float:
 
 
 def patience(seconds: float = PATIENCE_SECONDS) -> float:
-    """Return how many seconds a wait may take now that would be given these on a quiet machine.
+    """Return how many seconds a wait may take now that may take this many on a quiet machine.
 
-    For calls that take a timeout and wait by themselves, such as those of sockets and threads.
+    For calls with a timeout that wait by themselves, such as those of sockets and threads.
     """
     return seconds * crowding()
 
 
 class Patience:
-    """A deadline in seconds of a quiet machine; it has to be asked all the time."""
+    """A deadline in seconds of a quiet machine; its clock moves only when it is polled."""
 
     def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Begin to wait."""
@@ -66,9 +66,9 @@ async def eventually(
 async def eventually(
     look: Callable[[], Any], within: float = PATIENCE_SECONDS, every: float = POLL_SECONDS
 ) -> Any:
-    """Look until something true is seen, and return it; fail if that takes too long.
+    """Poll until the result is true, and return it; fail if that takes too long.
 
-    `every` is the pause between two looks; a look that costs much should be rare.
+    `every` is the pause between two polls; expensive ones should be rare.
     """
     waiting = Patience(within)
     while True:
@@ -103,6 +103,6 @@ async def patiently(seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
 
 
 async def turns(number: int) -> None:
-    """Let the loop turn so often: a moment of what goes on in it, counted and not timed."""
+    """Let the loop turn this often: a moment of its work, counted and not timed."""
     for _ in range(number):
         await asyncio.sleep(0)  # noqa: TID251 - yields to the loop, and takes no time
