@@ -1,7 +1,7 @@
 """Everything that can go wrong, for as long as you like, and what must be true afterwards.
 
-Prints the seed first: the same seed chooses the same faults in the same order. Exits with 0 if all
-checks are true; with 1 if one is not, and keeps its folder then.
+It prints the seed first: the same seed chooses the same faults in the same order. It exits with 0
+if all checks hold, and otherwise with 1 and keeps its folder.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.rabbitmq import RabbitMQNode
 
 
 def main() -> int:
-    """Run it; give its exit code."""
+    """Run the chaos test; return its exit code."""
     plan = _plan()
     for library in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -36,7 +36,7 @@ def main() -> int:
         if is_good:
             shutil.rmtree(folder)
         else:
-            on.print(f"NOT good. Seed {plan.seed}; what is left stands in {folder}", style="red")
+            on.print(f"NOT good. Seed {plan.seed}; all files are in {folder}", style="red")
     return 0 if is_good else 1
 
 
@@ -70,7 +70,7 @@ def _plan() -> Plan:
 
 
 def fitting(seconds: float) -> list[str]:
-    """Give the faults that leave time for others in a run of this length."""
+    """Return the faults that leave time for others in a run of this length."""
     return [
         name
         for name, fault in FAULTS.items()

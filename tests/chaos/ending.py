@@ -1,4 +1,4 @@
-"""When the last fault is undone: wait until the queue is drained, then look at everything."""
+"""After the last fault is undone: wait until the queue is drained, then check everything."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from tests.waiting import Patience, patience
 DRAIN_SECONDS = 300
 COMMAND_SECONDS = 600
 LOOK_SECONDS = 1.0
-# What RabbitMQ lists of a quorum queue is up to five seconds old; just restarted, it lists nothing.
+# RabbitMQ's lists of a quorum queue may be five seconds old, and are empty after a restart.
 STEADY_LOOKS = 8
 SHOWN = 3
 LOG = "SELECT event_id, id, body FROM messages"
@@ -33,14 +33,14 @@ LOG = "SELECT event_id, id, body FROM messages"
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message that was taken out of the dead-letter queue, or out of the queue."""
+    """A message that was taken out of the queue or the dead-letter queue."""
 
     identity: str
     reason: str
 
 
 async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
-    """Wait until nothing is ready or unacked; say what still is if that takes too long."""
+    """Wait until nothing is ready or unacked; return what still is if that takes too long."""
     waiting = Patience(DRAIN_SECONDS)
     looks = 0
     while looks < STEADY_LOOKS:
@@ -53,7 +53,7 @@ async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
 
 
 async def left_in(node: RabbitMQNode, queues: Queues) -> str:
-    """Say what is ready or unacked in the queue; nothing if nothing is."""
+    """Return what is ready or unacked in the queue, or an empty text."""
     columns = ("name", "messages_ready", "messages_unacknowledged")
     listed = await node.ctl("list_queues", *columns, "--formatter", "json")
     (found,) = (each for each in json.loads(listed) if each["name"] == queues.name)
@@ -62,13 +62,13 @@ async def left_in(node: RabbitMQNode, queues: Queues) -> str:
 
 
 async def take_all(queues: Queues, name: str) -> list[Letter]:
-    """Take everything out of a queue that nobody consumes."""
+    """Take everything out of a queue that nobody consumes from."""
     letters = []
     async with queues.channel() as channel:
         queue = await channel.declare_queue(name, passive=True)
         if not (count := queue.declaration_result.message_count):
             return []
-        # As a consumer: a queue with a single active consumer lets nobody get from it.
+        # As a consumer, because a queue with a single active consumer refuses basic.get.
         async with queue.iterator(no_ack=True, timeout=patience()) as messages:
             async for found in messages:
                 letters.append(Letter(found.message_id or "", _reason(found.headers)))
@@ -78,25 +78,25 @@ async def take_all(queues: Queues, name: str) -> list[Letter]:
 
 
 def _reason(headers: HeadersType) -> str:
-    """Give the worker's reason, or the broker's."""
+    """Return the worker's reason, or else the broker's."""
     own = headers.get("x-reason")
     return str(own) if own else f"broker: {headers.get('x-first-death-reason')!s}"
 
 
 async def command(fleet: Fleet, folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run a command of the worker to its end, however long the log is."""
+    """Run a command of the worker until it ends, however long the log is."""
     async with worker_process(*arguments, settings=fleet.settings, folder=folder) as process:
         await process.outlives(patience(COMMAND_SECONDS))
         return await process.exit_code(), process.output
 
 
 class Findings:
-    """The file and the queues, held against the ledger."""
+    """The file and the queues, compared with the ledger."""
 
     def __init__(
         self, database: Path, ledger: Ledger, dead: list[Letter], queued: list[Letter]
     ) -> None:
-        """Read everything once; no worker writes any more."""
+        """Read everything once; no worker may write any more."""
         self._database = database
         self._ledger = ledger
         self._dead = dead
@@ -104,7 +104,7 @@ class Findings:
         self._log = {identity_of(row[0], row[1]): row[2] for row in query(database, LOG)}
 
     def counts(self) -> Counts:
-        """Count what became of everything."""
+        """Count what became of every message."""
         return Counts.of(
             attempted=set(self._ledger.reasons),
             confirmed=self._ledger.confirmed,
@@ -141,7 +141,7 @@ class Findings:
                 yield identity
 
     def _misjudged(self) -> Iterator[str]:
-        """Name dead letters that are sound or have a reason that is not theirs."""
+        """Yield dead letters that are sound or have the wrong reason."""
         for letter in self._dead:
             right = self._ledger.reasons.get(letter.identity)
             if right != letter.reason:
@@ -156,21 +156,21 @@ def _different(found: list[tuple[object, ...]], right: list[tuple[object, ...]])
 
 
 def digest(database: Path) -> str:
-    """Give the hash of all rows."""
+    """Return the hash of all rows."""
     return hashlib.sha256(repr(rows(database)).encode()).hexdigest()
 
 
 def differ(found: object, right: object) -> str:
-    """Say what was found and what is right; nothing if they are the same."""
+    """Return what was found and what is expected, or an empty text if they are equal."""
     return "" if found == right else f"{found} and not {right}"
 
 
 def some(problems: Iterator[str]) -> str:
-    """Give the first problems, and how many there are."""
+    """Return the first problems and the number of all."""
     found = list(problems)
     return f"{len(found)}: {'; '.join(found[:SHOWN])}" if found else ""
 
 
 def by_reason(letters: list[Letter]) -> dict[str, int]:
-    """Count dead letters by their reason."""
+    """Count dead letters by reason."""
     return dict(Counter(f"dead letters: {letter.reason}" for letter in letters))

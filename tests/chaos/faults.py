@@ -1,4 +1,4 @@
-"""What can go wrong. Each fault does it, lets it last, and undoes it, however it is ended."""
+"""The faults. Each one causes a failure, lets it last, and undoes it, however it is ended."""
 
 import asyncio
 import resource
@@ -24,11 +24,11 @@ from tests.waiting import eventually
 
 # A worker starts and commits its first batch in less, unless something else is wrong, too.
 COMMIT_SECONDS = 1.8
-# Longer than the kills of another fault at the same time take.
+# Longer than the kills of a simultaneous fault take.
 ACK_SECONDS = 15.0
-# From the commit of a batch to its ack, and to the next commit.
+# The time from the commit of a batch to its ack, and to the next commit.
 BATCH_SECONDS = 0.03
-# A page of SQLite's; every write behind it fails.
+# The size of one SQLite page; every write beyond it fails.
 FULL_BYTES = 4_096
 WATERMARK = 0.4
 LOCKER = """
@@ -42,7 +42,7 @@ connection.execute("ROLLBACK")
 
 @dataclass(slots=True)
 class Stage:
-    """What faults are done to."""
+    """The parts that faults act on."""
 
     node: RabbitMQNode
     proxy: Proxy
@@ -52,32 +52,32 @@ class Stage:
     injected: Counter[str] = field(default_factory=Counter)
 
     async def ctl(self, *arguments: str) -> None:
-        """Tell the broker something, which it does not hear while it is down."""
+        """Run a command on the broker, and ignore that it may be down."""
         with suppress(NodeFailed):
             await self.node.ctl(*arguments)
 
 
 async def kill(stage: Stage, rng: Random) -> None:
-    """Kill workers: at any moment since their start, or right around a commit."""
+    """Kill workers at any time after their start, or around a commit."""
     for _ in range(rng.randrange(3, 7)):
         if rng.random() < 0.4:
             await pause(rng.uniform(0, 1))
         else:
-            # A worker begins with one message, to see whether it is deadly; later batches are full.
+            # A worker begins with one message, in case it is deadly; later batches are full.
             await _until_appended(stage, rng.choice([1, 2, 100, 500, 1_000]))
             await pause(rng.uniform(0, BATCH_SECONDS))
         stage.injected["kill"] += stage.fleet.send(stage.fleet.any(rng), Signals.SIGKILL)
 
 
 async def _until_appended(stage: Stage, messages: int) -> None:
-    """Wait until so many more messages are committed, but not for long."""
+    """Wait until this many more messages are committed, but not for long."""
     wanted = appended(stage.database) + messages
     with suppress(AssertionError):
         await eventually(lambda: appended(stage.database) >= wanted, COMMIT_SECONDS)
 
 
 async def terminate(stage: Stage, rng: Random) -> None:
-    """Ask workers to end, now and then twice."""
+    """Send SIGTERM to workers, sometimes twice."""
     for _ in range(rng.randrange(1, 4)):
         worker = stage.fleet.any(rng)
         stage.injected["terminate"] += stage.fleet.send(worker, Signals.SIGTERM)
@@ -88,7 +88,7 @@ async def terminate(stage: Stage, rng: Random) -> None:
 
 
 async def freeze(stage: Stage, rng: Random) -> None:
-    """Stop a worker for some seconds, as a machine without memory does."""
+    """Freeze a worker for some seconds, as a machine without memory does."""
     worker = stage.fleet.any(rng)
     stage.injected["freeze"] += stage.fleet.send(worker, Signals.SIGSTOP)
     try:
@@ -108,7 +108,7 @@ async def standby(stage: Stage, rng: Random) -> None:
 
 
 async def cut(stage: Stage, rng: Random) -> None:
-    """End every connection of the worker."""
+    """Close every connection of the worker."""
     for _ in range(rng.randrange(1, 5)):
         stage.injected["cut"] += 1
         stage.proxy.cut()
@@ -116,7 +116,7 @@ async def cut(stage: Stage, rng: Random) -> None:
 
 
 async def reset(stage: Stage, rng: Random) -> None:
-    """End every connection with a reset."""
+    """Reset every connection."""
     for _ in range(rng.randrange(1, 5)):
         stage.injected["reset"] += 1
         stage.proxy.reset()
@@ -124,12 +124,12 @@ async def reset(stage: Stage, rng: Random) -> None:
 
 
 async def stall(stage: Stage, rng: Random) -> None:
-    """Hold everything up, one way or both, for less than it takes to be noticed."""
+    """Hold up all traffic, one way or both, for less than it takes to be noticed."""
     await _stall(stage, rng, "stall", rng.uniform(0.5, 8))
 
 
 async def long_stall(stage: Stage, rng: Random) -> None:
-    """Hold everything up for longer than three heartbeats."""
+    """Hold up all traffic for longer than three heartbeats."""
     await _stall(stage, rng, "long_stall", rng.uniform(34, 42))
 
 
@@ -143,7 +143,7 @@ async def _stall(stage: Stage, rng: Random, name: str, seconds: float) -> None:
 
 
 async def unacked(stage: Stage, rng: Random) -> None:
-    """End the connections between a commit and its ack: the ack does not arrive."""
+    """Close the connections between a commit and its ack, so that the ack does not arrive."""
     before = stage.proxy.swallowed
     stage.proxy.swallows = BASIC_ACK
     try:
@@ -157,7 +157,7 @@ async def unacked(stage: Stage, rng: Random) -> None:
 
 
 async def hang_up(stage: Stage, rng: Random) -> None:
-    """End every connection, and for a while every new one as soon as it is there."""
+    """Close every connection, and for a while every new one as soon as it opens."""
     stage.injected["hang_up"] += 1
     stage.proxy.hangs_up = True
     try:
@@ -168,14 +168,14 @@ async def hang_up(stage: Stage, rng: Random) -> None:
 
 
 async def close(stage: Stage, rng: Random) -> None:
-    """Let the broker close every connection, the publisher's included."""
+    """Let the broker close every connection, including the publisher's."""
     await pause(rng.uniform(0, 1))
     stage.injected["close"] += 1
     await stage.ctl("close_all_connections", "chaos")
 
 
 async def restart(stage: Stage, rng: Random) -> None:
-    """Shut the broker down and start it again."""
+    """Stop the broker and start it again."""
     stage.injected["restart"] += 1
     try:
         await stage.node.stop()
@@ -195,7 +195,7 @@ async def crash(stage: Stage, rng: Random) -> None:
 
 
 async def alarm(stage: Stage, rng: Random) -> None:
-    """Let the broker find that it has no memory: it stops reading from who publishes."""
+    """Raise the broker's memory alarm, which stops it from reading from publishers."""
     stage.injected["alarm"] += 1
     try:
         await stage.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -205,7 +205,7 @@ async def alarm(stage: Stage, rng: Random) -> None:
 
 
 async def lock(stage: Stage, rng: Random) -> None:
-    """Let another process hold the write lock of the file."""
+    """Let another process hold the file's write lock."""
     stage.injected["lock"] += 1
     seconds = str(rng.uniform(0.5, 5))
     locker = await asyncio.create_subprocess_exec(
@@ -222,10 +222,10 @@ async def lock(stage: Stage, rng: Random) -> None:
 
 
 async def full(stage: Stage, rng: Random) -> None:
-    """Let every write of a worker behind the first page of a file fail, as on a full disk."""
+    """Let each write of a worker beyond the first page of a file fail, as on a full disk."""
     stage.injected["full"] += 1
     worker = rng.choice(await eventually(lambda: stage.fleet.workers))
-    # It may end at any moment, and take its limits along.
+    # The worker may end at any moment, and its limits with it.
     with suppress(ProcessLookupError):
         _, hard = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))
@@ -236,35 +236,35 @@ async def full(stage: Stage, rng: Random) -> None:
 
 
 async def sync(stage: Stage, rng: Random) -> None:
-    """Start a worker one of whose fsyncs fails."""
+    """Start a worker whose nth fsync fails."""
     stage.fleet.inside = (
         *("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={SYNC}"),
         *("-e", f"inject={SYNC}:error=EIO:when={rng.randrange(2, 30)}"),
     )
     stage.injected["sync"] += stage.fleet.send(stage.fleet.any(rng), Signals.SIGKILL)
     await pause(rng.uniform(4, 8))
-    # Slow, if it still runs: the next one is traced by nobody.
+    # Tracing is slow. If this worker still runs, the next one runs without it.
     stage.fleet.send(stage.fleet.any(rng), Signals.SIGTERM)
 
 
 async def poison(stage: Stage, rng: Random) -> None:
-    """Publish a message of which every worker dies, until the broker takes it out."""
+    """Publish a message that kills every worker, until the broker dead-letters it."""
     stage.injected["poison"] += 1
     stage.traffic.poison()
     await pause(rng.uniform(1, 20))
 
 
 class Fault(NamedTuple):
-    """A fault, and what must be known to choose it."""
+    """A fault, and what the choice of faults needs to know of it."""
 
     happens: Callable[[Stage, Random], Awaitable[None]]
     to: str
-    """Two at a time are done to different things."""
+    """What it acts on; simultaneous faults act on different things."""
     weight: int
     is_usual: bool = True
-    """Whether it is chosen without being asked for."""
+    """Whether it is chosen by default."""
     longest: float = 0
-    """Seconds; not chosen for a run in which it would take more than a tenth of the time."""
+    """In seconds; a fault is not chosen if it would take more than a tenth of the run."""
 
 
 FAULTS = {

@@ -1,4 +1,4 @@
-"""The workers: one is kept running, as a service manager does; sometimes a second stands by."""
+"""The workers. One is kept running, as by a service manager; sometimes a second stands by."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.waiting import patience
 from worker.deliveries import Verdict
 
 LONG_SECONDS = 3_600
-# As long as one that cannot start may take to say so before the next one tries.
+# The pause before the next worker starts, in case the last one could not start.
 RESTART_SECONDS = 0.2
 CHANGES = (
     "connected", "connection_lost", "holding", "resumed", "blocked", "unblocked", "standing_by",
@@ -24,32 +24,32 @@ CHANGES = (
 
 
 class Fleet:
-    """Every worker of the run, and what they all said and how they ended."""
+    """Every worker of the run, with its output and exit code."""
 
     def __init__(self, settings: dict[str, str], folder: Path) -> None:
-        """Start workers with the settings; write what they say to a file in the folder."""
+        """Start workers with the settings; write their output to a file in the folder."""
         self.settings = settings
         self._folder = folder
         self._log = folder / "workers.log"
         self._log.touch()
         self.workers: list[WorkerProcess] = []
-        """Those that run, the oldest first."""
+        """The workers that run, the oldest first."""
         self.inside: Sequence[str] = ()
-        """What only the next worker is started under."""
+        """A program to start the next worker under, and only that one."""
         self.module = "worker"
         self.starts = 0
         self.exit_codes: Counter[int] = Counter()
         self.failures: Counter[str] = Counter()
-        """Why workers gave up by themselves, in their words."""
+        """Why workers gave up, from their log."""
         self.verdicts: Counter[str] = Counter()
         self.changes: Counter[str] = Counter()
-        """How often workers said that something begins or ends, by the word of their log."""
+        """How often workers reported each event of their log."""
         self.foreign: list[str] = []
-        """What a worker said that is no log line, or has a traceback in it."""
+        """Output of workers that is not a log line, or contains a traceback."""
 
     @property
     def output(self) -> Path:
-        """The file with everything that workers said which have ended."""
+        """The file with the output of all workers that have ended."""
         return self._log
 
     @asynccontextmanager
@@ -79,7 +79,7 @@ class Fleet:
 
     @asynccontextmanager
     async def worker(self, **settings: str) -> AsyncIterator[WorkerProcess]:
-        """Run one worker that nobody starts again; it is killed at the end if it still runs."""
+        """Run one worker without restarting it; kill it at the end if it still runs."""
         inside, self.inside = self.inside, ()
         async with worker_process(
             "run",
@@ -97,15 +97,15 @@ class Fleet:
         self._account(worker, await worker.exit_code())
 
     def any(self, rng: Random) -> WorkerProcess | None:
-        """Choose one that runs, if one does."""
+        """Return a random running worker, if there is one."""
         return rng.choice(self.workers) if self.workers else None
 
     def send(self, worker: WorkerProcess | None, number: Signals) -> bool:
-        """Send a signal; tell whether there was still somebody to get it."""
+        """Send a signal; return whether the worker was still there to get it."""
         if worker not in self.workers:
             return False
-        # Not through the standard library's process: before it sends a signal, it asks whether the
-        # process has ended, and takes the exit code from who waits for it (and then says 255).
+        # Not through the standard library's process: before it sends a signal, it polls whether the
+        # process has ended, and takes the exit code from the task that waits (which then gets 255).
         with suppress(ProcessLookupError):
             os.kill(worker.pid, number)
             return True

@@ -1,4 +1,4 @@
-"""What a worker holds of its machine: it must be the same after many lost connections."""
+"""The resources that a worker holds, which many lost connections must not increase."""
 
 import asyncio
 import socket
@@ -11,23 +11,23 @@ from tests.health import read
 from tests.processes import WorkerProcess
 from tests.proxy import Proxy
 
-# A connection that is just being closed, and a thread of a pool that was not needed before.
+# Allows for a connection that is closing, and for a thread of a pool that was not needed before.
 MORE_DESCRIPTORS = 3
 MORE_THREADS = 2
-# What an allocator keeps; a leak of a session's buffers in each of the cuts is more.
+# An allocator keeps this much; a leak of a session's buffers at each cut is more.
 MORE_KIBIBYTES = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """One look at a process."""
+    """One measurement of a process."""
 
     descriptors: int
     threads: int
     kibibytes: int
     """Resident."""
     peak_kibibytes: int
-    """Resident at most, so far."""
+    """The peak of resident memory so far."""
 
     @classmethod
     def of(cls, pid: int) -> "Footprint":
@@ -42,7 +42,7 @@ class Footprint:
         )
 
     def growth(self, before: "Footprint") -> str:
-        """Say what has grown since; nothing if that is as much as it was."""
+        """Return what has grown since `before`, or an empty text."""
         grown = (
             self.descriptors > before.descriptors + MORE_DESCRIPTORS
             or self.threads > before.threads + MORE_THREADS
@@ -52,10 +52,10 @@ class Footprint:
 
 
 async def growth_after_cuts(worker: WorkerProcess, proxy: Proxy, cuts: int) -> str:
-    """Cut its connections so often, and say what it holds more than before."""
+    """Cut its connections this often, and return what it holds more than before."""
     before = None
     for number in range(1, cuts + 2):
-        # One to be warm: what is loaded and allocated at the first loss stays.
+        # The first cut is a warm-up: what a loss loads and allocates stays.
         await worker.wait_for_log("connected", number)
         if number == 2:
             before = Footprint.of(worker.pid)
@@ -66,7 +66,7 @@ async def growth_after_cuts(worker: WorkerProcess, proxy: Proxy, cuts: int) -> s
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
@@ -83,7 +83,7 @@ async def metrics(port: int) -> bytes:
 
 
 def words_in(fleet: Fleet, database: Path, secret: str) -> list[str]:
-    """Name the files in which a secret stands: what workers said, and what they wrote."""
+    """Return the files that contain a secret, among the workers' output and files."""
     folder = database.parent
     files = [fleet.output, folder / "metrics", *folder.glob(f"{database.name}*")]
     return [file.name for file in files if secret.encode() in file.read_bytes()]

@@ -1,7 +1,7 @@
-"""The publisher's own account: what it was about to publish, and what the broker has confirmed.
+"""The publisher's own record of what it attempts to publish, and what the broker has confirmed.
 
-Written to a file before the publish and after the confirm, so that what is counted at the end does
-not rest on anything that the worker or the broker says.
+It is written to a file before each publish and after each confirm, so that the final count does not
+rely on anything that the worker or the broker says.
 """
 
 import json
@@ -16,27 +16,27 @@ from tests.builders import Message
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One thing to publish; its copies are equal to it."""
+    """One message to publish; its copies are equal to it."""
 
     identity: str
-    """Travels as the AMQP message id. Of a sound message: its key in the log."""
+    """The AMQP message id. For a sound message, it is its key in the log."""
     body: bytes
     reason: str | None = None
-    """Why it must be dead-lettered; None for a message that is sound."""
+    """Why it must be dead-lettered; None for a sound message."""
 
 
 class Ledger:
-    """The file, and what it says so far."""
+    """The file, and its totals so far."""
 
     def __init__(self, file: Path) -> None:
         """Begin a new file."""
         self._file = file.open("w")
         self._path = file
         self.reasons: dict[str, str | None] = {}
-        """Everything that was attempted, and why it must be dead-lettered, if it must."""
+        """Every attempted message, with the reason why it must be dead-lettered, if any."""
         self.confirmed: set[str] = set()
         self.publishes = 0
-        """How often something was attempted, copies included."""
+        """The number of attempts, including copies."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +50,7 @@ class Ledger:
         self._file.close()
 
     def attempt(self, publication: Publication) -> None:
-        """Note what is published next; to be called before it is."""
+        """Record what is published next; call it before the publish."""
         self.publishes += 1
         is_new = publication.identity not in self.reasons
         body = publication.body.decode() if is_new and publication.reason is None else None
@@ -58,7 +58,7 @@ class Ledger:
         self.reasons[publication.identity] = publication.reason
 
     def confirm(self, publication: Publication) -> None:
-        """Note what the broker has taken over; to be called after its confirm."""
+        """Record what the broker has confirmed; call it after the confirm."""
         self._write("confirm", publication.identity, None, None)
         self.confirmed.add(publication.identity)
 
@@ -77,5 +77,5 @@ class Ledger:
 
 
 def identity_of(event_id: str, message_id: str) -> str:
-    """Give the identity of a sound message."""
+    """Return the identity of a sound message."""
     return f"{event_id}/{message_id}"

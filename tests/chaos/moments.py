@@ -1,4 +1,4 @@
-"""Letting time pass: here it is what is done to the worker, not what a test hopes for."""
+"""Pauses. Here the passing of time is part of a fault, not what a test relies on."""
 
 import asyncio
 

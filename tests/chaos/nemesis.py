@@ -1,4 +1,4 @@
-"""Who chooses the faults. The seed decides which, in which order, and how long each lasts."""
+"""Chooses the faults. The seed determines which, in which order, and how long each lasts."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.chaos.moments import pause
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Faults that happen together: during the recovery from one, another comes."""
+    """Faults that happen together: one begins during the recovery from another."""
 
     number: int
     faults: tuple[str, ...]
@@ -22,7 +22,7 @@ class Step:
     """Whether its kind has not come before."""
 
     async def happen(self, stage: Stage) -> None:
-        """Do all of it, and return when it is undone."""
+        """Run all its faults, and return when they are undone."""
         async with asyncio.TaskGroup() as together:
             for name in self.faults:
                 rng = Random(f"{self.seed}/{self.number}/{name}")
@@ -35,9 +35,9 @@ class Step:
 
 
 def steps(seed: int, chosen: Sequence[str]) -> Iterator[Step]:
-    """Choose without an end; the same for the same seed and the same faults to choose from."""
+    """Yield steps without end; the same for the same seed and choice of faults."""
     rng = Random(seed)
-    # Every kind once before chance decides, so that a short run has them all.
+    # Each kind comes once before the random choice, so that a short run has them all.
     first = sorted(chosen, key=lambda name: (FAULTS[name].to == "broker", rng.random()))
     for number in count(1):
         name = first[number - 1] if number <= len(first) else _choose(rng, chosen)
@@ -46,7 +46,7 @@ def steps(seed: int, chosen: Sequence[str]) -> Iterator[Step]:
 
 
 def _companion(rng: Random, name: str, chosen: Sequence[str]) -> list[str]:
-    """Choose what happens at the same time: mostly kills, sometimes another, sometimes nothing."""
+    """Return the simultaneous fault: mostly kills, sometimes another, sometimes none."""
     chance = rng.random()
     if chance < 0.1:
         return []
@@ -63,7 +63,7 @@ def _choose(rng: Random, among: Sequence[str]) -> str:
 async def torment(
     stage: Stage, plan: Iterator[Step], seconds: float, say: Callable[[str], None]
 ) -> None:
-    """Let one step after the other happen, until the time is over and each kind has come once."""
+    """Run one step after the other until the time is over and each kind has come once."""
     begin = time.monotonic()
     for step in plan:
         now = time.monotonic() - begin

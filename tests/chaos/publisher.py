@@ -1,6 +1,6 @@
-"""The chat servers: publish without a pause, with confirms, and come back when the broker does.
+"""The chat servers: they publish all the time, with confirms, and reconnect to the broker.
 
-Uses the library and nothing of the worker's, which is on trial here.
+This module uses the library and nothing of the worker, which is under test.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from tests.chaos.moments import pause
 from tests.chaos.traffic import Traffic
 from tests.queues import ROUTING_KEY
 
-# A portion of about thirty at a time gives some 250 messages a second.
+# Portions of about thirty messages at this interval make some 250 messages a second.
 PORTION_SECONDS = 0.12
 RETRY_SECONDS = 0.2
 CONNECT_SECONDS = 10
-# Longer than any alarm lasts. Whose confirm has not come by then gets another connection.
+# Longer than any alarm lasts. A publish without a confirm by then gets another connection.
 CONFIRM_SECONDS = 60
 LOST = (AMQPError, OSError, RuntimeError, TimeoutError)
 
@@ -30,7 +30,7 @@ class Publisher:
     def __init__(
         self, url: str, exchange: str, ledger: Ledger, traffic: Traffic, rng: Random
     ) -> None:
-        """Publish to the broker itself, not through the proxy."""
+        """Publish directly to the broker, not through the proxy."""
         self._url = url
         self._exchange = exchange
         self._ledger = ledger
@@ -41,7 +41,7 @@ class Publisher:
         self.connections = 0
 
     def finish(self) -> None:
-        """Let `run` publish what was held back and return."""
+        """Let `run` publish what was held back, and return."""
         self._is_finishing = True
 
     async def run(self) -> None:
@@ -63,7 +63,7 @@ class Publisher:
                 await _close(connection)
 
     async def _publish(self, exchange: AbstractExchange) -> None:
-        """Publish until all is done or something is not confirmed."""
+        """Publish until all is done, or something is not confirmed."""
         while not self._is_finishing:
             again, self._again = self._again, []
             if not await self._together(exchange, again + self._traffic.portion()):
@@ -76,14 +76,14 @@ class Publisher:
     async def _together(
         self, exchange: AbstractExchange, sent: list[Publication], *, keeps_all: bool = False
     ) -> bool:
-        """Publish all and wait for their confirms; tell whether each of them came.
+        """Publish all and wait for their confirms; return whether all of them came.
 
-        Of the others, half are published again later, and half never: as chat servers that do and
-        do not care.
+        Half of the others are published again later, and half never: some chat servers do that, and
+        some do not.
         """
         for each in sent:
             self._ledger.attempt(each)
-        # gather hands over a cancelled publish, too: the library cancels what a lost channel owes.
+        # gather returns cancelled publishes, too: the library cancels them when a channel is lost.
         failed = await asyncio.gather(
             *(self._one(exchange, each) for each in sent), return_exceptions=True
         )

@@ -1,4 +1,4 @@
-"""One run: a node, a worker behind a proxy, a publisher, a nemesis; and then the verdict."""
+"""One run: a node, a worker behind a proxy, a publisher and a nemesis, and then the verdict."""
 
 import asyncio
 import time
@@ -38,12 +38,12 @@ from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 
 USER, CANARY = "projection", "S3CR3T-canary"
-# A RabbitMQ 3.10 that is killed within seconds of a quorum queue's birth may never elect a leader
-# for it again.
+# If it is killed within seconds of a quorum queue's declaration, RabbitMQ 3.10 may never elect a
+# leader for it again.
 WARM_SECONDS = 15
 CALM_CUTS = 10
-# Done; failed, or not drained in time; a second SIGTERM; tests/deadly.py; SIGKILL; SIGTERM before
-# the worker listens to it.
+# Success; failed, or not drained in time; a second SIGTERM; tests/deadly.py; SIGKILL; SIGTERM
+# before the worker handles it.
 KNOWN_CODES = (0, 1, 128 + Signals.SIGTERM, 66, -Signals.SIGKILL, -Signals.SIGTERM)
 
 Say = Callable[[str], None]
@@ -51,7 +51,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked for."""
+    """The options of a run."""
 
     seed: int
     seconds: float
@@ -61,7 +61,7 @@ class Plan:
 
 
 async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict:
-    """Let it all happen in the folder, on a node that runs; give the verdict."""
+    """Run everything in the folder, on a running node; return the verdict."""
     begin = time.monotonic()
     queues = Queues(node.url)
     database = folder / "projection.db"
@@ -121,7 +121,7 @@ async def run(plan: Plan, node: RabbitMQNode, folder: Path, say: Say) -> Verdict
 async def _settings(
     plan: Plan, node: RabbitMQNode, proxy: Proxy, queues: Queues, database: Path
 ) -> dict[str, str]:
-    """Make the worker's user, and give the environment of a worker."""
+    """Create the worker's user, and return the environment of a worker."""
     await node.ctl("add_user", USER, CANARY)
     await node.ctl("set_permissions", "-p", "/", USER, ".*", ".*", ".*")
     settings = queues.settings | {
@@ -136,7 +136,7 @@ async def _settings(
 
 
 async def _prepare(fleet: Fleet, database: Path) -> None:
-    """Let a first worker make the queue and the file."""
+    """Let a first worker create the queue and the file."""
     async with fleet.worker() as worker:
         await worker.wait_for_log("connected")
         fleet.send(worker, Signals.SIGTERM)
@@ -145,7 +145,7 @@ async def _prepare(fleet: Fleet, database: Path) -> None:
 
 
 def _is_in_log(database: Path, event_id: str, message_id: str) -> bool:
-    # Both are made of letters, digits and dashes.
+    # Both consist of letters, digits and dashes.
     where = f"event_id = '{event_id}' AND id = '{message_id}'"
     return bool(query(database, f"SELECT 1 FROM messages WHERE {where}"))
 
@@ -159,7 +159,7 @@ async def _publishing(publisher: Publisher) -> AsyncIterator[None]:
 
 
 async def _last_worker(stage: Stage, queues: Queues, plan: Plan) -> AsyncIterator[Check]:
-    """Run a worker in calm weather, but for cuts, and end it."""
+    """Run a worker without faults except cuts, and end it."""
     cuts = CALM_CUTS if plan.seconds > 300 else CALM_CUTS // 2
     port = free_port()
     fleet, folder = stage.fleet, stage.database.parent
@@ -187,7 +187,7 @@ def _sayings(fleet: Fleet, database: Path) -> list[Check]:
     crashes = {code: n for code, n in fleet.exit_codes.items() if code not in KNOWN_CODES}
     return [
         Check("workers print log lines, and no traceback", some(iter(fleet.foreign))),
-        Check("no worker ends in a way that is not known", str(crashes) if crashes else ""),
+        Check("no worker ends with an unknown exit code", str(crashes) if crashes else ""),
         Check(
             "the broker's password is in no log line, metric or file",
             ", ".join(words_in(fleet, database, CANARY)),

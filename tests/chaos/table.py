@@ -1,4 +1,4 @@
-"""The verdict on a terminal."""
+"""Prints the verdict on a terminal."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

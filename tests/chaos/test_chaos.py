@@ -22,12 +22,12 @@ class TestAShortRun:
     async def test_of_all_faults_at_once_loses_and_repeats_nothing(
         self, running_node: RabbitMQNode, tmp_path: Path
     ) -> None:
-        """Whatever happens in two minutes, every check of the verdict is true."""
+        """Whatever happens in two minutes, every check of the verdict holds."""
         said: list[str] = []
         faults = fitting(SECONDS)
         plan = Plan(SEED, SECONDS, faults, prefetch=1_000, batch_size=500)
 
-        # Not the node of the other tests: faults last a while, and so does the worker's user.
+        # Not the node of the other tests, because faults and the worker's user outlive the test.
         async with RabbitMQNode() as node:
             verdict = await run(plan, node, tmp_path, said.append)
 
@@ -42,12 +42,12 @@ def first(count: int, seed: int, chosen: Sequence[str]) -> list[Step]:
 
 class TestTheNemesis:
     def test_chooses_the_same_for_the_same_seed(self) -> None:
-        """A run that failed can be had again."""
+        """A run that failed can be repeated."""
         assert first(200, SEED, list(FAULTS)) == first(200, SEED, list(FAULTS))
         assert first(200, SEED, list(FAULTS)) != first(200, SEED + 1, list(FAULTS))
 
     def test_begins_with_each_fault_once(self) -> None:
-        """The broker's come last: its queue is not just born then."""
+        """The broker's faults come last, when its queue is no longer new."""
         beginning = [step.faults[0] for step in first(len(FAULTS), SEED, list(FAULTS))]
 
         assert sorted(beginning) == sorted(FAULTS)
@@ -74,7 +74,7 @@ class TestTheCounts:
     def test_say_what_is_lost_unexpected_and_recovered(
         self, confirmed: str, applied: str, dead: str, queued: str, expected: tuple[int, int, int]
     ) -> None:
-        """Only what was confirmed can be lost; only what was attempted is expected."""
+        """Only confirmed messages can be lost, and only attempted ones are expected."""
         counts = Counts.of(
             attempted=set("ab"),
             confirmed=set(confirmed),
@@ -89,7 +89,7 @@ class TestTheCounts:
 
 class TestTheLedger:
     def test_gives_each_sound_message_once(self, tmp_path: Path) -> None:
-        """Copies and what must be dead-lettered are counted, and are no further messages."""
+        """Copies and messages that must be dead-lettered are counted, but are not sound."""
         message = {"id": "m-1", "payload": {"event_id": "e-1"}}
         sound = Publication("e-1/m-1", json.dumps(message).encode())
         with Ledger(tmp_path / "ledger") as ledger:

@@ -1,4 +1,4 @@
-"""What is published: random histories without an end, and among them what must be dead-lettered."""
+"""What is published: endless random histories, among them messages that must be dead-lettered."""
 
 import json
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from tests.histories import histories
 from tests.unit.bad_messages import BAD
 from worker.deliveries import Reason
 
-# Nested 10,000 deep is larger than most messages; what is one byte larger still is too large.
+# Nesting 10,000 deep makes it larger than most messages; one byte above the limit is too large.
 MAX_MESSAGE_BYTES = 100_000
 EVENTS_AT_ONCE = 8
-# The broker's own reason: no worker lives to give another.
+# The broker's own reason, because no worker survives to give another.
 DELIVERY_LIMIT = "broker: delivery_limit"
 HELD_BACK = 0.05
 REMEMBERED = 2_000
 
 
 class Traffic:
-    """Gives one portion after the other; about thirty messages each."""
+    """Returns one portion after the other, of about thirty messages each."""
 
     def __init__(self, rng: Random, in_log: Callable[[str, str], bool]) -> None:
-        """Ask `in_log` whether a message has been accepted, before another takes its id."""
+        """Store `in_log`, which says whether a message is accepted before another takes its id."""
         self._rng = rng
         self._in_log = in_log
         self._portions = 0
@@ -34,10 +34,10 @@ class Traffic:
         self._extra: list[Publication] = []
 
     def portion(self) -> list[Publication]:
-        """Give what is published next, in this order."""
+        """Return what is published next, in this order."""
         rng = self._rng
         self._portions += 1
-        # Now and then the events of an earlier portion go on, at positions of their own.
+        # Sometimes the events of an earlier portion go on, at later positions.
         name = rng.randrange(self._portions) if rng.random() < 0.2 else self._portions
         fresh = histories(rng, events=EVENTS_AT_ONCE, name=f"e-{name}")
         held = [message for message in fresh if rng.random() < HELD_BACK]
@@ -53,17 +53,17 @@ class Traffic:
         return sent
 
     def poison(self) -> None:
-        """Put a message into the next portion that kills each worker of `tests.deadly`."""
+        """Add a message to the next portion that kills each worker of `tests.deadly`."""
         fatal = deadly(f"e-poison-{self._portions}")
         self._extra.append(Publication(f"poison {fatal['id']}", body(fatal), DELIVERY_LIMIT))
 
     def rest(self) -> list[Publication]:
-        """Give what was held back until now."""
+        """Return everything that is still held back."""
         held, self._held = self._held, []
         return list(map(_sound, held))
 
     def _late(self) -> list[Message]:
-        """Take some of what was held back, long after its neighbours."""
+        """Return some of the messages that were held back, long after their neighbours."""
         count = len(self._held) // 10
         late, self._held = self._held[:count], self._held[count:]
         return late
@@ -81,7 +81,7 @@ class Traffic:
             return [Publication(f"large {number}", large, Reason.TOO_LARGE.value)]
         if chance < 0.55 and self._old:
             known = self._rng.choice(self._old)
-            # The first of two contents counts: only what is in the log already is surely the first.
+            # Of two contents, the first counts. Only one that is in the log is surely the first.
             if self._in_log(known["payload"]["event_id"], known["id"]):
                 other = body(known | {"more": number})
                 return [Publication(f"conflict {number}", other, Reason.ID_CONFLICT.value)]
@@ -89,6 +89,6 @@ class Traffic:
 
 
 def _sound(message: Message) -> Publication:
-    # As text and not as `body` does, so that what the log keeps can be compared with it.
+    # As text, not as `body` builds it, so that it can be compared with what the log keeps.
     text = json.dumps(message)
     return Publication(identity_of(message["payload"]["event_id"], message["id"]), text.encode())

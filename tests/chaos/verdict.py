@@ -1,6 +1,6 @@
-"""What is to be said at the end, in the manner of Jepsen: counts, and what must be true of them.
+"""The result of a run, in the manner of Jepsen: counts, and checks that must hold.
 
-Only compares; everything was collected before.
+It only compares; everything was collected before.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of everything that was attempted, each thing counted once."""
+    """What became of every attempted message, each counted once."""
 
     attempted: int
     confirmed: int
@@ -47,21 +47,21 @@ class Counts:
 
 
 MEANINGS = {
-    "attempted": "given to the publisher's connection",
-    "confirmed": "taken over by the broker, by its word",
+    "attempted": "sent by the publisher",
+    "confirmed": "confirmed by the broker",
     "applied": "in the log",
     "dead_lettered": "in the dead-letter queue",
     "queued": "still in the queue",
-    "lost": "confirmed, and nowhere",
-    "unexpected": "seen, and never attempted",
-    "applied_twice": "appended more than once, by the count of a trigger",
-    "recovered": "never confirmed, and yet seen",
+    "lost": "confirmed, but nowhere",
+    "unexpected": "seen, but never attempted",
+    "applied_twice": "appended more than once, as counted by a trigger",
+    "recovered": "seen, but never confirmed",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something that must be true, and what was found if it is not."""
+    """A condition that must hold, and what was found if it does not."""
 
     promise: str
     problem: str = ""
@@ -82,11 +82,11 @@ class Verdict:
     checks: list[Check]
     injected: Counter[str]
     happened: dict[str, int] = field(default_factory=dict)
-    """Numbers that nothing is demanded of."""
+    """Numbers for information, without a check."""
     exit_codes: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_good(self) -> bool:
-        """Whether all is as it must be."""
+        """Whether all checks hold."""
         return all(check.is_true for check in self.checks)

@@ -1,7 +1,7 @@
-"""A second count of what is written: a trigger in the worker's file notes each row of the log.
+"""A second count of appends: a trigger in the worker's file notes each row of the log.
 
-It is in the transaction that appends the row, and so is true through every crash; and it has no
-key, so that a message that were appended twice would be there twice.
+The trigger runs in the transaction that appends the row, so it stays correct through every crash.
+Its table has no key, so a message that was appended twice would be there twice.
 """
 
 import sqlite3
@@ -23,7 +23,7 @@ def install(database: Path) -> None:
 
 
 def appended(database: Path) -> int:
-    """Count the appends that are committed now; one look at the end of the table."""
+    """Return the number of committed appends, from the end of the table only."""
     try:
         return int(query(database, "SELECT max(rowid) FROM chaos_appends")[0][0] or 0)
     except sqlite3.OperationalError:
@@ -31,6 +31,6 @@ def appended(database: Path) -> int:
 
 
 def appended_twice(database: Path) -> int:
-    """Count the messages that were appended more than once."""
+    """Return the number of messages that were appended more than once."""
     again = "SELECT 1 FROM chaos_appends GROUP BY stream, id HAVING count(*) > 1"
     return len(query(database, again))

@@ -1,7 +1,7 @@
-"""The main job in under a minute: a story is published, workers are killed, and the rows are right.
+"""The worker's main job in a minute: publish a story, kill workers, and compare the rows.
 
-`make demo` calls it. Exits with 0 if everything is as claimed, with 1 if not; whatever happens, it
-leaves nothing on the broker, no process and no file.
+`make demo` calls it. It exits with 0 if every claim holds, and with 1 if not. Whatever happens, it
+leaves nothing behind: no queue on the broker, no process and no file.
 """
 
 import argparse
@@ -31,16 +31,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    """Run the demo; give its exit code."""
+    """Run the demo; return its exit code."""
     options = _options()
-    # What these libraries have to say arrives as exceptions.
+    # These libraries' errors arrive as exceptions.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         return asyncio.run(_with_signals(picture.console(), options))
     except (DemoFailed, NodeFailed, WorkerError, AMQPError, AssertionError, OSError) as error:
-        # AssertionError: from the tools that the demo shares with the tests. A text that goes on
-        # ends with what a worker or a node has written.
+        # The tools shared with the tests raise AssertionError. If a text has more lines,
+        # they end with the output of a worker or a node.
         first, *rest = str(error).splitlines() or [type(error).__name__]
         print("\n".join([f"The demo failed: {first}", *rest[-LAST_LINES:]]), file=sys.stderr)
         return 1
@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
 
 
 async def _with_signals(on: Console, options: argparse.Namespace) -> int:
-    """Run the demo so that a signal ends it, but not its clearing away."""
+    """Run the demo so that a signal ends it, but not its cleanup."""
     received: list[signal.Signals] = []
     task = asyncio.ensure_future(_demo(on, options))
 
@@ -70,13 +70,13 @@ async def _with_signals(on: Console, options: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         if not received:
             raise
-        print("Ended by a signal; everything is cleared away.", file=sys.stderr)
+        print("Ended by a signal; everything is cleaned up.", file=sys.stderr)
         return 128 + received[0]
 
 
 async def _demo(on: Console, options: argparse.Namespace) -> int:
     def say(sentence: str) -> None:
-        # aiormq, cancelled while it connects or closes, now and then goes on regardless.
+        # If it is cancelled while it connects or closes, aiormq sometimes continues regardless.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
@@ -113,7 +113,7 @@ async def _demo(on: Console, options: argparse.Namespace) -> int:
 
 
 async def _play(say: Say, story: Story, broker: Broker, folder: Path) -> Ending:
-    """Let the story happen, and collect everything that is to be known of its end."""
+    """Run the story, and collect everything that there is to know of its end."""
     database = folder / "projection.db"
     settings = settings_of(broker.url, broker.topology, database)
     measured = await Load(story, broker, settings, say).run()

@@ -1,6 +1,6 @@
-"""Which broker the demo uses, and everything it does there beside the worker.
+"""The broker that the demo uses, and everything that the demo does on it besides the worker.
 
-Promise: the exchanges and queues have names of this run alone, and are gone when the block ends.
+Promise: the exchanges and queues have names unique to this run, and are gone when the block ends.
 """
 
 import asyncio
@@ -28,32 +28,32 @@ INSTALL = Path(__file__).parents[2] / "deploy" / "install-test-tools.sh"
 LOCAL = "amqp://guest:guest@localhost:5672/"
 PROBE_SECONDS = 5
 DELIVERY_LIMIT = 20
-# So many publishes wait for their confirms together; more make nothing faster.
+# This many publishes wait for their confirms together; more are no faster.
 UNCONFIRMED = 100
-# A look at the queue is repeated until it gives the same number so often in a row.
+# The depth counts as steady once it is the same this often in a row.
 STEADY_LOOKS = 8
 
 Say = Callable[[str], None]
 
 
 class DemoFailed(Exception):
-    """Something is not as it must be; the text says what, for a person."""
+    """The demo cannot go on; the text says why, for a person."""
 
 
 async def until(look: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-    """Wait until something is so; fail in words that a person understands."""
+    """Wait until a condition holds; fail in words that a person understands."""
     try:
         await eventually(look)
     except AssertionError:
-        raise DemoFailed(f"This takes too long: {what}.") from None
+        raise DemoFailed(f"Timed out waiting until {what}.") from None
 
 
 @asynccontextmanager
 async def chosen(say: Say, *, is_private: bool) -> AsyncIterator[str]:
-    """Give the address of the broker to use, and say which it is and why.
+    """Yield the address of the broker to use, after saying which one it is and why.
 
-    WORKER_AMQP_URL, or the machine's own broker, or a private node, for which RabbitMQ is installed
-    if need be. `is_private` asks for the private node at once.
+    That is WORKER_AMQP_URL's broker, or the machine's own, or a private node, for which RabbitMQ
+    is installed if necessary. `is_private` asks for the private node at once.
     """
     url = os.environ.get("WORKER_AMQP_URL")
     if url and not is_private:
@@ -76,7 +76,7 @@ async def chosen(say: Say, *, is_private: bool) -> AsyncIterator[str]:
 
 
 async def _problem(url: str) -> str | None:
-    """Connect, and give what is wrong; None if nothing is."""
+    """Connect to the broker; return what is wrong, or None."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             connection = await aio_pika.connect(url)
@@ -95,12 +95,12 @@ async def _install() -> None:
             process.terminate()
             await process.wait()
     if exit_code != 0:
-        raise DemoFailed("There is no broker to use, and none could be installed (see above).")
+        raise DemoFailed("There is no usable broker, and none could be installed (see above).")
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What the broker says of a queue."""
+    """The broker's counts for a queue."""
 
     ready: int
     consumers: int
@@ -119,13 +119,13 @@ class Broker:
     """The exchanges and queues of one run."""
 
     def __init__(self, url: str, topology: Topology, channel: aio_pika.abc.AbstractChannel) -> None:
-        """Look and publish at the broker's address; the channel is for looking."""
+        """Publish and read at the broker's address; the channel is for counting."""
         self.url = url
         self.topology = topology
         self._channel = channel
 
     async def publish(self, part: Sequence[Publication]) -> int:
-        """Publish as chat servers do; give how many publishes the broker has confirmed."""
+        """Publish as chat servers do; return how many publishes the broker has confirmed."""
         confirmed = 0
         exchange = self.topology.exchange
         async with publisher(
@@ -148,13 +148,13 @@ class Broker:
             raise errors.exceptions[0] from None
 
     async def depth(self) -> Depth:
-        """Ask how many messages wait in the queue, and for how many consumers."""
+        """Return how many messages wait in the queue, and how many consumers it has."""
         queue = await self._channel.declare_queue(self.topology.queue, passive=True)
         found = queue.declaration_result
         return Depth(found.message_count or 0, found.consumer_count or 0)
 
     async def ready(self, *, consumers: int) -> int:
-        """Give how many messages wait, once that is steady with so many consumers."""
+        """Return how many messages wait, once that is steady with this many consumers."""
         looks: list[Depth] = []
 
         async def is_steady() -> bool:
@@ -189,7 +189,7 @@ async def topology_of_this_run(url: str) -> AsyncIterator[Broker]:
             await topology.apply(channel)
             yield Broker(url, topology, channel)
         finally:
-            # On a connection of its own: whatever went wrong may have ended the other one.
+            # On its own connection, because a failure may have ended the other one.
             await _delete(url, topology)
 
 

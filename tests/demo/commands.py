@@ -1,4 +1,4 @@
-"""The commands of the worker, used as a user uses them."""
+"""The worker's commands, run as a user runs them."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from worker.broker.topology import Topology
 
 
 def settings_of(url: str, topology: Topology, database: Path) -> dict[str, str]:
-    """Give the environment of a worker; none of the caller's own settings reach it."""
+    """Return the environment of a worker; none of the caller's own settings reach it."""
     return environment(
         amqp_url=url,
         exchange=topology.exchange,
@@ -25,7 +25,7 @@ def settings_of(url: str, topology: Topology, database: Path) -> dict[str, str]:
         amqp_allow_plain_text=True,
         database=database,
         log_format="json",
-        # One line for each batch: how the demo knows what the worker has done.
+        # One line for each batch, from which the demo knows what the worker has done.
         log_level="debug",
         # No secret files of this machine.
         secrets_dir=database.parent,
@@ -34,16 +34,16 @@ def settings_of(url: str, topology: Topology, database: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command gave back."""
+    """The result of a command."""
 
     exit_code: int
     printed: str
     complaint: str
-    """What it wrote to standard error."""
+    """Its standard error."""
 
 
 async def command(*arguments: str, settings: dict[str, str], folder: Path) -> Answer:
-    """Run a command of the worker to its end."""
+    """Run a command of the worker until it ends."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", *arguments),
         env=settings,
@@ -59,7 +59,7 @@ async def command(*arguments: str, settings: dict[str, str], folder: Path) -> An
         async with patiently():
             printed, complaint = await process.communicate()
     except TimeoutError:
-        raise DemoFailed(f"The command {arguments[0]} does not end.") from None
+        raise DemoFailed(f"The command {arguments[0]} does not finish.") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -68,7 +68,7 @@ async def command(*arguments: str, settings: dict[str, str], folder: Path) -> An
 
 
 async def read_json(*arguments: str, settings: dict[str, str], folder: Path) -> Any:
-    """Run a command that reads; give the document that it prints."""
+    """Run a command that reads; return the document that it prints."""
     answer = await command(*arguments, "--json", settings=settings, folder=folder)
     if answer.exit_code != 0:
         raise DemoFailed(f"The command {' '.join(arguments)} fails: {answer.complaint}")

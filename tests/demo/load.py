@@ -1,6 +1,6 @@
-"""What is done to the worker: it gets the story, and is killed in the middle of it.
+"""The load on the worker: it gets the story, and is killed in the middle of it.
 
-Measures as it goes; judges nothing.
+This module only measures; it judges nothing.
 """
 
 import os
@@ -24,33 +24,33 @@ MOMENT_SECONDS = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """What was counted around one SIGKILL."""
+    """The counts around one SIGKILL."""
 
     exit_code: int
     in_log: int
-    """Messages that were committed."""
+    """The number of committed messages."""
     redelivered: int
-    """Messages that the worker held unacked, and that the broker took back to deliver again."""
+    """Messages that the worker held unacked, and that the broker took back to redeliver."""
     unreported: int
-    """Messages that it had acked, but died before it said so."""
+    """Messages that it had acked, but did not live to report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was counted from the first publish to the end of the last worker."""
+    """The counts from the first publish to the end of the last worker."""
 
     confirmed: int
-    """Publishes that the broker confirmed."""
+    """The number of confirmed publishes."""
     kills: tuple[Kill, ...]
     reported: Counter[str]
-    """Verdict -> messages, as all workers together have reported."""
+    """Messages by verdict, as reported by all workers together."""
     exit_code: int
-    """Of the last worker, after SIGTERM."""
+    """That of the last worker, after SIGTERM."""
     still_queued: int
-    """Messages in the queue after that."""
+    """The number of messages in the queue after that."""
     publish_seconds: float
     work_seconds: float
-    """While a worker ran that was not killed or frozen yet, its start included."""
+    """The time during which a worker ran that was not yet killed or frozen, with its start."""
 
 
 class Load:
@@ -69,7 +69,7 @@ class Load:
         self._work_seconds = 0.0
 
     async def run(self) -> Measured:
-        """Publish a part, kill a worker in the middle of it, and again; let the last one finish."""
+        """Publish a part and kill a worker in the middle, repeatedly; let the last one finish."""
         *parts, last = self._story.parts
         kills = [await self._kill_one(number, part) for number, part in enumerate(parts, 1)]
         exit_code = await self._finish(last)
@@ -90,9 +90,9 @@ class Load:
         waiting = await self._broker.ready(consumers=0)
         started = time.monotonic()
         async with self._worker() as worker:
-            self._say(f"Worker {number} (pid {worker.pid}) is started ...")
+            self._say(f"Worker {number} (pid {worker.pid}) has started ...")
             await self._until_committed(worker, count_log(self._database) + sent // 3)
-            # Frozen wherever it is, so that what it leaves behind can be counted.
+            # Frozen at whatever point it is, so that what it leaves behind can be counted.
             os.kill(worker.pid, signal.SIGSTOP)
             self._work_seconds += time.monotonic() - started
             still_ready = await self._broker.ready(consumers=1)
@@ -108,14 +108,14 @@ class Load:
         )
         self._say(
             f"  ... and killed with SIGKILL: the log has {kill.in_log:,} messages, and "
-            f"{kill.redelivered:,} unacked ones will come again."
+            f"{kill.redelivered:,} unacked ones will be redelivered."
         )
         return kill
 
     async def _until_committed(self, worker: WorkerProcess, messages: int) -> None:
-        """Wait until so many messages are in the log, and not a moment longer.
+        """Return as soon as this many messages are in the log.
 
-        A moment: the next thing that a worker does after its commit is to dead-letter and ack.
+        At once, because a worker dead-letters and acks directly after its commit.
         """
 
         async def is_there() -> bool:
@@ -132,7 +132,7 @@ class Load:
         waiting = await self._broker.ready(consumers=0)
         started = time.monotonic()
         async with self._worker() as worker:
-            self._say(f"Worker {KILLS + 1} (pid {worker.pid}) is started ...")
+            self._say(f"Worker {KILLS + 1} (pid {worker.pid}) has started ...")
             sent = await self._publish(part)
             self._say(f"  ... and gets the last {sent:,} messages while it works.")
             await worker.wait_until_settled(waiting + sent)

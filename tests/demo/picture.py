@@ -1,4 +1,4 @@
-"""What happened, as a person reads it: numbers, one chat, one event, and the proof."""
+"""Shows what happened: numbers, one chat, one event, and the proof."""
 
 import json
 from collections import Counter
@@ -19,13 +19,13 @@ MOST_DIFFERENCES = 5
 
 
 def console() -> Console:
-    """Give what the demo prints on: as wide as the terminal, or 100 columns of plain text."""
+    """Return the console for the demo: as wide as the terminal, or 100 columns of plain text."""
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 def show_numbers(on: Console, story: Story, ending: Ending) -> None:
-    """Show what was counted."""
+    """Print the counts."""
     measured, model = ending.measured, ending.model
     taken_again = sum(kill.redelivered for kill in measured.kills)
     copies = len(ending.dead_letters) - ending.broken
@@ -40,21 +40,21 @@ def show_numbers(on: Console, story: Story, ending: Ending) -> None:
             f"{len(story.messages):,} messages, {story.copies:,} of them twice, and "
             f"{len(story.broken):,} broken ones; each confirmed",
         ),
-        ("redelivered", taken_again, "a worker that was killed had them and had not acked them"),
+        ("redelivered", taken_again, "held unacked by a worker when it was killed"),
         ("applied", len(model.log), "messages in the log, each once"),
         (
             "  late",
             model.late,
-            "arrived behind messages that they precede; took their place all the same",
+            "arrived after messages that they precede; applied at their position",
         ),
-        ("  orphans", model.orphans, "of events that nobody ever planned: in the log, no row"),
+        ("  orphans", model.orphans, "of events that were never planned: in the log, but no row"),
         ("duplicates", measured.reported["duplicate"], _duplicates(ending)),
         (
             "dead letters",
             len(ending.dead_letters),
-            f"{copies} of them a second time: a kill came between confirm and ack"
+            f"{copies} of them twice, because of a kill between confirm and ack"
             if copies
-            else "broken for good",
+            else "broken messages",
         ),
     ):
         table.add_row(name, f"{number:,}", meaning)
@@ -67,7 +67,7 @@ def show_numbers(on: Console, story: Story, ending: Ending) -> None:
 
 
 def worth_seeing(model: ReadModel) -> tuple[str, str]:
-    """Choose a chat with a few events that are not over, and one of them with a history."""
+    """Return a chat with a few events that are not over, and one of them with a history."""
     ongoing: dict[str, list[str]] = {}
     chat_of = {}
     for row in model.rows:
@@ -82,7 +82,7 @@ def worth_seeing(model: ReadModel) -> tuple[str, str]:
 
 
 def show_chat(on: Console, ending: Ending) -> None:
-    """Show what goes on in the chat, and how one of its events has come to where it is."""
+    """Print what goes on in the chat, and how one of its events reached its status."""
     _title(on, f"What is planned or going on in {ending.chat_id}? (list {ending.chat_id})")
     table = _table("event", "kind", "status", "planned for", "props")
     for event in ending.listed:
@@ -104,7 +104,7 @@ def show_chat(on: Console, ending: Ending) -> None:
 
 
 def show_proof(on: Console, claims: list[Claim]) -> None:
-    """Show each claim, and what contradicts it."""
+    """Print each claim, and what contradicts it."""
     _title(on, "The proof")
     table = _table()
     for claim in claims:
@@ -151,7 +151,7 @@ def _duplicates(ending: Ending) -> str:
 
 
 def _reasons(ending: Ending) -> list[tuple[str, str, int]]:
-    """Give each reason with the detail of one dead letter, and how many there are of it."""
+    """Return each reason with the detail of one dead letter, and how many there are of it."""
     numbers = Counter(letter.reason for letter in ending.dead_letters)
     details = {letter.reason: letter.detail for letter in ending.dead_letters}
     return [

@@ -1,4 +1,4 @@
-"""The claims of the project, held against what was counted. Touches nothing; only compares."""
+"""The project's claims, compared with the counts. This module only compares."""
 
 import json
 import signal
@@ -29,31 +29,31 @@ class Ending:
     """Of `rebuild --verify`."""
     chat_id: str
     listed: list[dict[str, Any]]
-    """What `list` gives for that chat."""
+    """What `list` prints for that chat."""
     event_id: str
     shown: dict[str, Any]
-    """What `show` gives for that event of the chat."""
+    """What `show` prints for that event of the chat."""
 
     @property
     def broken(self) -> int:
-        """How many dead letters there are, leaving out second copies."""
+        """How many dead letters there are, without second copies."""
         return len({(letter.reason, letter.body) for letter in self.dead_letters})
 
     @property
     def published_again(self) -> int:
-        """How many publishes are neither in the log nor a dead letter: their twins are."""
+        """How many publishes are neither in the log nor a dead letter, because their twins are."""
         return self.measured.confirmed - len(self.model.log) - self.broken
 
     @property
     def unreported(self) -> int:
-        """How many messages were settled by workers that were killed before they said so."""
+        """How many messages workers settled that were killed before they reported it."""
         return sum(kill.unreported for kill in self.measured.kills)
 
     @property
     def committed_unacked(self) -> int | None:
-        """How many messages were committed and not acked when a worker was killed.
+        """How many messages were committed but not acked when a worker was killed.
 
-        The next one found them to be duplicates. None if a killed worker left something unsaid.
+        The next worker found them to be duplicates. None if a killed worker did not report all.
         """
         again = self.measured.reported["duplicate"] - self.published_again
         return None if self.unreported else again
@@ -61,28 +61,28 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence, and what contradicts it, if anything does."""
+    """One sentence, and what contradicts it, if anything."""
 
     text: str
     differences: tuple[str, ...] = ()
 
 
 def claims(story: Story, ending: Ending) -> list[Claim]:
-    """Hold every claim against what was counted."""
+    """Compare every claim with the counts."""
     measured, model, verified = ending.measured, ending.model, ending.verified
     expected = expected_rows(story.messages)
     return [
         Claim(
-            f"The {len(model.rows):,} rows equal those of tests/oracle.py, a second fold written "
-            "apart, byte for byte.",
+            f"The {len(model.rows):,} rows equal, byte for byte, those of tests/oracle.py, an "
+            "independent fold.",
             tuple(_rows_differ(model.rows, expected)),
         ),
         Claim(
-            "`rebuild --verify` folds the log anew and finds the same rows.",
+            "`rebuild --verify` folds the log again and finds the same rows.",
             (f"{verified.printed}{verified.complaint}",) if verified.exit_code else (),
         ),
         Claim(
-            f"`list {ending.chat_id}` gives the same events, in the order of planning.",
+            f"`list {ending.chat_id}` prints the same events, in the order of planning.",
             tuple(_list_differs(ending, expected)),
         ),
         Claim(
@@ -99,8 +99,8 @@ def claims(story: Story, ending: Ending) -> list[Claim]:
             tuple(_counts_differ(story, ending)),
         ),
         Claim(
-            f"{len(measured.kills)} workers died of SIGKILL in the middle; the last ended on "
-            "SIGTERM with exit code 0.",
+            f"{len(measured.kills)} workers were killed by SIGKILL while they worked; the last "
+            "ended on SIGTERM with exit code 0.",
             tuple(_endings_differ(story, measured)),
         ),
     ]

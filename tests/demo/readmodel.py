@@ -1,6 +1,6 @@
-"""What stands in the worker's database at the end, read as any SQLite client reads it.
+"""The contents of the worker's database at the end, read as any SQLite client reads it.
 
-Not through the worker's own reads, so that the proof does not lean on what it proves.
+It does not use the worker's own reads, so that the proof does not rely on what it proves.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from tests.oracle import Row
 
 @dataclass(frozen=True, slots=True)
 class ReadModel:
-    """The whole database, as it is at the end."""
+    """The whole database at the end."""
 
     rows: list[Row]
     """The table `events`, ordered by event_id."""
     log: dict[tuple[str, str], bytes]
-    """(event_id, id) -> the body that was accepted."""
+    """(event_id, id) -> the accepted body."""
     late: int
     orphans: int
 

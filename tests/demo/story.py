@@ -1,7 +1,7 @@
-"""A week of forty chats, as their servers publish it: the messages, how they are sent, what breaks.
+"""A week of forty chats, as their servers publish it: the messages, their order, and the faults.
 
-Everything follows from one seed. Knows no broker and no worker: the reasons stand here as
-docs/operate.md has them, so that the fate of every broken message is known before it is sent.
+Everything follows from one seed. This module knows no broker and no worker: it has the reasons as
+docs/operate.md states them, so that the fate of each broken message is known before it is sent.
 """
 
 import json
@@ -18,13 +18,13 @@ Message = dict[str, Any]
 CHATS = 40
 EVENTS = 1_200
 UNPLANNED = 12
-"""Events whose plan was never published: their messages are orphans."""
+"""Events whose plan was never published, so that their messages are orphans."""
 EACH_BROKEN = 4
 COPIES = 10
 """Every tenth message is published twice."""
 FIRST_DAY = datetime(2026, 4, 27, 6, tzinfo=UTC)
 TOO_LARGE = 1024 * 1024
-"""A body of this many bytes and more is too large."""
+"""A body of at least this many bytes is too large."""
 
 EVENT_KINDS: dict[str, list[dict[str, Any]]] = {
     "reminder": [{"text": "Water the plants"}, {"text": "Call Zoë"}, {"text": "Take out the bins"}],
@@ -38,8 +38,8 @@ EVENT_KINDS: dict[str, list[dict[str, Any]]] = {
     "checklist": [{"title": "Camping", "entries": {"tent": None, "stove": "Ana", "map": "Ben"}}],
 }
 
-# What becomes of an event, and how often. `back:x` is a status taken back to x, because the turn of
-# the assistant that had caused it was regenerated.
+# What happens to an event, and how often. `back:x` takes the status back to x, because the
+# assistant's turn that had caused it was regenerated.
 COURSES = {
     "planned": 12,
     "planned started": 12,
@@ -59,12 +59,12 @@ COURSES = {
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One thing that a chat server sends."""
+    """One message that a chat server sends."""
 
     chat_id: str
     body: bytes
     reason: str | None = None
-    """Why it will be dead-lettered; None for a message that is sound."""
+    """Why it will be dead-lettered; None for a sound message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Story:
     messages: list[Message]
     """Each sound message once, in the order in which it happened."""
     parts: list[list[Publication]]
-    """All that is sent, in no order; one part is sent after the other."""
+    """All messages to send, in random order; one part is sent after the other."""
     copies: int
     """How many messages are sent twice."""
 
@@ -85,7 +85,7 @@ class Story:
 
     @property
     def broken(self) -> list[Publication]:
-        """Everything that must end among the dead letters."""
+        """Every message that must become a dead letter."""
         return [each for part in self.parts for each in part if each.reason]
 
     @property
@@ -102,7 +102,7 @@ class Story:
 
 
 def tell(seed: int, parts: int) -> Story:
-    """Tell the story of a seed, to be sent in so many parts."""
+    """Return the story of a seed, to be sent in this many parts."""
     rng = Random(seed)
     happened = [step for number in range(1, EVENTS + 1) for step in _event(rng, number)]
     happened.sort(key=lambda step: step[0])
@@ -117,13 +117,13 @@ def tell(seed: int, parts: int) -> Story:
     broken = [
         Publication(chat_id, breaks(message), reason)
         for breaks, reason in BREAKAGES
-        for chat_id, message in (_anew(rng, *each) for each in _plans(rng, sound))
+        for chat_id, message in (_renewed(rng, *each) for each in _plans(rng, sound))
     ]
     shuffled = sent + copies + broken
     rng.shuffle(shuffled)
     size = -(-len(shuffled) // parts)
     split = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-    # The first of two contents counts. Sent with the last part, these are surely the second.
+    # Of two contents, the first counts. Sent with the last part, these surely come second.
     first = {each.body for each in split[0]}
     earlier = [(c, message) for c, message in sound if _body(message) in first]
     for chat_id, message in rng.sample(earlier, EACH_BROKEN):
@@ -136,7 +136,7 @@ Step = tuple[datetime, str, str, dict[str, Any]]
 
 
 def _event(rng: Random, number: int) -> Iterator[Step]:
-    """Give what happens to one event: when, in which chat, the message's kind and payload."""
+    """Yield what happens to one event: when, in which chat, the message's kind and payload."""
     event_id, chat = f"e-{number:04}", rng.randint(1, CHATS)
     (course,) = rng.choices(list(COURSES), weights=list(COURSES.values()))
     moment = FIRST_DAY + timedelta(minutes=rng.randrange(7 * 24 * 60), seconds=rng.randrange(60))
@@ -175,8 +175,8 @@ def _message(
         "sequence": sequence,
         "payload": payload,
     }
-    # The chats are not all served alike: some servers write another time zone, others do not
-    # number their messages, so that only the time tells their order.
+    # Not all chats are served alike: some servers write another time zone, and others do not number
+    # their messages, so that only the time tells their order.
     if chat_id.endswith("3"):
         message["occurred_at"] = moment.astimezone(timezone(timedelta(hours=9))).isoformat()
     if chat_id.endswith("7"):
@@ -185,7 +185,7 @@ def _message(
 
 
 def _id(rng: Random, moment: datetime) -> str:
-    """Give an id as servers make it: a UUID of version 7, whose first 48 bits are the time."""
+    """Return an id as servers make it: a UUID of version 7, whose first 48 bits are the time."""
     bits = int(moment.timestamp() * 1000) << 80 | rng.getrandbits(80)
     bits = bits & ~(0xF << 76) | 7 << 76
     return str(UUID(int=bits & ~(3 << 62) | 2 << 62))
@@ -203,14 +203,14 @@ def _plans(rng: Random, sound: list[tuple[str, Message]]) -> list[tuple[str, Mes
     return rng.sample([each for each in sound if each[1]["kind"] == "event_planned"], EACH_BROKEN)
 
 
-def _anew(rng: Random, chat_id: str, message: Message) -> tuple[str, Message]:
-    """Give a message of its own, for a new event of the same chat."""
+def _renewed(rng: Random, chat_id: str, message: Message) -> tuple[str, Message]:
+    """Return a new message for a new event of the same chat."""
     payload = message["payload"] | {"event_id": f"e-broken-{rng.getrandbits(32):08x}"}
     return chat_id, message | {"id": _id(rng, FIRST_DAY), "payload": payload}
 
 
 def _changed(message: Message) -> Message:
-    """Say something else under the same id, of the same event."""
+    """Return a message with the same id and event but another content."""
     return message | {"occurred_at": "2026-05-04T00:00:00Z"}
 
 

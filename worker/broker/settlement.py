@@ -197,7 +197,7 @@ class Settlement:
     def _holding_up_all(self, reason: BrokerRefused) -> BrokerRefused:
         return BrokerRefused(
             f"{reason.message} Rejected messages fill the prefetch ({self._prefetch:,}), so the "
-            "messages behind them also wait.",
+            "messages behind them wait, too.",
             reason.hint,
         )
 
