@@ -62,7 +62,7 @@ class TestAName:
 
         await reach(BrokerAddress((f"amqp://{NAME}:{port}/",)))
 
-    async def test_without_an_address_that_answers_is_told(
+    async def test_without_an_address_that_answers_is_reported(
         self, port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The error contains the name that the operator knows."""
@@ -72,7 +72,7 @@ class TestAName:
         with pytest.raises(SessionLost, match=NAME):
             await reach(BrokerAddress((f"amqp://{NAME}:{port}/",)))
 
-    async def test_is_told_with_what_each_address_said(
+    async def test_is_reported_with_the_reason_of_each_address(
         self, node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The error gives the reason of each address, because any may be the one that matters."""
@@ -84,7 +84,7 @@ class TestAName:
         assert SILENT in lost.value.message
         assert "127.0.0.3" in lost.value.message
 
-    async def test_that_is_not_known_is_told(self) -> None:
+    async def test_that_is_unknown_is_reported(self) -> None:
         """An unknown name is one error, whatever the resolver calls it."""
         with pytest.raises(SessionLost, match=r"nowhere\.invalid"):
             await reach(BrokerAddress(("amqp://nowhere.invalid/",)))

@@ -131,7 +131,7 @@ class TestASecondFile:
         following = await start_worker()
         await following.wait_until_settled(1)
 
-    async def test_is_refused_in_the_place_of_the_first(
+    async def test_is_refused_instead_of_the_first(
         self, database: Path, first: WorkerProcess, start_worker: StartWorker
     ) -> None:
         """A file that was deleted and created again is another file."""
@@ -296,7 +296,7 @@ class TestAClaimWhileTheWorkerRuns:
         assert await belongs_to(queues, identity(database))
         assert len(first.said("connected")) == 1
 
-    async def test_that_is_an_exchange_of_somebody_else_ends_the_start(
+    async def test_that_is_another_kind_of_exchange_ends_the_start(
         self, queues: Queues, start_worker: StartWorker
     ) -> None:
         """The worker neither uses nor deletes that exchange."""

@@ -16,7 +16,7 @@ from worker.errors import BrokerRefused, SessionLost
 class TestTwoCommands:
     """Only one command at a time holds the dead letters."""
 
-    async def test_are_told_of_each_other(self, queues: Queues, start_command: StartWorker) -> None:
+    async def test_exclude_each_other(self, queues: Queues, start_command: StartWorker) -> None:
         """The second command changes nothing and fails; after the first has ended, it works."""
         await queues.declare()
         await put(queues, [b"1", b"2"])
@@ -57,7 +57,7 @@ class TestTwoCommands:
             with pytest.raises(BrokerRefused, match="consumers: 1"):
                 await requeue_all(queues)
 
-    async def test_say_how_many_did_not_come(
+    async def test_report_the_letters_that_did_not_arrive(
         self, queues: Queues, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Letters that another program took away are reported."""

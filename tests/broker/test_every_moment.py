@@ -270,7 +270,7 @@ async def end_all(
 
 
 class TestALoss:
-    async def test_is_told_before_anything_is_closed(
+    async def test_is_reported_before_anything_is_closed(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """While a peer keeps the worker from closing, it already reports that it is not ready."""
@@ -328,7 +328,7 @@ class TestASettlement:
         )
 
 
-class TestAWorkerThatVerifiesAllTheTime:
+class TestAWorkerThatVerifiesContinuously:
     async def test_consumes_again_after_each_loss(self, node: RabbitMQNode, tmp_path: Path) -> None:
         """The link falls silent before each cut, sometimes for longer than the worker waits."""
         async with linked(node, tmp_path, "tests.verifying") as link:

@@ -150,7 +150,7 @@ class TestALink:
         assert len(ending.worker.said("connected")) >= 2
 
     @pytest.mark.parametrize("name", NOISES)
-    async def test_that_promises_bytes_for_ever_is_left(self, endings: Endings, name: str) -> None:
+    async def test_that_promises_endless_bytes_is_left(self, endings: Endings, name: str) -> None:
         """Bytes that look like the beginning of a long frame do not count as a sign of life."""
         ending = await endings[name]
 

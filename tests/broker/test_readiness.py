@@ -149,7 +149,7 @@ class TestLiveness:
 
 
 class TestMetrics:
-    async def test_tell_what_a_worker_has_done(self, queues: Queues, worker: WorkerProcess) -> None:
+    async def test_count_the_settled_messages(self, queues: Queues, worker: WorkerProcess) -> None:
         """They count messages by outcome and dead letters by reason."""
         await queues.publish([only := planned("e-1"), only, b"broken"])
         await worker.wait_until_settled(3)

@@ -201,7 +201,7 @@ class TestTheCount:
 
 class TestABreakInTheMiddle:
     @pytest.mark.parametrize("way", list(Way), ids=str)
-    async def test_by_a_broker_that_falls_silent_is_said(
+    async def test_by_a_broker_that_falls_silent_is_reported(
         self, queues: Queues, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, way: Way
     ) -> None:
         """Whether sending or receiving fails, the letters are still there."""
@@ -217,7 +217,7 @@ class TestABreakInTheMiddle:
 
         await eventually(lambda: _has_all(queues, 2))
 
-    async def test_by_a_broker_that_closes_is_a_sentence(
+    async def test_by_a_broker_that_closes_is_reported(
         self, queues: Queues, proxy: Proxy, start_command: StartWorker
     ) -> None:
         """The command says how far it came and what to do, and fails without a traceback."""
@@ -268,7 +268,7 @@ class TestABreakInTheMiddle:
         assert worker.total("applied") == MANY
         assert worker.total("duplicate") == requeued - MANY
 
-    async def test_by_the_operator_says_how_far_it_came(
+    async def test_by_the_operator_reports_how_far_it_came(
         self, queues: Queues, proxy: Proxy, start_command: StartWorker
     ) -> None:
         """Ctrl-C ends it with the number of requeued letters, which is the number in the queue."""
@@ -311,7 +311,7 @@ class TestABreakInTheMiddle:
         assert rows(database) == expected_rows(messages)
         assert (worker.total("applied"), worker.total("duplicate")) == (5, 5)
 
-    async def test_of_the_connection_is_said(self, queues: Queues, proxy: Proxy) -> None:
+    async def test_of_the_connection_is_reported(self, queues: Queues, proxy: Proxy) -> None:
         """The error names the message in flight; all letters are still there."""
         await queues.declare()
         await put(queues, [b"1", b"2"], message_id="a-1")

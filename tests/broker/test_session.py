@@ -98,7 +98,7 @@ class TestALostSession:
         assert (await queues.depth()).consumers <= 2
         assert rows(database) == expected_rows(messages)
 
-    async def test_whose_queue_was_deleted_waits_until_somebody_makes_it_anew(
+    async def test_whose_queue_was_deleted_waits_until_it_exists_again(
         self,
         queues: Queues,
         database: Path,

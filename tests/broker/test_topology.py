@@ -71,7 +71,7 @@ class TestTheTopology:
         assert (queues.exchange, queues.name, "#") in bindings
         assert queues.dead_letters in [to for by, to, _ in bindings if by == queues.dead_letters]
 
-    async def test_saves_what_kills_its_consumers(self, queues: Queues) -> None:
+    async def test_keeps_messages_that_kill_their_consumers(self, queues: Queues) -> None:
         """The broker itself dead-letters a message that was lost more often than the limit."""
         await queues.declare(delivery_limit=1)
         await queues.publish([b"deadly"])

@@ -63,9 +63,7 @@ class TestAnotherConsumerOnTheQueue:
         assert [len(worker.said(event)) for event in ("standing_by", "taking_over")] == [1, 1]
         assert rows(database) == expected_rows([only])
 
-    async def test_makes_the_worker_a_standby_for_who_asks(
-        self, queues: Queues, waiting: WorkerProcess
-    ) -> None:
+    async def test_is_reported_as_a_standby(self, queues: Queues, waiting: WorkerProcess) -> None:
         """It is not ready, with the reason, but live; the metric says the same."""
         ask = asking(waiting)
         (served,) = waiting.said("health_served")
