@@ -1,6 +1,6 @@
-"""Addresses as people write them: what is wrong with one, and how it is shown without its secrets.
+"""Addresses as people write them: what is wrong with one, and how to show it without secrets.
 
-Imports next to nothing, because `healthcheck` runs every few seconds.
+Imports very little, because `healthcheck` runs every few seconds.
 """
 
 import re
@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 DEFAULT_HEALTH_HOST = "127.0.0.1"
 DEFAULT_HEALTH_PORT = 8080
 MAX_PORT = 65535
-# AMQP's short string, and the client library's own limit.
+# The limits of the client library and of AMQP's short strings.
 MAX_VHOST_CHARACTERS, MAX_VHOST_BYTES = 127, 255
 MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63
 
@@ -20,22 +20,27 @@ _RAW_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SERVICE_LINK = re.compile(r"(?i)(tcp|udp|sctp)://")
 _QUOTES = "\"'`“”‘’"
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%25\w+)?\](:.*)?")
-SEVERAL_HOSTS = (
-    "has several hosts in one address; write a whole address for each, with spaces between them"
-)
-NO_IPV6 = "has brackets that hold no IPv6 address"
+SEVERAL_HOSTS = "has several hosts in one URL; write a complete URL for each, separated by spaces"
+NO_IPV6 = "has brackets without an IPv6 address in them"
 
 
 def health_url(host: str, port: int) -> str:
-    """Return the URL of an address; one of IPv6 stands in brackets."""
+    """Return the URL of a host and port; an IPv6 address is put in brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def health_host(text: str) -> str:
+    """Return the host that a setting names; raises `ValueError` with the rule."""
+    if text.startswith("[") or text.endswith("]"):
+        raise ValueError("must be a host name or an IP address without brackets, such as ::1")
+    return text
 
 
 def health_port(text: str) -> int:
     """Return the port that a setting names; raises `ValueError` with the rule."""
     if _SERVICE_LINK.match(text):
         raise ValueError(
-            "must be a port number, but this is what Kubernetes sets for a Service named "
+            "must be a port number, but this is the value that Kubernetes sets for a Service named "
             "worker-health; set enableServiceLinks: false in the pod's spec, or set the port there"
         )
     digits = text.lstrip("0") or "0"
@@ -45,7 +50,7 @@ def health_port(text: str) -> int:
 
 
 def is_ip_address(host: str) -> bool:
-    """Return whether a host is an address, and no name that has addresses."""
+    """Return whether a host is an IP address, and not a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -54,35 +59,35 @@ def is_ip_address(host: str) -> bool:
 
 
 def vhost_of(url: str) -> str:
-    """Return the virtual host of an AMQP URL, which is / if it names none."""
+    """Return the virtual host of an AMQP URL; it is / if the URL names none."""
     return unquote_to_bytes(urlsplit(url).path[1:]).decode() or "/"
 
 
 def shown(url: str) -> str:
-    """Return an AMQP URL as people may see it: without the user and the password."""
+    """Return an AMQP URL for display, without the user and the password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def amqp_urls_problem(text: str) -> str | None:
-    """Return what is wrong with one or more AMQP URLs, and the fix; None if nothing is.
+    """Return what is wrong with one or more AMQP URLs, and the fix; None if nothing is wrong.
 
-    Never quotes them: wherever a URL goes wrong, its password may begin.
+    Never quotes them, because any part of a malformed URL may be the password.
     """
     urls = text.split()
     if any(quote in url[:1] + url[-1:] for url in urls for quote in _QUOTES):
-        return "has quotes around it, which are part of the value here; remove them"
+        return "has quotes around it, which count as part of the value; remove them"
     if _SCHEME.match(text) and not all(map(_ANY_SCHEME.match, urls)):
         return (
-            "has a space within an address; write %20 for a space in the user or password, and put "
-            "amqps:// or amqp:// before each of several addresses"
+            "has a space within a URL; write %20 for a space in the user or password, and begin "
+            "each of several URLs with amqps:// or amqp://"
         )
     for number, url in enumerate(urls, 1):
         if problem := _problem(url):
-            of_several = f"(address {number} of {len(urls)}) " if len(urls) > 1 else ""
+            of_several = f"(URL {number} of {len(urls)}) " if len(urls) > 1 else ""
             return f"{of_several}{problem}"
     if len({vhost_of(url) for url in urls}) > 1:
-        return "names different virtual hosts; all addresses must be nodes of one cluster"
+        return "names different virtual hosts; all URLs must be nodes of one cluster"
     return None
 
 
@@ -90,9 +95,9 @@ def _problem(url: str) -> str | None:
     if not _SCHEME.match(url):
         return _scheme_problem(url)
     if re.search(r"(?i)[,;|]+amqps?://", url):
-        return "has commas or the like between its addresses; put spaces there"
+        return "has commas or similar characters between its URLs; separate them with spaces"
     rest = url.partition("://")[2]
-    # A password may have any character, so the last @ ends it, whatever a parser makes of it.
+    # A password may contain any character, so the last @ ends it, even where a parser disagrees.
     user, has_user, place = rest.rpartition("@")
     if has_user and (problem := _user_problem(user)):
         return problem
@@ -106,8 +111,8 @@ def _scheme_problem(url: str) -> str:
     scheme = found[1].lower()
     if scheme in ("amqp", "amqps"):
         return f"must have two slashes after {scheme}:"
-    name = f"{scheme}://" if scheme.isalpha() else "that"
-    return f"has another scheme; {name} is not AMQP 0-9-1, write amqps:// or amqp://"
+    name = f"{scheme}://" if scheme.isalpha() else "it"
+    return f"has another scheme; {name} is not AMQP 0-9-1: write amqps:// or amqp://"
 
 
 def _user_problem(user: str) -> str | None:
@@ -115,19 +120,19 @@ def _user_problem(user: str) -> str | None:
         return SEVERAL_HOSTS
     if "/" in user:
         return (
-            "has a raw / in the user or password, where it is written %2F (or a raw @ in the "
-            "virtual host, where it is written %40)"
+            "has a raw / in the user or password, where it must be written %2F (or a raw @ in the "
+            "virtual host, where it must be written %40)"
         )
     for character in "@?#[]\\":
         if character in user:
             code = f"%{ord(character):02X}"
-            return f"has a raw {character} in the user or password; write {code} for it"
+            return f"has a raw {character} in the user or password; write {code} instead"
     return _escapes_problem(user, "the user or password")
 
 
 def _escapes_problem(text: str, where: str) -> str | None:
     if _RAW_PERCENT.search(text):
-        return f"has a % in {where} that begins no escape such as %2F; write %25 for it"
+        return f"has a % in {where} that does not begin an escape such as %2F; write %25 instead"
     try:
         plain = unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
@@ -140,8 +145,8 @@ def _escapes_problem(text: str, where: str) -> str | None:
 def _place_problem(url: str, place: str) -> str | None:
     if "?" in place:
         return (
-            "has options after a ?, which are not taken; remove them (the files for TLS have "
-            "settings of their own), and write %3F for a ? in the virtual host"
+            "has options after a ?, which are not supported; remove them (there are settings for "
+            "the TLS files), and write %3F for a ? in the virtual host"
         )
     if "#" in place:
         return "has a fragment after a #; remove it, and write %23 for a # in the virtual host"
@@ -151,8 +156,12 @@ def _place_problem(url: str, place: str) -> str | None:
     try:
         parts = urlsplit(url)
     except ValueError:
-        # Other characters look like those that end a host when they are normalized (RFC 3986).
-        return NO_IPV6 if url.isascii() else "has characters that a URL must have as %XX, in UTF-8"
+        # Some characters become one that ends a host when they are normalized (RFC 3986).
+        return (
+            NO_IPV6
+            if url.isascii()
+            else "has characters that must be written as %XX in a URL, in UTF-8"
+        )
     return _host_problem(parts, host) or _port_problem(parts, host) or _vhost_problem(vhost)
 
 
@@ -160,14 +169,14 @@ def _host_problem(parts: SplitResult, host: str) -> str | None:
     if host.startswith("["):
         return None if _BRACKETED.fullmatch(host) else NO_IPV6
     if host.count(":") > 1:
-        return "has more than one colon in its host; an IPv6 address stands in brackets: [::1]"
+        return "has more than one colon in its host; write an IPv6 address in brackets: [::1]"
     name = host.partition(":")[0]
     if not name:
         return "has no host"
     if not _is_host(name):
         return (
-            "has a host that is no name or address; it takes letters, digits, dots and hyphens, "
-            "and a password with other characters stands before an @"
+            "has a host that is not a name or an address; a host has letters, digits, dots and "
+            "hyphens, and an @ must follow a password"
         )
     return None
 
@@ -193,7 +202,7 @@ def _port_problem(parts: SplitResult, host: str) -> str | None:
     if is_port:
         return None
     return (
-        f"has a port that is no number from 1 to {MAX_PORT}; if a user and password stand there, "
+        f"has a port that is not a number from 1 to {MAX_PORT}; if this is a user and a password, "
         "an @ must follow them"
     )
 
@@ -205,6 +214,6 @@ def _vhost_problem(vhost: str) -> str | None:
     if len(name) > MAX_VHOST_CHARACTERS or len(name.encode()) > MAX_VHOST_BYTES:
         return (
             f"has a virtual host of over {MAX_VHOST_CHARACTERS} characters or {MAX_VHOST_BYTES} "
-            "bytes, more than AMQP takes"
+            "bytes, which is more than AMQP allows"
         )
     return None

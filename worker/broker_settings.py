@@ -1,4 +1,4 @@
-"""What the settings say of the broker, in the broker's own terms."""
+"""The broker's address and topology, from the settings."""
 
 from worker.broker.connection import BrokerAddress
 from worker.broker.topology import Topology
@@ -6,12 +6,12 @@ from worker.settings import Settings
 
 
 def topology_of(settings: Settings) -> Topology:
-    """Return the topology that the settings name."""
+    """Return the topology that the settings describe."""
     return Topology(settings.exchange, settings.queue, settings.delivery_limit)
 
 
 def address_of(settings: Settings) -> BrokerAddress:
-    """Return the broker's address, and the files that prove who is who, from the settings."""
+    """Return the broker's URLs, and the files for TLS, from the settings."""
     return BrokerAddress(
         settings.amqp_urls,
         settings.amqp_ca_file,

@@ -1,8 +1,8 @@
 """Where settings come from: the environment, then `.env`, then a directory of secret files.
 
-Returns text; what it must be, settings.py says. An empty value is no value, because that is what an
-unset variable becomes in a compose file. Imports next to nothing, because `healthcheck` runs every
-few seconds.
+Returns text, which settings.py validates. An empty value counts as unset, because an unset variable
+becomes an empty one in a compose file. Imports very little, because `healthcheck` runs every few
+seconds.
 """
 
 import os
@@ -19,6 +19,7 @@ SECRETS_DIR = "/run/secrets"
 ENV_FILE = ".env"
 MULTILINE = {"amqp_url"}
 SHOWN_CHARACTERS = 80
+CORRECT = "correct them in the environment, in .env, or in the secret files."
 
 
 class SettingsError(WorkerError):
@@ -26,9 +27,9 @@ class SettingsError(WorkerError):
 
 
 def read(names: set[str]) -> dict[str, str]:
-    """Return the settings of these names that have a value: the nearest source counts.
+    """Return the values of those of these settings that are set; the first source wins.
 
-    Raises `SettingsError` for a file that cannot be read, and for what is not text.
+    Raises `SettingsError` for a file that cannot be read, and for a value that is not text.
     """
     found: dict[str, str] = {}
     for source in (_secrets(names), _env_file(), os.environ):
@@ -37,11 +38,11 @@ def read(names: set[str]) -> dict[str, str]:
             if name in names and variable.upper() == variable_of(name) and text.strip():
                 found[name] = text.strip()
     for name, text in found.items():
-        # Bytes that are not UTF-8 arrive as lone surrogates. Addresses may stand on several lines.
+        # Bytes that are not UTF-8 arrive as lone surrogates. Several URLs may be on several lines.
         if not ("".join(text.split()) if name in MULTILINE else text).isprintable():
             raise SettingsError(
-                f"{variable_of(name)} has control characters, or bytes that are not UTF-8.",
-                "set it again by hand: something invisible was copied with it.",
+                f"{variable_of(name)} contains control characters, or bytes that are not UTF-8.",
+                "type the value again: invisible characters may have been copied with it.",
             )
     return found
 
@@ -52,9 +53,9 @@ def variable_of(name: str) -> str:
 
 
 def unknown_variables(names: set[str]) -> list[str]:
-    """Return the variables that have our prefix and are no setting.
+    """Return the variables that have the worker's prefix but are not settings.
 
-    Those that Kubernetes sets for a Service whose name begins with `worker` are left out.
+    Those that Kubernetes sets for a Service whose name begins with `worker` are not among them.
     """
     variables = {*os.environ, *_env_file()}
     known = {*map(variable_of, names), SECRETS_DIR_VARIABLE}
@@ -66,14 +67,14 @@ def unknown_variables(names: set[str]) -> list[str]:
 
 
 def value_shown(text: str) -> str:
-    """Return a value for people: short, on one line, without the password of a URL in it."""
+    """Return a value for display: short, on one line, and without the passwords of URLs."""
     hidden = re.sub(r"//\S*@", "//***@", text)
     short = hidden if len(hidden) <= SHOWN_CHARACTERS else f"{hidden[:SHOWN_CHARACTERS]}..."
     return f"'{escaped(short)}'"
 
 
 def escaped(text: str) -> str:
-    """Make control characters visible: a message must not steer anybody's terminal."""
+    """Return text with control characters escaped, because they could control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -84,11 +85,11 @@ def _is_service_link(name: str) -> bool:
 
 def _env_file() -> dict[str, str]:
     path = Path(ENV_FILE)
-    # A folder of that name is somebody's virtual environment.
+    # A folder named .env is a virtual environment.
     if not _is_there(path.is_file):
         return {}
     text = _contents(path)
-    from dotenv import dotenv_values  # noqa: PLC0415 - few have such a file, and all would wait
+    from dotenv import dotenv_values  # noqa: PLC0415 - slow, and few have such a file
 
     return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
 
@@ -99,8 +100,8 @@ def _secrets(names: set[str]) -> dict[str, str]:
     if not _is_there(directory.is_dir):
         if named:
             raise SettingsError(
-                f"{SECRETS_DIR_VARIABLE} is no directory ({escaped(named)}).",
-                "name the directory that holds the secret files, such as worker_amqp_url.",
+                f"{SECRETS_DIR_VARIABLE} is not a directory ({escaped(named)}).",
+                "set it to the directory that holds the secret files, such as worker_amqp_url.",
             )
         return {}
     try:
@@ -115,13 +116,15 @@ def _is_there(look: Callable[[], bool]) -> bool:
     try:
         return look()
     except OSError:
-        # Hidden from this user, or of a name that no file can have.
+        # This user may not see it, or its name is not valid.
         return False
 
 
 def _contents(path: Path) -> str:
     if not _is_there(path.is_file):
-        raise _unreadable(path, "it is no file; Docker makes a folder where a mounted file is not")
+        raise _unreadable(
+            path, "it is not a file; Docker creates a folder if the file to mount is missing"
+        )
     try:
         return path.read_text("utf-8-sig")
     except OSError as error:
@@ -132,6 +135,6 @@ def _contents(path: Path) -> str:
 
 def _unreadable(path: Path, reason: str | None) -> SettingsError:
     return SettingsError(
-        f"A file with settings cannot be read ({escaped(str(path))}: {reason}).",
-        "see that it is a text file and that this user may read it.",
+        f"A settings file cannot be read ({escaped(str(path))}: {reason}).",
+        "check that it is a text file and that this user may read it.",
     )

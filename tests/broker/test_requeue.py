@@ -191,9 +191,9 @@ class TestTheCount:
         await forced.exit_code()
         await worker.wait_until_settled(5)
 
-        assert sum("1 of 1 dead letters requeued" in output for output in outputs) == 3
-        assert "requeued 3 times already" in outputs[3]
-        assert "0 of 1 dead letters requeued; 1 skipped" in outputs[3]
+        assert sum("1 of 1 dead letter requeued" in output for output in outputs) == 3
+        assert "already requeued 3 times" in outputs[3]
+        assert "0 of 1 dead letter requeued; 1 skipped" in outputs[3]
         assert worker.settled == 5
         (letter,) = await queues.take_dead_letters()
         assert letter.headers["x-requeue-count"] == 4

@@ -70,8 +70,8 @@ class TestDeadLetters:
         assert same == first
         assert b"\xff\x1b[2J".hex() in second
         assert (code, unknown_code) == (1, 1)
-        assert "only 2" in err
-        assert "None of 2 dead letters has the id 'm-404'" in unknown
+        assert "No dead letter has number 3; the queue has 2 dead letters." in err
+        assert "No dead letter has the id 'm-404'" in unknown
 
     async def test_that_are_none_are_no_error(self, place: Place) -> None:
         """An empty queue is said in a sentence."""
@@ -96,7 +96,7 @@ class TestDeadLetters:
         assert await numbers("--older-than", "2h") == [1, 3]
         assert await numbers("--older-than", "3d", "--kind", "event_planned") == [1]
         _, none, _ = await run(place, "list", "--kind", "event_x")
-        assert none == "None of 4 is selected.\n"
+        assert none == "No dead letter matches; the queue has 4 dead letters.\n"
 
     async def test_are_counted_in_groups(self, place: Place) -> None:
         """With the oldest and the newest rejection of each, the largest group first."""

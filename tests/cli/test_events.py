@@ -135,7 +135,7 @@ class TestList:
 
         code, out, _ = await run_command("list", "chat-1", folder=tmp_path, **settings)
 
-        assert (code, out) == (0, "Chat chat-1 has no event that is planned or active.\n")
+        assert (code, out) == (0, "Chat chat-1 has no planned or active events.\n")
 
     async def test_refuses_a_status_that_is_none(self, tmp_path: Path) -> None:
         """A typing error is told apart from an empty answer, with what is allowed."""

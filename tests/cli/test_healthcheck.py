@@ -97,7 +97,7 @@ class TestHealthcheck:
             code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=port)
 
         assert code == 1
-        assert "Something else" in err
+        assert "Something other than a worker answers" in err
 
     async def test_of_any_port_is_no_check(self, tmp_path: Path) -> None:
         """Port 0 names none, which is a fault of the settings."""
@@ -105,6 +105,13 @@ class TestHealthcheck:
 
         assert code == 2
         assert "WORKER_HEALTH_PORT" in err
+
+    async def test_of_a_host_in_brackets_is_refused(self, tmp_path: Path) -> None:
+        """The rule is the one that the worker applies."""
+        code, _, err = await run_command("healthcheck", folder=tmp_path, health_host="[::1]")
+
+        assert code == 2
+        assert "WORKER_HEALTH_HOST: must be" in err
 
     async def test_imports_next_to_nothing(self, tmp_path: Path) -> None:
         """A container's runtime asks every few seconds; the libraries cost most of a second."""

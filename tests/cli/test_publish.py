@@ -27,7 +27,7 @@ class TestAFile:
         )
         await worker.wait_until_settled(3)
 
-        assert (code, out) == (0, "3 confirmed by the broker.\n")
+        assert (code, out) == (0, "The broker confirmed 3 messages.\n")
         assert rows(place.database) == expected_rows(LIFE)
         (letter,) = await place.queues.take_dead_letters()
         assert letter.body == b"{broken"
@@ -95,7 +95,7 @@ class TestOneByHand:
         await worker.wait_until_settled(1)
 
         assert code == 0
-        assert "1 confirmed" in out
+        assert "confirmed 1 message" in out
         assert rows(place.database)[0][:5] == ("e-7", "c-1", "poll", "planned", '{"n":1}')
 
     async def test_comes_after_all_that_is_projected(self, place: Place) -> None:
@@ -133,7 +133,7 @@ class TestOneByHand:
         )  # fmt: skip
 
         assert code == 0
-        assert "1 confirmed" in out
+        assert "confirmed 1 message" in out
         assert "may have no effect" in err
         assert "projection-worker show" in err
 

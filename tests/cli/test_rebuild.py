@@ -34,7 +34,7 @@ class TestVerify:
         code, out, _ = await run_command("rebuild", "--verify", folder=tmp_path, database=database)
 
         assert code == 0
-        assert out == "3 messages fold into 2 rows; the live rows are the same.\n"
+        assert out == "Folded 3 messages into 2 rows; the live rows are the same.\n"
 
     async def test_lists_what_differs(self, tmp_path: Path) -> None:
         """Exit 1; event, column, and both values."""
@@ -101,7 +101,7 @@ class TestRebuild:
         code, out, _ = await run_command("rebuild", folder=tmp_path, database=database)
 
         assert code == 0
-        assert "1 events differed and are mended" in out
+        assert "the live rows of 1 event differed and have been corrected." in out
         companions = ["projection.db-shm", "projection.db-wal", "projection.db.lock"]
         assert names_in(tmp_path) == ["projection.db", *companions]
         assert rows(database) == expected_rows(LIFE)
@@ -111,7 +111,7 @@ class TestRebuild:
         code, _, err = await run_command("rebuild", folder=tmp_path, database=tmp_path / "none.db")
 
         assert code == 1
-        assert "There is no database" in err
+        assert err.startswith("There is no database")
         assert names_in(tmp_path) == []
 
     async def test_is_refused_while_a_worker_runs_and_verify_is_not(self, place: Place) -> None:

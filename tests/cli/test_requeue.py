@@ -82,8 +82,9 @@ class TestAnOrder:
 
         code, out, _ = await run(place, order, "--id", "m-404")
 
-        participle = {"requeue": "requeued", "discard": "discarded"}[order]
-        assert (code, out) == (0, f"0 of 4 dead letters {participle}.\n")
+        said = "No dead letter matches; the queue has 4 dead letters.\n"
+        assert (code, out) == (0, said)
+        assert (await run(place, order, "--id", "m-404", "--yes"))[:2] == (0, said)
 
     async def test_takes_the_selected_ones_alone(self, place: Place, order: str) -> None:
         """At most as many as the limit says, the oldest first; the others keep their order."""

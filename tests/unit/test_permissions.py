@@ -36,3 +36,4 @@ class TestAVerification:
         assert Verification(None, 2).waiting == (
             "an unknown number of messages and 2 dead letters wait"
         )
+        assert Verification(1, 1).waiting == "1 message and 1 dead letter wait"

@@ -84,7 +84,7 @@ class TestSources:
         """An unmounted directory must not lead to a broker with default credentials."""
         sentence = refused(monkeypatch, secrets_dir="nowhere")
 
-        assert sentence.startswith("WORKER_SECRETS_DIR is no directory (nowhere).")
+        assert sentence.startswith("WORKER_SECRETS_DIR is not a directory (nowhere).")
 
     def test_unknown_variables_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A typing error is reported, and variables of other programs are ignored."""
@@ -236,6 +236,13 @@ class TestRefused:
         for name in topology.queues:
             commands.Queue.Declare(queue=name).validate()
 
+    def test_health_host_in_brackets_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Brackets belong to a URL; the sentence shows the address without them."""
+        sentence = refused(monkeypatch, health_host="[::1]")
+
+        assert "WORKER_HEALTH_HOST: must be" in sentence
+        assert "without brackets, such as ::1" in sentence
+
     def test_password_of_an_address_in_the_wrong_place_is_not_shown(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -319,25 +326,25 @@ class TestTheBrokersAddress:
             ("amqp://u:{}%x@host/", "a % in the user or password"),
             ("amqp://u:{}%ff@host/", "escapes in the user or password that are not UTF-8"),
             ("amqp://u:{}%00@host/", "control characters in the user or password"),
-            ("amqp://u:{} x@host/", "a space within an address"),
+            ("amqp://u:{} x@host/", "a space within a URL"),
             ("amqp://u:{}@host/?heartbeat=0", "options after a ?"),
             ("amqp://u:{}@host/v#x", "a fragment after a #"),
-            ("amqp://u:{}@a:1,b:2/", "several hosts in one address"),
-            ("amqp://u:{0}@a:1,u:{0}@b:2/", "several hosts in one address"),
-            ("amqp://u:{0}@a,amqp://u:{0}@b", "commas or the like between its addresses"),
+            ("amqp://u:{}@a:1,b:2/", "several hosts in one URL"),
+            ("amqp://u:{0}@a:1,u:{0}@b:2/", "several hosts in one URL"),
+            ("amqp://u:{0}@a,amqp://u:{0}@b", "commas or similar characters between its URLs"),
             ("amqp://u:{0}@a/x amqp://u:{0}@b/y", "different virtual hosts"),
-            ("amqp://u:{0}@a http://u:{0}@b", "(address 2 of 2) has another scheme; http://"),
+            ("amqp://u:{0}@a http://u:{0}@b", "(URL 2 of 2) has another scheme; http://"),
             ("https://u:{}@host", "another scheme; https://"),
             ("amqp:/u:{}@host", "must have two slashes after amqp:"),
             ("u:{}@host:5672", "must begin with amqps:// or amqp://"),
             ("amqp://u:{}@", "has no host"),
             ("amqp://u:{}@:5672/", "has no host"),
-            ("amqp://u:{}@ho%20st/", "a host that is no name"),
-            ("amqp://u:{}@$HOST/", "a host that is no name"),
+            ("amqp://u:{}@ho%20st/", "a host that is not a name"),
+            ("amqp://u:{}@$HOST/", "a host that is not a name"),
             ("amqp://u:{}@::1/", "more than one colon in its host"),
-            ("amqp://u:{}@[::1/", "brackets that hold no IPv6 address"),
-            ("amqp://u:{}@host:amqp/", "a port that is no number"),
-            ("amqp://u:{}", "a port that is no number"),
+            ("amqp://u:{}@[::1/", "brackets without an IPv6 address"),
+            ("amqp://u:{}@host:amqp/", "a port that is not a number"),
+            ("amqp://u:{}", "a port that is not a number"),
             ("amqp://u:{}@host/%", "a % in the virtual host"),
             ("amqp://u:{}@host/" + "v" * 128, "a virtual host of over 127 characters"),
             ("'amqp://u:{}@host/'", "quotes around it"),

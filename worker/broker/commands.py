@@ -44,15 +44,20 @@ async def verify(address: BrokerAddress, topology: Topology) -> Verification:
     return await _answer(ask())
 
 
-async def apply(address: BrokerAddress, topology: Topology) -> None:
-    """Create what is missing of the topology; raises `BrokerRefused` for what differs from it."""
+async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
+    """Create what is missing of the topology; return the exchanges and queues that were created.
 
-    async def ask() -> None:
+    Raises `BrokerRefused` for an exchange or queue that exists with other arguments.
+    """
+
+    async def ask() -> list[str]:
         async with _asking(address) as opened, opened.channel() as channel:
+            missing = await topology.missing(opened)
             with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
                 await topology.apply(channel)
+            return missing
 
-    await _answer(ask())
+    return await _answer(ask())
 
 
 async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:

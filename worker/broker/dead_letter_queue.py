@@ -24,6 +24,7 @@ from worker.broker.permissions import DEFAULT_EXCHANGE, NotPermitted, Permission
 from worker.broker.publisher import Publisher, in_flight
 from worker.broker.topology import Topology
 from worker.errors import BrokerRefused, SessionLost
+from worker.plurals import counted
 from worker.tasks import in_time
 
 NAME = "projection-worker dead-letters"
@@ -105,8 +106,8 @@ class DeadLetterQueue:
             await self._pages.finish()
         if missing := self._pages.missing:
             raise BrokerRefused(
-                f"{missing:,} of {self.count:,} dead letters could not be read: another program "
-                "holds them, or has removed them.",
+                f"{missing:,} of {counted(self.count, 'dead letter')} could not be read: another "
+                "program holds them, or has removed them.",
                 "run the command again when that program has ended.",
             )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from worker.broker.connection import BrokerAddress
 from worker.errors import BrokerRefused
@@ -115,3 +115,7 @@ class Questions:
             self._channel = None
             self.not_permitted.append(subject)
             return None
+        except ChannelNotFoundEntity:
+            # So it does here.
+            self._channel = None
+            raise

@@ -195,7 +195,7 @@ async def _prepare(
         # This comes before the claim, so that no claim is left behind for a missing queue.
         await topology.verify(connection)
     unclaimed = await claim.make(connection, topology.queue, file)
-    if file.is_new and await topology.is_missing(connection):
+    if file.is_new and await topology.missing(connection):
         await _make(connection, address, topology)
     return unclaimed, await topology.verify(connection, binds=file.is_new)
 

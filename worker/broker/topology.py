@@ -18,6 +18,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from worker.broker.claim import exchange_of
 from worker.broker.permissions import Permissions, Prefix, Questions
 from worker.errors import BrokerRefused
+from worker.plurals import counted
 
 # A quorum queue counts a delivery each time that somebody looks at a dead letter, and no number of
 # looks may lose it (rabbitmq.com/docs/quorum-queues, "Poison message handling").
@@ -37,12 +38,12 @@ class Verification:
 
     @property
     def waiting(self) -> str:
-        """How many messages wait, for people."""
+        """Return how many messages wait, in words."""
         queue, dead_letters = (
-            "an unknown number of" if count is None else f"{count:,}"
-            for count in (self.queue, self.dead_letters)
+            f"an unknown number of {noun}s" if count is None else counted(count, noun)
+            for count, noun in ((self.queue, "message"), (self.dead_letters, "dead letter"))
         )
-        return f"{queue} messages and {dead_letters} dead letters wait"
+        return f"{queue} and {dead_letters} wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +143,21 @@ class Topology:
                 "see RabbitMQ's log.",
             ) from error
 
-    async def is_missing(self, connection: AbstractConnection) -> bool:
-        """Return whether an exchange or a queue that the user may see does not exist."""
+    async def missing(self, connection: AbstractConnection) -> list[str]:
+        """Return the exchanges and queues that do not exist, as far as the user may see that."""
+        missing = []
         async with Questions(connection) as questions:
-            try:
-                await self._look(questions)
-            except ChannelNotFoundEntity:
-                return True
-        return False
+            for name in self.exchanges:
+                try:
+                    await questions.ask(_exchange(name), _see_exchange, name)
+                except ChannelNotFoundEntity:
+                    missing.append(_exchange(name))
+            for name in self.queues:
+                try:
+                    await questions.ask(_queue(name), _see_queue, name)
+                except ChannelNotFoundEntity:
+                    missing.append(_queue(name))
+        return missing
 
     async def verify(
         self,

@@ -1,6 +1,6 @@
-"""The command line: one file for each noun that the user types.
+"""The command line: one file for each command or group of commands.
 
-Exit codes: 0 done, 1 failed, 2 called wrongly.
+Exit codes: 0 success, 1 failure, 2 wrong usage or settings.
 """
 
 import gc
@@ -24,25 +24,25 @@ COMMANDS = (
     "topology",
 )
 
-# New containers between two searches for cycles; a batch of messages has some ten thousand.
+# Containers that are allocated between two collections; a batch allocates about 10,000.
 COLLECT_AFTER = 20_000
 
 
 def main() -> None:
-    """Run a command; turn what the operator can correct into a sentence and an exit code."""
+    """Run a command; report what the operator can correct as a sentence and an exit code."""
     prepare_streams()
     try:
         code = _code(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Who reads has seen enough, such as `head`.
+        # The reader, such as `head`, has closed the pipe.
         code = 1
         discard(1)
     except OSError as error:
         code = 1
         complain(
-            f"The system does not permit what the command needs ({error}).",
-            "see that standard output can be written, and that files and folders are there.",
+            f"The operating system refused an operation ({error}).",
+            "check that standard output can be written to, and that files and folders exist.",
         )
         discard(1)
     sys.exit(code)
@@ -63,16 +63,16 @@ def _code(arguments: list[str]) -> str | int | None:
 
 
 def _run(arguments: list[str]) -> None:
-    # Bytes that are not UTF-8 arrive as lone surrogates, which neither SQLite nor JSON takes.
-    if odd := [each for each in arguments if not each.isascii() and _is_no_text(each)]:
+    # Bytes that are not UTF-8 arrive as lone surrogates, which neither SQLite nor JSON accepts.
+    if odd := [each for each in arguments if not each.isascii() and _has_surrogates(each)]:
         raise SettingsError(
-            f"An argument has bytes that are not UTF-8 ({odd[0]}).",
-            "give it in UTF-8; rename a file whose name is not.",
+            f"An argument contains bytes that are not UTF-8 ({odd[0]}).",
+            "write it in UTF-8; rename a file whose name is not UTF-8.",
         )
     if arguments in (["healthcheck"], ["healthcheck", "--ready"]):
-        # All the others take most of a second to import.
+        # Importing the other commands takes most of a second.
         sys.exit(healthcheck.report(is_ready="--ready" in arguments))
-    # Within reach of main's handlers, because they import projections, which may hold a mistake.
+    # Imported here so that main handles their errors: they import projections, which may be wrong.
     for name in COMMANDS:
         import_module(f"{__name__}.{name}")
     _collect_rarely()
@@ -80,20 +80,19 @@ def _run(arguments: list[str]) -> None:
     import_module(f"{__name__}.app").app()
 
 
-def _is_no_text(argument: str) -> bool:
+def _has_surrogates(argument: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _collect_rarely() -> None:
-    # Messages are freed by their reference counts. To search them for cycles, and all that has been
-    # imported with them, took a tenth of the worker's time.
+    # Reference counting frees the messages. Searching them and all imported modules for cycles took
+    # a tenth of the worker's time.
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
 
 
 def _silence_libraries() -> None:
-    # What they have to say of a connection that ends arrives as an exception, too; here they would
-    # print it with a traceback.
+    # They log a lost connection with a traceback; the same error also arrives as an exception.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.ERROR)

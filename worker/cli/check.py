@@ -1,4 +1,4 @@
-"""`check`: is everything as the worker needs it, and if not, what to do."""
+"""`check`: whether everything is as the worker needs it, and if not, how to fix it."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ FAIL_FREE_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that was looked at."""
+    """The result for one subject."""
 
     verdict: str
     """ok, warn or FAIL."""
@@ -45,7 +45,7 @@ class Line:
 
 @app.command()
 def check(*, as_json: AsJson = False) -> None:
-    """Look at all that the worker needs, from its settings to its SQLite; change nothing."""
+    """Check everything that the worker needs, from settings to disk; change nothing."""
     settings = load_settings()
     lines = asyncio.run(_look(settings))
     if as_json:
@@ -72,7 +72,7 @@ async def _look(settings: Settings) -> list[Line]:
     lines: list[Line] = []
     for subject, look in looks.items():
         if subject == "database" and lines[-1].verdict == "FAIL":
-            found = "not looked at, as its projections cannot be loaded"
+            found = "not checked, because the projections cannot be loaded"
             lines.append(Line("warn", subject, found, "fix the projections first."))
             continue
         try:
@@ -89,7 +89,7 @@ async def _settings(settings: Settings) -> Line:
             "warn",
             "settings",
             f"Unknown settings: {', '.join(unknown)}.",
-            f"remove them, or correct the name to one of: {', '.join(known)}.",
+            f"remove them, or correct their names; the settings are: {', '.join(known)}.",
         )
     return Line("ok", "settings", f"prefetch {settings.prefetch}, batch size {settings.batch_size}")
 
@@ -106,16 +106,16 @@ async def _topology(settings: Settings) -> Line:
     except BrokerRefused as error:
         if store.is_file(settings.database):
             raise
-        fix = "start the worker, which makes what is missing at its first start."
+        fix = "start the worker, which creates what is missing at its first start."
         return Line("warn", "topology", error.message, fix)
     if verified.not_permitted:
         found = f"{verified.waiting}. Not verified: {', '.join(verified.not_permitted)}."
         command = topology.needed_to_apply.command(address.user, address.vhost)
-        return Line("warn", "topology", found, f"check it as a user who may, after {command}")
+        return Line("warn", "topology", found, f"run the check again after {command}")
     if verified.dead_letters:
-        fix = "see 'projection-worker dead-letters list'."
+        fix = "run 'projection-worker dead-letters list'."
         return Line("warn", "topology", f"queue {topology.queue}: {verified.waiting}.", fix)
-    found = f"queue {topology.queue} is as it must be; {verified.waiting}"
+    found = f"queue {topology.queue} is as it should be; {verified.waiting}"
     return Line("ok", "topology", found)
 
 
@@ -127,7 +127,7 @@ async def _claim(settings: Settings) -> Line:
     except ClaimNotPermitted as error:
         return Line("warn", "claim", error.message, error.hint)
     if owner is None:
-        found = f"queue {queue} belongs to no database file; the next worker claims it for its own"
+        found = f"queue {queue} belongs to no database file; the next worker to start claims it"
         return Line("ok", "claim", found)
     if owner != file_id:
         raise claimed_by_another(queue, owner, path, file_id)
@@ -144,13 +144,13 @@ async def _database(settings: Settings) -> Line:
     path = settings.database
     if not store.is_file(path):
         return Line(
-            "warn", "database", f"{path} is not there yet.", "start the worker, which makes it."
+            "warn", "database", f"{path} does not exist yet.", "start the worker, which creates it."
         )
     store.require_writable(path)
     registry = load()
     async with Reader(path) as reader:
         if (version := await store.schema_version(reader)) < SCHEMA_VERSION:
-            fix = "start the worker, which brings it up to date."
+            fix = "start the worker, which upgrades it."
             return Line("warn", "database", f"{path} has an older schema ({version}).", fix)
         await store.require_acked(reader, path)
         await require_log(reader)
@@ -166,7 +166,7 @@ async def _database(settings: Settings) -> Line:
 
 def _held(path: Path) -> str:
     holder = WriterLock(path).holder()
-    return f"written by {holder}" if holder else "no worker writes it"
+    return f"in use by {holder}" if holder else "in use by no worker"
 
 
 async def _disk(settings: Settings) -> Line:
@@ -174,11 +174,13 @@ async def _disk(settings: Settings) -> Line:
     free = store.free_bytes(folder)
     found = f"{folder} has {free / 1024**3:,.1f} GiB free"
     if not store.can_write(folder):
-        fix = "give this user the right, or set WORKER_DATABASE to another folder."
-        return Line("FAIL", "disk", f"{folder} cannot be written by this user.", fix)
+        fix = "grant this user write access, or set WORKER_DATABASE to another folder."
+        return Line("FAIL", "disk", f"This user cannot write to {folder}.", fix)
     if free < WARN_FREE_BYTES:
         word = "FAIL" if free < FAIL_FREE_BYTES else "warn"
-        return Line(word, "disk", found, "make room; a full disk holds the worker up.")
+        return Line(
+            word, "disk", found, "free some space; on a full disk the worker holds its messages."
+        )
     return Line("ok", "disk", found)
 
 
@@ -186,7 +188,7 @@ async def _health(settings: Settings) -> Line:
     host, port = settings.health_host, settings.health_port
     at = health_url(host, port)
     try:
-        # For a moment, as the worker would for its life.
+        # As the worker would, but only for a moment.
         async with await asyncio.start_server(lambda reader, writer: None, host, port):
             return Line("ok", "health", f"can be served at {at}")
     except (OSError, ValueError) as error:
@@ -195,8 +197,8 @@ async def _health(settings: Settings) -> Line:
     try:
         await asyncio.to_thread(healthcheck.ask, host, port, "/livez")
     except HealthUnavailable as error:
-        fix = "set WORKER_HEALTH_PORT to a free port, or to 0 for any."
-        return Line("FAIL", "health", f"{at} is taken by another program ({error.message})", fix)
+        fix = "set WORKER_HEALTH_PORT to a free port, or to 0 for any free one."
+        return Line("FAIL", "health", f"{at} is in use by another program ({error.message})", fix)
     return Line("ok", "health", f"a worker answers at {at}")
 
 

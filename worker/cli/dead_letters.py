@@ -1,4 +1,4 @@
-"""`dead-letters`: what was rejected, and why."""
+"""`dead-letters`: the messages that were rejected, and why."""
 
 import asyncio
 import itertools
@@ -14,7 +14,8 @@ from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, app
 from worker.cli.output import complain, plain, print_json, print_raw, say, table
 from worker.cli.requeue import discard, requeue
-from worker.cli.selecting import ByAge, ByKind, ByReason, selection, summary, written
+from worker.cli.selecting import ByAge, ByKind, ByReason, none_matches, selection, summary, written
+from worker.plurals import counted
 from worker.settings import load_settings
 
 LISTED = 100
@@ -22,7 +23,7 @@ COLUMNS = ("number", "reason", "kind", "id", "rejected_at", "requeued", "bytes",
 
 dead_letters = typer.Typer(
     name="dead-letters",
-    help="Look at the messages that were rejected, send them back, or discard them.",
+    help="List, show, requeue or discard the messages that were rejected.",
     no_args_is_help=True,
 )
 app.add_typer(dead_letters)
@@ -31,7 +32,7 @@ dead_letters.command()(discard)
 
 
 class Grouping(StrEnum):
-    """By what a list may be grouped."""
+    """What a list can be grouped by."""
 
     REASON = "reason"
     KIND = "kind"
@@ -45,16 +46,19 @@ def list_(
         typer.Option(
             min=1,
             show_default=False,
-            help=f"The most to list ({LISTED} unless given) or to count in groups (all).",
+            help=f"Maximum number to list (default: {LISTED}) or to count (default: all).",
         ),
     ] = None,
-    group_by: Annotated[Grouping | None, typer.Option(help="Only count them.")] = None,
+    group_by: Annotated[
+        Grouping | None,
+        typer.Option(help="Count the dead letters by this, instead of listing them."),
+    ] = None,
     reason: ByReason = None,
     kind: ByKind = None,
     older_than: ByAge = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the dead letters, oldest first; they all stay where they are."""
+    """List the dead letters, oldest first; they all stay in their queue."""
     wanted = selection(None, reason, kind, older_than)
     rows: list[dict[str, Any]] = []
     groups: dict[str | None, dict[str, Any]] = {}
@@ -74,23 +78,29 @@ def list_(
     if as_json:
         print_json(rows)
     elif not rows:
-        say("There are no dead letters." if not waiting else f"None of {waiting:,} is selected.")
+        say(none_matches(waiting))
     else:
         columns = COLUMNS if group_by is None else tuple(rows[0])
         table(columns, [[row[column] for column in columns] for row in rows])
         if waiting > len(rows) == LISTED and limit is None:
-            say(f"There are {waiting:,} dead letters; --limit lists more, --group-by counts them.")
+            say(
+                f"The queue has {waiting:,} dead letters. Use --limit to list more of them, or "
+                "--group-by to count them."
+            )
 
 
 @dead_letters.command("show")
 def show(
     which: Annotated[
-        str, typer.Argument(metavar="NUMBER|ID", help="Its number in the list, or its message id.")
+        str,
+        typer.Argument(
+            metavar="NUMBER|ID", help="The dead letter's number in the list, or its message id."
+        ),
     ],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter whole: why, its headers, and its body as it was published."""
+    """Show one dead letter: the reason, its headers, and its body as it was published."""
     letter = _find(which)
     document = summary(letter) | {
         "routing_key": letter.routing_key,
@@ -119,15 +129,17 @@ def _find(which: str) -> DeadLetter:
 
     waiting = asyncio.run(_look(Selection() if is_number else Selection(id=which), take))
     if found is None:
-        there = f"There are only {waiting:,} dead letters."
-        none = f"None of {waiting:,} dead letters has the id {which!r}."
-        complain(there if is_number else none, "see 'dead-letters list'.")
+        wanted = f"number {which}" if is_number else f"the id {which!r}"
+        complain(
+            f"No dead letter has {wanted}; the queue has {counted(waiting, 'dead letter')}.",
+            "run 'projection-worker dead-letters list'.",
+        )
         raise typer.Exit(1)
     return found
 
 
 async def _look(wanted: Selection, add: Callable[[DeadLetter], bool]) -> int:
-    """Hand over the selected ones until that is enough; return how many there are in all."""
+    """Pass the selected letters to `add` until it returns true; return the size of the queue."""
     settings = load_settings()
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
         async for letter in queue.letters(wanted):
@@ -137,7 +149,7 @@ async def _look(wanted: Selection, add: Callable[[DeadLetter], bool]) -> int:
 
 
 def _largest(groups: dict[str | None, dict[str, Any]], group_by: Grouping) -> list[dict[str, Any]]:
-    """Return the groups, the largest first; the smallest as one if there are too many to print."""
+    """Return the groups, the largest first; if there are too many, merge the smallest into one."""
     rows = sorted(groups.values(), key=lambda group: -group["count"])
     rest = rows[LISTED:]
     if not rest:

@@ -1,4 +1,4 @@
-"""`dead-letters requeue --dry-run`: what would become of each selected dead letter."""
+"""`dead-letters requeue --dry-run`: what would happen to each selected dead letter."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from worker.broker.dead_letter_queue import Selection, dead_letter_queue
 from worker.broker.dead_letters import DeadLetter
 from worker.broker_settings import address_of, topology_of
 from worker.cli.output import JsonList, plain, say, table
-from worker.cli.selecting import summary
+from worker.cli.selecting import none_matches, summary
 from worker.deliveries import Delivery
+from worker.plurals import counted
 from worker.preview import preview
 from worker.projections import load
 from worker.registry import Registry
@@ -29,11 +30,11 @@ async def dry_run(
     *,
     as_json: bool,
 ) -> None:
-    """Project each selected letter by itself on a copy of its event, and print what comes of it."""
+    """Project each selected letter by itself onto a copy of its event, and print the result."""
     counts: Counter[str] = Counter()
     printed = JsonList() if as_json else None
     async with AsyncExitStack() as stack:
-        # Before the worker's first start there is no database, and no event has a row.
+        # There is no database before the worker's first start; then no event has a row.
         reader = None
         if settings.database.exists():
             reader = await stack.enter_async_context(Reader(settings.database))
@@ -53,14 +54,16 @@ async def dry_run(
     if printed:
         printed.close()
     else:
-        told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-        say(f"Of {queue.count:,} dead letters: {told or 'none selected'}. Nothing was changed.")
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+        letters = counted(queue.count, "dead letter")
+        said = f"Of {letters}: {outcomes}." if outcomes else none_matches(queue.count)
+        say(f"{said} Nothing was changed.")
 
 
 async def _foresee(
     reader: Reader | None, registry: Registry, max_bytes: int, letter: DeadLetter
 ) -> dict[str, Any]:
-    """Return what would become of a letter, and of the rows of its event."""
+    """Return what would happen to a letter, and to the rows of its event."""
     delivery = Delivery(
         body=letter.body,
         routing_key=letter.routing_key,

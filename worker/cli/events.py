@@ -1,4 +1,4 @@
-"""`show` and `list`: the events, as people ask for them."""
+"""`show` and `list`: one event, or the events of a chat."""
 
 import asyncio
 from dataclasses import asdict
@@ -25,19 +25,22 @@ COLUMNS = ("event_id", "kind", "status", "planned_for", "started_at", "completed
 
 @app.command()
 def show(
-    event_id: Annotated[str, typer.Argument(help="The event.")],
+    event_id: Annotated[str, typer.Argument(help="The event's id.")],
     *,
-    limit: Annotated[int, typer.Option(min=1, help="Most messages to show: the last ones.")] = 100,
+    limit: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of messages to show; the last ones are shown."),
+    ] = 100,
     show_all: Annotated[bool, typer.Option("--all", help="Show all messages.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show an event's row, and what each of the last messages of its stream did."""
+    """Show an event's row, and the effect of each of the last messages of its stream."""
     row, found = asyncio.run(_read(load_settings(), event_id, None if show_all else limit))
     steps = found.steps
     if not steps:
         complain(
             f"The log holds no message of event {event_id!r}.",
-            "see that it was published, and that the worker is not behind.",
+            "check that the event was published, and that the worker is not behind.",
         )
         raise typer.Exit(1)
     if as_json:
@@ -50,13 +53,13 @@ def show(
         )
         return
     if row is None:
-        say(f"Event {event_id} has no row: no message has planned it.")
+        say(f"Event {event_id} has no row, because no message has planned it.")
     else:
         cells = ((c, canonical_json(v) if c == "props" else v) for c, v in row.items())
         table(("column", "value"), cells)
     say("")
     if len(steps) < found.messages:
-        say(f"The last {len(steps):,} of {found.messages:,} messages (--all shows the others):")
+        say(f"The last {len(steps):,} of {found.messages:,} messages (use --all to show them all):")
     columns = ("sequence", "occurred_at", "kind", "mark", "status after", "id", "appended_at")
     table(
         columns,
@@ -69,21 +72,21 @@ def show(
 
 @app.command("list")
 def list_(
-    chat_id: Annotated[str, typer.Argument(help="The chat.")],
+    chat_id: Annotated[str, typer.Argument(help="The chat's id.")],
     *,
     status: Annotated[
         Status | None, typer.Option(help="Only events in this status.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a chat's events that are planned or going on, or in one status, as they were planned."""
+    """List a chat's planned and active events, or those in one status, in planning order."""
     events = asyncio.run(_list(load_settings(), chat_id, status))
     if as_json:
         print_json(events)
     elif events:
         table(COLUMNS, [[event[column] for column in COLUMNS] for event in events])
     else:
-        say(f"Chat {chat_id} has no event that is {status or 'planned or active'}.")
+        say(f"Chat {chat_id} has no {status or 'planned or active'} events.")
 
 
 async def _read(

@@ -1,31 +1,35 @@
-"""`healthcheck`: what the worker beside says of its health, as an exit code for a container.
+"""`healthcheck`: the health of the worker in the same container, as an exit code.
 
-Imports next to nothing, because a container's runtime asks every few seconds.
+Imports very little, because the container's runtime runs it every few seconds.
 """
 
 import http.client
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 from worker import sources
 from worker.addresses import (
     DEFAULT_HEALTH_HOST,
     DEFAULT_HEALTH_PORT,
+    health_host,
     health_port,
     health_url,
 )
 from worker.cli.sentences import complain, say
 from worker.errors import HealthUnavailable
-from worker.sources import SettingsError, value_shown
+from worker.sources import CORRECT, SettingsError, value_shown, variable_of
 
-# The server closes a request after five seconds, and Docker is told ten.
+# The server ends a request after five seconds; the image gives this command ten.
 ANSWER_SECONDS = 6
 MAX_ANSWER_BYTES = 64 * 1024
-# What listens on every address is asked on the one that never leaves the machine.
+T = TypeVar("T")
+# A server that listens on every address is asked on the loopback address.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
 
 
 def report(*, is_ready: bool) -> int:
-    """Print what the worker says; return the exit code, which is 0 if it is well.
+    """Print the worker's answer; return the exit code, which is 0 if the worker is healthy.
 
     Raises `HealthUnavailable` if no worker answers, and `SettingsError`.
     """
@@ -38,19 +42,19 @@ def report(*, is_ready: bool) -> int:
 
 
 def ask(host: str, port: int, path: str) -> tuple[int, str]:
-    """Return the status and the reason that a worker answers; raises `HealthUnavailable`."""
+    """Return the status and the reason of a worker's answer; raises `HealthUnavailable`."""
     host = LOOPBACK.get(host, host)
-    # No proxy of the environment, and no redirect.
+    # This ignores proxies in the environment, and redirects.
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException, UnicodeError) as error:
-        # UnicodeError is what a host that is no name raises.
+        # A host that is not a valid name raises UnicodeError.
         raise HealthUnavailable(
             f"No worker answers at {health_url(host, port)}{path} ({error}).",
-            "see that it runs, with the same WORKER_HEALTH_HOST and WORKER_HEALTH_PORT.",
+            "check that it is running, with the same WORKER_HEALTH_HOST and WORKER_HEALTH_PORT.",
         ) from error
     finally:
         connection.close()
@@ -58,25 +62,29 @@ def ask(host: str, port: int, path: str) -> tuple[int, str]:
         return response.status, str(json.loads(body)["reason"])
     except (ValueError, KeyError, TypeError) as error:
         raise HealthUnavailable(
-            f"Something else than a worker answers at {health_url(host, port)}{path}.",
+            f"Something other than a worker answers at {health_url(host, port)}{path}.",
             "set WORKER_HEALTH_PORT to the worker's port.",
         ) from error
 
 
 def _address() -> tuple[str, int]:
-    """Return where the worker of these settings serves its health."""
+    """Return the host and the port at which a worker with these settings serves its health."""
     found = sources.read({"health_host", "health_port"})
-    text = found.get("health_port", str(DEFAULT_HEALTH_PORT))
-    try:
-        port = health_port(text)
-    except ValueError as error:
-        raise SettingsError(
-            f"Settings cannot be used: WORKER_HEALTH_PORT: {error} (it is {value_shown(text)}).",
-            "mend them in the environment, in .env, or in the secret files.",
-        ) from None
+    host = _checked("health_host", found.get("health_host", DEFAULT_HEALTH_HOST), health_host)
+    port = _checked("health_port", found.get("health_port", str(DEFAULT_HEALTH_PORT)), health_port)
     if port == 0:
         raise SettingsError(
-            "WORKER_HEALTH_PORT is 0: only the worker's log tells which port it took.",
+            "WORKER_HEALTH_PORT is 0, so only the worker's log says which port it took.",
             "set WORKER_HEALTH_PORT to a fixed port for the worker and for this command.",
         )
-    return found.get("health_host", DEFAULT_HEALTH_HOST), port
+    return host, port
+
+
+def _checked(name: str, text: str, check: Callable[[str], T]) -> T:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"Settings cannot be used: {variable_of(name)}: {error} (it is {value_shown(text)}).",
+            CORRECT,
+        ) from None

@@ -1,4 +1,4 @@
-"""The options of `healthcheck`, for its help and for whoever mistypes them."""
+"""The options of `healthcheck`, for its help and for error messages about mistyped ones."""
 
 from typing import Annotated
 
@@ -8,13 +8,16 @@ from worker.cli import healthcheck as light
 from worker.cli.app import app
 
 
-# With no option but --ready, this file is not even imported (cli/__init__.py).
+# Without options, or with --ready alone, this file is not imported (cli/__init__.py).
 @app.command()
 def healthcheck(
     *,
     is_ready: Annotated[
-        bool, typer.Option("--ready", help="Ask whether it projects, not only whether it lives.")
+        bool,
+        typer.Option(
+            "--ready", help="Ask whether the worker is ready, not only whether it is live."
+        ),
     ] = False,
 ) -> None:
-    """Ask the worker of these settings for its health: exit 0 if it is well, 1 if not."""
+    """Ask the worker with these settings for its health: exit 0 if it is healthy, 1 if not."""
     raise typer.Exit(light.report(is_ready=is_ready))

@@ -1,6 +1,6 @@
 """What commands print: tables, JSON, progress, questions, and sentences (sentences.py).
 
-Text from messages is a publisher's: it is printed escaped, and never read as markup.
+Text from messages comes from publishers: it is printed escaped, and never interpreted as markup.
 """
 
 import json
@@ -40,19 +40,19 @@ __all__ = [
     "verdict",
 ]
 
-# Wide enough for a table that goes to a file or a pipe, where nobody sees a terminal's edge.
+# Wide enough for a table that goes to a file or a pipe, where lines need not fit a terminal.
 PIPE_WIDTH: Final = 200
 
 
-def _console(stream: Any) -> Console:  # noqa: ANN401 - sys.stdout has no better type
+def _console(stream: Any) -> Console:  # noqa: ANN401 - sys.stdout has no narrower type
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def confirm(question: str) -> None:
-    """Ask; end the command if the answer is no, or if there is nobody to ask."""
+    """Ask for confirmation; end the command if the answer is no, or if there is no terminal."""
     if not sys.stdin.isatty():
-        complain(question, "there is no terminal to ask on; say --yes.")
+        complain(question, "there is no terminal to ask on; run the command with --yes.")
         raise typer.Exit(2)
     if not typer.confirm(escaped(question), err=True):
         complain("Nothing was changed.")
@@ -70,25 +70,25 @@ def print_json(document: object) -> None:
 
 
 class JsonList:
-    """A JSON list that is printed as it grows: nobody has to hold all of it."""
+    """A JSON list that is printed while it grows, so that it need not fit in memory."""
 
     def __init__(self, opening: str = "[") -> None:
-        """Begin a list that stands behind this text."""
+        """Start a list after this text."""
         self._before = opening
 
     def add(self, element: object) -> None:
-        """Print one more element."""
+        """Print the next element."""
         print(self._before)
         print(json.dumps(element, ensure_ascii=False, default=str), end="")
         self._before = ","
 
     def close(self, closing: str = "]") -> None:
-        """Print what stands behind the last element."""
+        """Print the text that follows the last element."""
         print(closing if self._before == "," else self._before + closing, flush=True)
 
 
 def print_raw(text: str) -> None:
-    """Print text as it is, but for control characters other than line breaks and tabs."""
+    """Print text as it is, but escape control characters other than line breaks and tabs."""
     print("".join(c if c in "\n\t" else escaped(c) for c in text))
 
 
@@ -103,7 +103,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
 
 
 def verdict(word: str, subject: str, found: str, fix: str | None) -> None:
-    """Print one line of a check."""
+    """Print the line of `check` for one subject."""
     style = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}[word]
     line = Text.assemble((f"{word:4}", style), f"  {subject:9}  {escaped(found)}")
     if fix:
@@ -112,7 +112,7 @@ def verdict(word: str, subject: str, found: str, fix: str | None) -> None:
 
 
 def plain(row: Mapping[str, object]) -> dict[str, object]:
-    """Give a row as JSON takes it: bytes as text, or as hexadecimal if they are none."""
+    """Return a row as JSON can hold it: bytes as text, or as hexadecimal if they are not UTF-8."""
     return {name: _plain(value) for name, value in row.items()}
 
 
@@ -133,7 +133,7 @@ def _plain(value: object) -> object:
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """The number per second."""
 
     def render(self, task: Task) -> Text:
         """Render the rate."""
@@ -145,18 +145,18 @@ class Bar:
     """A progress bar whose total may become known later."""
 
     def __init__(self, progress: Progress, what: str) -> None:
-        """Start at nothing."""
+        """Start at zero."""
         self._progress = progress
         self._task = progress.add_task(what, total=None)
 
     def show(self, done: int, total: int | None) -> None:
-        """Move to what is done."""
+        """Show this much as done."""
         self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Bar]:
-    """Show progress with its rate and the time that remains, on standard error."""
+    """Show progress, its rate and the remaining time on standard error, if that is a terminal."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -164,6 +164,6 @@ def progress_bar(what: str) -> Iterator[Bar]:
         _Rate(),
         TimeRemainingColumn(),
         console=_console(sys.stderr),
-        transient=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty(),
     ) as progress:
         yield Bar(progress, what)

@@ -1,4 +1,4 @@
-"""`publish`: wire messages from a file, or one by hand."""
+"""`publish`: the messages in a file, or a single message."""
 
 import asyncio
 import gzip
@@ -22,6 +22,7 @@ from worker.deliveries import Delivery, Rejected
 from worker.errors import StoreUnavailable, StoreUnusable, WorkerError
 from worker.fold import is_late, position
 from worker.messages import INT64_MAX, AnyMessage, decode, now
+from worker.plurals import counted
 from worker.projections import load
 from worker.settings import Settings, load_settings
 from worker.store import log
@@ -35,30 +36,34 @@ NAME = "projection-worker publish"
 def publish(  # noqa: PLR0913 - one parameter for each option of the command
     file: Annotated[
         str | None,
-        typer.Argument(help="NDJSON, also .gz, or - for standard input; published unread."),
+        typer.Argument(help="NDJSON file, may be .gz; - is standard input. Lines are not checked."),
     ] = None,
     *,
     kind: Annotated[str | None, typer.Option(help="Publish one message of this kind.")] = None,
-    event_id: Annotated[str | None, typer.Option(help="Its event.")] = None,
+    event_id: Annotated[str | None, typer.Option(help="The id of its event.")] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(help="A field of its payload, NAME=VALUE; VALUE is JSON or else text."),
+        typer.Option(help="A field of its payload: NAME=VALUE. VALUE is JSON, or else text."),
     ] = None,
-    message_id: Annotated[str | None, typer.Option("--id", help="Default: a new one.")] = None,
-    occurred_at: Annotated[str | None, typer.Option(help="Default: now.")] = None,
+    message_id: Annotated[
+        str | None, typer.Option("--id", help="Its message id. Default: a new one.")
+    ] = None,
+    occurred_at: Annotated[str | None, typer.Option(help="When it happened. Default: now.")] = None,
     sequence: Annotated[
         int | None,
-        typer.Option(help="Its place in the event's order. Default: after all that is projected."),
+        typer.Option(
+            help="Its place in the event's order. Default: after everything projected so far."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the messages of a file, or one by hand, and count what the broker confirmed.
+    """Publish the messages in a file, or a single message, and count the broker's confirms.
 
-    A file's lines are sent as they stand, broken ones too. One by hand is checked first:
+    The lines of a file are sent as they are, even invalid ones. A single message is checked first:
     publish --kind event_planned --event-id e-1 --field chat_id=c-1 --field kind=poll
     """
     if (file is None) == (kind is None):
-        raise typer.BadParameter("give either FILE or --kind.")
+        raise typer.BadParameter("use either FILE or --kind.")
     settings = load_settings()
     if file is not None:
         count = _publish_file(settings, file)
@@ -74,11 +79,11 @@ def publish(  # noqa: PLR0913 - one parameter for each option of the command
         envelope["sequence"] = asyncio.run(_place(settings, message, sequence))
         count = _publish_one(settings, envelope)
         if not as_json:
-            say(f"Message {envelope['id']}, sequence {envelope['sequence']}:")
+            say(f"Published message {envelope['id']} with sequence {envelope['sequence']}.")
     if as_json:
         print_json({"confirmed": count})
     else:
-        say(f"{count:,} confirmed by the broker.")
+        say(f"The broker confirmed {counted(count, 'message')}.")
 
 
 def _payload(event_id: str | None, fields: list[str]) -> dict[str, Any]:
@@ -99,16 +104,16 @@ def _checked(settings: Settings, envelope: dict[str, Any]) -> AnyMessage:
     if isinstance(checked, Rejected):
         raise WorkerError(
             f"The worker would reject this message ({checked.reason}: {checked.detail})",
-            "mend it; 'publish FILE' sends any bytes.",
+            "correct it, or use 'publish FILE', which does not check messages.",
         )
     return checked
 
 
 async def _place(settings: Settings, message: AnyMessage, sequence: int | None) -> int:
-    """Return the sequence that was given, or else the one that follows what has been projected.
+    """Return the given sequence, or else one that puts the message after all projected ones.
 
-    Complains about a message that comes before what has been projected. Raises `WorkerError` if no
-    sequence was given and the database cannot tell.
+    Warns about a message that sorts before a projected one. Raises `WorkerError` if no sequence was
+    given and the database cannot be read.
     """
     try:
         async with Reader(settings.database) as reader:
@@ -117,20 +122,20 @@ async def _place(settings: Settings, message: AnyMessage, sequence: int | None) 
         if sequence is not None:
             return sequence
         raise WorkerError(
-            f"Which sequence follows the event's other messages is not known: {error.message}",
-            "run this where the worker's database is, or give --sequence: more than those of the "
-            "event's other messages, or 0 if its publisher sends none.",
+            f"The next sequence of the event is not known: {error.message}",
+            "run this command where the worker's database is, or set --sequence to a higher number "
+            "than the event's other messages have, or to 0 if its publisher sends none.",
         ) from error
     if sequence is None:
-        # Without sequences, the event's messages are ordered by their times.
+        # If the event's messages have no sequences, they are ordered by their times.
         sequence = head[0] + 1 if head is not None and 0 < head[0] < INT64_MAX else message.sequence
     place = position(message.model_copy(update={"sequence": sequence}))
     if is_late(place, head):
         complain(
-            f"The message comes before another one of event {message.event_id!r} (its place is "
-            f"{place[:2]}, that of the last one {head and head[:2]}), so it may have no effect.",
-            "'projection-worker show' tells what it did. Without --sequence and --occurred-at, a "
-            "message comes after all that is projected.",
+            f"The message sorts before another one of event {message.event_id!r} (its position "
+            f"is {place[:2]}, the last one has {head and head[:2]}), so it may have no effect.",
+            "run 'projection-worker show' to see what it did. A message without --sequence and "
+            "--occurred-at comes after everything projected so far.",
         )
     return sequence
 
@@ -149,7 +154,7 @@ def _publish_file(settings: Settings, file: str) -> int:
         bar = stack.enter_context(progress_bar("Publishing messages"))
 
         def show(count: int) -> None:
-            # How many there are is not known; how far the file has been read is.
+            # The total is unknown, so it is estimated from how far the file has been read.
             bar.show(count, size and round(count * size / max(raw.tell(), 1)))
 
         return _publish(settings, _routed(lines, is_slow=file == "-"), show)
@@ -158,7 +163,7 @@ def _publish_file(settings: Settings, file: str) -> int:
 def _publish(
     settings: Settings, messages: AsyncIterable[tuple[bytes, str]], show: Callable[[int], None]
 ) -> int:
-    """Return the number of confirms; raises `WorkerError` that says how many came before."""
+    """Return the number of confirms; raises `WorkerError`, which says how many came before."""
     confirmed = 0
 
     def on_confirmed() -> None:
@@ -176,13 +181,13 @@ def _publish(
         asyncio.run(send())
     except WorkerError as error:
         raise WorkerError(
-            f"{error.message} Confirmed before: {confirmed:,} messages.", error.hint
+            f"{error.message} Confirmed before: {counted(confirmed, 'message')}.", error.hint
         ) from error
     except (EOFError, OSError, zlib.error) as error:
         raise WorkerError(
-            f"The file cannot be read to its end ({error}). Confirmed before: {confirmed:,} "
-            "messages.",
-            "mend the file and publish it again: what has arrived is a duplicate then.",
+            f"The file cannot be read to its end ({error}). Confirmed before: "
+            f"{counted(confirmed, 'message')}.",
+            "repair the file and publish it again: what has already arrived is a duplicate.",
         ) from error
     show(confirmed)
     return confirmed
@@ -198,7 +203,7 @@ def _open(path: Path) -> IO[bytes]:
 async def _routed(lines: Iterable[bytes], *, is_slow: bool) -> AsyncIterator[tuple[bytes, str]]:
     """Yield each line with its chat as the routing key, if a line so far has named the chat.
 
-    A slow source is read in a thread, because the connection would starve while it is silent.
+    A slow source is read in a thread, because waiting for it here would stop the heartbeats.
     """
     chats: dict[str, str] = {}
     each = iter(lines)
@@ -220,4 +225,4 @@ def _chat(body: bytes, chats: dict[str, str]) -> str:
             chats[event_id] = chat_id
         return chats.get(event_id, "")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""  # A broken line is published, too.
+        return ""  # An invalid line is published all the same.

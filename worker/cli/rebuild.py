@@ -1,4 +1,4 @@
-"""`rebuild`: fold the log anew, or only compare."""
+"""`rebuild`: fold the log again, and replace the live rows or only compare them."""
 
 import asyncio
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from worker.cli.app import AsJson, app
 from worker.cli.output import plain, print_json, progress_bar, say, table
+from worker.plurals import counted
 from worker.projections import load
 from worker.rebuild import Audit, Progress, audit
 from worker.rebuild import rebuild as rebuild_tables
@@ -22,12 +23,14 @@ from worker.store.lock import WriterLock
 def rebuild(
     *,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare, change nothing; exit 1 if rows differ.")
+        bool, typer.Option("--verify", help="Only compare; exit 1 if rows differ.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Most differences to show.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Maximum number of differing events to show.")
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Fold the whole log into fresh tables and put them in place of the live ones.
+    """Fold the whole log into new tables, and replace the live tables with them.
 
     Readers see the old rows until the new ones are complete; an interrupted rebuild changes
     nothing. --verify works while a worker runs; without it, the worker must be stopped.
@@ -48,7 +51,9 @@ def rebuild(
 
 
 async def _rebuild(database: Path, registry: Registry, progress: Progress, limit: int) -> Audit:
-    read_only_uri(database)  # Refuses a file that is missing: there is nothing to rebuild.
+    read_only_uri(
+        database
+    )  # Raises if the file is missing, because then there is nothing to rebuild.
     with WriterLock(database) as lock:
         async with Writer(database, lock) as writer:
             return await rebuild_tables(writer, database, registry, progress, limit)
@@ -58,13 +63,14 @@ def _show(found: Audit, *, verify: bool) -> None:
     if found.differences:
         columns = ("table", "event_id", "column", "live", "folded")
         table(columns, [cells for each in found.differences for cells in _cells(each)])
-    folded = f"{found.messages:,} messages fold into {found.rows:,} rows"
+    folded = f"Folded {counted(found.messages, 'message')} into {counted(found.rows, 'row')}"
+    differing = f"the live rows of {counted(found.differing, 'event')}"
     if not found.differing:
         say(f"{folded}; the live rows {'are' if verify else 'were'} the same.")
     elif verify:
-        say(f"{folded}; {found.differing:,} events differ. 'projection-worker rebuild' mends them.")
+        say(f"{folded}; {differing} differ. Run 'projection-worker rebuild' to correct them.")
     else:
-        say(f"{folded}; {found.differing:,} events differed and are mended.")
+        say(f"{folded}; {differing} differed and have been corrected.")
     for statement in found.dropped_indexes:
         say(f"Dropped with the table of another version: {statement}")
 

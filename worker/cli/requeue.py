@@ -1,4 +1,4 @@
-"""`dead-letters requeue` and `discard`: what an operator does about the selected dead letters."""
+"""`dead-letters requeue` and `discard`: send selected dead letters back, or remove them."""
 
 import asyncio
 import json
@@ -20,15 +20,17 @@ from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes
 from worker.cli.dry_run import dry_run
 from worker.cli.output import JsonList, confirm, say, say_all
-from worker.cli.selecting import ByAge, ById, ByKind, ByReason, selection, summary
+from worker.cli.selecting import ByAge, ById, ByKind, ByReason, none_matches, selection, summary
+from worker.plurals import counted
 from worker.settings import Settings, load_settings
 
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Most of them.", show_default=False)
+    int | None,
+    typer.Option("--limit", min=1, help="Maximum number of dead letters.", show_default=False),
 ]
 All = Annotated[bool, typer.Option("--all", help="Select every dead letter.")]
-OFTEN = f"was requeued {MAX_REQUEUES} times already"
-# Printed together: thousands of letters are done in the time of a few hundred prints.
+OFTEN = f"was already requeued {MAX_REQUEUES} times"
+# Printed together, because thousands of letters are done in the time of a few hundred prints.
 LINES = 50
 
 
@@ -41,25 +43,25 @@ def requeue(  # noqa: PLR0913 - one parameter for each option of the command
     limit: Limit = None,
     select_all: All = False,
     force: Annotated[
-        bool, typer.Option("--force", help=f"Also what {OFTEN}, and was rejected again.")
+        bool, typer.Option("--force", help=f"Include what {OFTEN} and rejected again.")
     ] = False,
     is_dry: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would become of each; change nothing.")
+        bool, typer.Option("--dry-run", help="Show what would happen to each; change nothing.")
     ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send selected dead letters back to this worker's queue, after their cause has been mended.
+    """Send selected dead letters back to this worker's queue, once their cause is corrected.
 
-    No other queue gets them. What was requeued before a command ended early is, when it comes
-    twice, a duplicate for the worker: run the command again.
+    No other queue gets them. If the command is interrupted, run it again: a message that arrives
+    twice is a duplicate. If no dead letter matches, it says so and exits with 0.
     """
     wanted = _selection(selection(message_id, reason, kind, older_than), select_all)
     order = Order(wanted, limit, as_json, _is_often if not force else _is_never)
     if is_dry:
         asyncio.run(dry_run(load_settings(), wanted, limit, order.is_skipped, as_json=as_json))
     else:
-        _give("requeued", order, DeadLetterQueue.requeue, yes=yes)
+        _carry_out("requeued", order, DeadLetterQueue.requeue, yes=yes)
 
 
 def discard(  # noqa: PLR0913 - one parameter for each option of the command
@@ -73,15 +75,18 @@ def discard(  # noqa: PLR0913 - one parameter for each option of the command
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove selected dead letters for good."""
+    """Remove selected dead letters for good.
+
+    If no dead letter matches, it says so and exits with 0.
+    """
     wanted = _selection(selection(message_id, reason, kind, older_than), select_all)
     order = Order(wanted, limit, as_json, _is_never)
-    _give("discarded", order, DeadLetterQueue.discard, yes=yes)
+    _carry_out("discarded", order, DeadLetterQueue.discard, yes=yes)
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which letters, and the most of them."""
+    """Which letters, and how many at most."""
 
     selection: Selection
     limit: int | None
@@ -91,9 +96,9 @@ class Order:
     def choose(
         self, letters: Sequence[DeadLetter], most: int
     ) -> tuple[list[DeadLetter], list[DeadLetter]]:
-        """Return the first letters to take, and those skipped among them.
+        """Return the first `most` letters to take, and the letters skipped before them.
 
-        They are fewer than were given if the next one would be one too many.
+        Together they are fewer than `letters` if the limit was reached.
         """
         chosen: list[DeadLetter] = []
         skipped: list[DeadLetter] = []
@@ -108,16 +113,18 @@ class Order:
 
 
 Deed = Callable[[DeadLetterQueue, Sequence[DeadLetter], OnDone], Awaitable[None]]
-"""Does it to letters of one page, and says of each when it is done."""
+"""Requeues or discards letters of one page, and reports each one when it is done."""
 
 
 class _Account:
-    """Tells what becomes of each letter, and how many there were in the end."""
+    """Reports what happened to each letter, and the totals at the end."""
 
     def __init__(self, participle: str, *, as_json: bool, of: int) -> None:
         self._participle = participle
         self._of = of
         self._done = self._skipped = 0
+        self.is_complete = False
+        """Whether every selected letter has been seen."""
         self._lines: list[str] = []
         self._json = JsonList('{"letters": [') if as_json else None
 
@@ -135,8 +142,11 @@ class _Account:
             counts = {self._participle: self._done, "skipped": self._skipped, "of": self._of}
             self._json.close("], " + json.dumps(counts)[1:])
             return
-        often = f"; {self._skipped:,} skipped, which --force requeues" if self._skipped else ""
-        say(f"{self._done:,} of {self._of:,} dead letters {self._participle}{often}.")
+        if self.is_complete and not self._done + self._skipped:
+            say(none_matches(self._of))
+            return
+        often = f"; {self._skipped:,} skipped (use --force to requeue)" if self._skipped else ""
+        say(f"{self._done:,} of {counted(self._of, 'dead letter')} {self._participle}{often}.")
 
     def _note(self, letter: DeadLetter, outcome: str, left_out: list[str]) -> None:
         if self._json:
@@ -157,24 +167,27 @@ class _Account:
             self._lines.clear()
 
 
-def _give(participle: str, order: Order, deed: Deed, *, yes: bool) -> None:
+def _carry_out(participle: str, order: Order, deed: Deed, *, yes: bool) -> None:
     settings = load_settings()
     limit = order.limit
     if not yes:
         limit, skipped, count = asyncio.run(_count(settings, order))
         if limit:
-            confirm(f"{limit:,} of {count:,} dead letters will be {participle}. Go on?")
+            letters = counted(count, "dead letter")
+            confirm(f"{limit:,} of {letters} will be {participle}. Continue?")
         elif not skipped:
-            # Nobody is asked about nothing; what is skipped is still told, one by one.
-            _Account(participle, as_json=order.as_json, of=count).close()
+            # There is nothing to confirm. Skipped letters are still reported one by one, below.
+            account = _Account(participle, as_json=order.as_json, of=count)
+            account.is_complete = True
+            account.close()
             return
-    asyncio.run(_carry_out(settings, order, limit, (participle, deed)))
+    asyncio.run(_each_page(settings, order, limit, (participle, deed)))
 
 
-async def _carry_out(
+async def _each_page(
     settings: Settings, order: Order, limit: int | None, what: tuple[str, Deed]
 ) -> None:
-    """Do it to the letters, page by page; however that ends, say how far it came."""
+    """Requeue or discard the letters, page by page; however that ends, report how many."""
     participle, deed = what
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
         account = _Account(participle, as_json=order.as_json, of=queue.count)
@@ -188,12 +201,13 @@ async def _carry_out(
                 if len(letters) + len(skipped) < len(page):
                     break
                 left -= len(letters)
+            account.is_complete = True
         finally:
             account.close()
 
 
 async def _count(settings: Settings, order: Order) -> tuple[int, int, int]:
-    """Return how many letters it is about, how many are skipped, and how many there are."""
+    """Return how many letters are selected, how many are skipped, and how many there are in all."""
     done = skipped = 0
     async with dead_letter_queue(address_of(settings), topology_of(settings)) as queue:
         async for letter in queue.letters(order.selection):
@@ -206,10 +220,10 @@ async def _count(settings: Settings, order: Order) -> tuple[int, int, int]:
         return done, skipped, queue.count
 
 
-def _selection(wanted: Selection, select_all: bool) -> Selection:  # noqa: FBT001 - as it was given
+def _selection(wanted: Selection, select_all: bool) -> Selection:  # noqa: FBT001 - typer's value
     if (wanted == Selection()) != select_all:
         raise typer.BadParameter(
-            "select with --id, --reason, --kind or --older-than; or every one with --all alone."
+            "select with --id, --reason, --kind or --older-than; or select all with --all alone."
         )
     return wanted
 

@@ -14,7 +14,7 @@ from worker.telemetry import logs
 
 @app.command()
 def run() -> None:
-    """Consume until SIGTERM or SIGINT; log lines go to standard output."""
+    """Consume messages until SIGTERM or SIGINT; log to standard output."""
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     try:
@@ -22,6 +22,6 @@ def run() -> None:
     except WorkerError as error:
         logs.get_logger().error("failed", reason=error.message, hint=error.hint)
         raise typer.Exit(1) from None
-    except Exception:  # noqa: BLE001 - the one place where a bug stops travelling
+    except Exception:  # noqa: BLE001 - a bug is logged here, and nowhere else
         logs.get_logger().exception("crashed")
         raise typer.Exit(1) from None

@@ -1,6 +1,6 @@
-"""Sentences on the standard streams, and what these streams must be for that.
+"""Sentences on the standard streams, and the preparation of these streams.
 
-Imports next to nothing, because `healthcheck` runs every few seconds.
+Imports very little, because `healthcheck` runs every few seconds.
 """
 
 import os
@@ -12,21 +12,21 @@ from worker.sources import escaped
 
 
 def prepare_streams() -> None:
-    """Make the standard streams usable, whatever the command was started with."""
+    """Make the standard streams usable, even if the command was started with some closed."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # It was closed. The next file that is opened would get its number, and what is meant
-            # for the stream.
+            # It was closed. The next file to be opened would get its descriptor, and receive what
+            # is written to the stream.
             discard(number)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - a descriptor, for as long as the process lasts
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - stays open until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # The terminal's character set may lack what a message has.
+            # The terminal's character set may lack characters of a message.
             stream.reconfigure(errors="backslashreplace")
 
 
 def discard(number: int) -> None:
-    """Let a descriptor lead nowhere."""
+    """Redirect a descriptor to the null device."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)
@@ -39,8 +39,8 @@ def say(text: str) -> None:
 
 
 def complain(message: str, hint: str | None = None) -> None:
-    """Print to standard error what went wrong, and what to do about it."""
-    # Where that is full or gone, the exit code still says that something is wrong.
+    """Print what went wrong, and what to do about it, to standard error."""
+    # If standard error is full or closed, the exit code still reports the failure.
     with suppress(OSError):
         print(escaped(message), file=sys.stderr)
         if hint:

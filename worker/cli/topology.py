@@ -1,4 +1,4 @@
-"""`topology`: the exchanges, queues and bindings that the worker stands on."""
+"""`topology`: the exchanges, queues and bindings that the worker uses."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from worker.store.inspection import file_id
 
 topology = typer.Typer(
     name="topology",
-    help="Look at, make or export the worker's exchanges and queues; release its queue.",
+    help="Show, create or export the worker's exchanges and queues; release its queue.",
     no_args_is_help=True,
 )
 app.add_typer(topology)
@@ -25,7 +25,7 @@ app.add_typer(topology)
 
 @topology.command("show")
 def show(*, as_json: AsJson = False) -> None:
-    """Show what must be on the broker, and verify that it is; makes nothing."""
+    """Show what must be on the broker, and verify that it is; create nothing."""
     settings = load_settings()
     wanted = topology_of(settings)
     if not as_json:
@@ -40,33 +40,38 @@ def show(*, as_json: AsJson = False) -> None:
         found = {"waiting": waiting, "not_verified": verified.not_permitted, "database_file": owner}
         print_json({**definitions(wanted, settings.vhost), **found})
     else:
-        seen = f"All of it is on {settings.broker}, but for the bindings, which no client can see."
+        seen = f"All of it is on {settings.broker}; bindings cannot be verified by a client."
         if verified.not_permitted:
             hidden = ", ".join(verified.not_permitted)
-            seen = f"The user may not see all of it on {settings.broker}: not {hidden}."
+            seen = (
+                f"The user may not verify all of it on {settings.broker}. Not verified: {hidden}."
+            )
         say(f"{seen} {verified.waiting.capitalize()}.")
         say(belonging)
 
 
 @topology.command("apply")
 def apply() -> None:
-    """Make what is missing on the broker; what is there otherwise is an error, and is left.
+    """Create what is missing on the broker, and print what was created.
 
-    Bindings that somebody removed are put back, too, which the worker never does by itself.
+    An exchange or queue that exists with other arguments is an error, and is left as it is.
 
-    The queue belongs to no database file then: the first worker that starts claims it for its own.
+    Bindings that somebody removed are created again, which the worker never does by itself.
+
+    A new queue belongs to no database file: the first worker to start claims it for its own.
     """
     settings = load_settings()
-    asyncio.run(commands.apply(address_of(settings), topology_of(settings)))
-    say(f"All that the worker needs is on {settings.broker}.")
+    created = asyncio.run(commands.apply(address_of(settings), topology_of(settings)))
+    names = f"Created {', '.join(created)}." if created else "All exchanges and queues existed."
+    say(f"{names} Everything that the worker needs is on {settings.broker}.")
 
 
 @topology.command("release")
 def release(*, yes: Yes = False) -> None:
-    """Release the queue from its database file; the next worker that starts claims it for its own.
+    """Release the queue from its database file; the next worker to start claims it for its own.
 
-    For a move to a new file. Stop the old worker first, and keep its file: what it holds is nowhere
-    else, and the new file begins without it.
+    Use this to move to a new file. Stop the old worker first, and keep its file: its content exists
+    nowhere else, and the new file starts without it.
     """
     settings = load_settings()
     owner, belonging = asyncio.run(_owner(settings))
@@ -75,16 +80,16 @@ def release(*, yes: Yes = False) -> None:
         return
     if not yes:
         confirm(
-            f"{belonging} After its release the next worker that starts claims it for its own "
-            "file, which begins without what the old one holds. Go on?"
+            f"{belonging} After the release, the next worker to start claims it for its own file, "
+            "which starts without the content of the old one. Continue?"
         )
     asyncio.run(commands.release(address_of(settings), settings.queue))
-    say(f"Queue {settings.queue!r} is free: the next worker that starts claims it.")
+    say(f"Queue {settings.queue!r} is free: the next worker to start claims it.")
 
 
 @topology.command("export")
 def export() -> None:
-    """Print it as RabbitMQ definitions, for `rabbitmqctl import_definitions`; asks no broker."""
+    """Print RabbitMQ definitions for `rabbitmqctl import_definitions`, without asking a broker."""
     settings = load_settings()
     print_json(definitions(topology_of(settings), settings.vhost))
 
@@ -107,7 +112,7 @@ async def _owner(settings: Settings) -> tuple[str | None, str]:
     try:
         own = await file_id(settings.database)
     except StoreUnusable:
-        # The file may be the very reason for a move to another one.
+        # A broken file may be the reason for the move to another one.
         own = None
     owner = await commands.owner(address_of(settings), settings.queue, own)
     if owner is None:
