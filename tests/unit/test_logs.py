@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -107,6 +108,19 @@ class TestLines:
             assert await worker.exit_code() == 0
 
         assert worker.output == ""
+
+
+class TestTheConsoleFormat:
+    async def test_begins_each_line_with_the_time(self, database: Path, tmp_path: Path) -> None:
+        """Then come the level, the event, and the fields in the order in which they were logged."""
+        settings = environment(
+            amqp_url=NO_BROKER, database=database, secrets_dir=tmp_path, log_format="console"
+        )
+        async with worker_process("run", settings=settings, folder=tmp_path) as worker:
+            await eventually(lambda: "connection_lost" in worker.output)
+        first = re.sub(r"\x1b\[[\d;]*m", "", worker.output.splitlines()[0])
+
+        assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[info +\] starting +pid=\d+ database=", first)
 
 
 class TestATerminalThatCloses:

@@ -1,12 +1,12 @@
-"""`/livez`, `/readyz` and `/metrics` over HTTP, answered while the worker's own loop is stuck.
+"""`/livez`, `/readyz` and `/metrics` over HTTP, answered even while the worker's loop is stuck.
 
-A thread with an event loop of its own, and asyncio's streams with a parser of a few lines. In the
-worker's loop, a handler that blocks would silence the very answer that tells of it. The servers of
-the standard library, and prometheus_client's, which is one of them, spend a thread on each
-connection and time each read instead of the whole request, so that a client who sends a byte now
-and then keeps its thread for ever. aiohttp would cost some 10 MB for three fixed paths.
+This is a thread with its own event loop, asyncio's streams, and a parser of a few lines. In the
+worker's loop, a blocking handler would also block the answer that reports it. The standard
+library's servers, on which prometheus_client's is based, use a thread for each connection and time
+each read instead of the whole request, so a client that sends a byte now and then occupies its
+thread for ever. aiohttp would cost about 10 MB for three fixed paths.
 
-Whoever reaches the port may read what it says: nothing of it comes from messages.
+Anyone who can reach the port may read the answers: nothing in them comes from messages.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from worker.errors import HealthUnavailable
 from worker.telemetry.health import Facts, Health, live, ready
 from worker.telemetry.metrics import Metrics
 
-# From accepting to closing, whatever the client does.
+# From accepting a connection to closing it, whatever the client does.
 REQUEST_SECONDS = 5
-# A client that means it is answered within milliseconds; the oldest of too many does not mean it.
-# All of them together cost 3 MB.
+# A well-behaved client is answered within milliseconds, so the oldest of too many connections is
+# dropped. All of them together cost 3 MB.
 MAX_CONNECTIONS = 256
-# asyncio accepts as many at one turn of its loop, and a request is answered within three.
+# asyncio accepts this many in one turn of its loop, and a request is answered within three turns.
 BACKLOG = 64
 MAX_HEADER_BYTES = 8 * 1024
 CLOSE_SECONDS = 2
@@ -39,7 +39,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 class Answer(NamedTuple):
-    """What goes back to the client."""
+    """A response to the client."""
 
     status: HTTPStatus
     body: bytes
@@ -47,13 +47,13 @@ class Answer(NamedTuple):
 
 
 class HealthServer:
-    """Serves health and metrics for the length of an `async with` block; `url` says where.
+    """Serves health and metrics at `url` during an `async with` block.
 
     Entering raises `HealthUnavailable` if it cannot listen there.
     """
 
     def __init__(self, host: str, port: int, facts: Facts, metrics: Metrics) -> None:
-        """Configure; port 0 takes any that is free."""
+        """Configure the server; port 0 takes any free port."""
         self.url = ""
         self._host = host
         self._port = port
@@ -64,11 +64,11 @@ class HealthServer:
             "/readyz": lambda: self._health(ready),
             "/metrics": self._render,
         }
-        # Oldest first; touched by the server's thread alone.
+        # Oldest first; used only by the server's thread.
         self._connections: dict[asyncio.Task[None], None] = {}
 
     async def __aenter__(self) -> Self:
-        """Begin to listen."""
+        """Start to listen."""
         listens: Future[tuple[str, Callable[[], object]]] = Future()
         self._thread = Thread(
             target=asyncio.run, args=(self._serve(listens),), name="health", daemon=True
@@ -95,7 +95,7 @@ class HealthServer:
                 self._connected, self._host, self._port, limit=MAX_HEADER_BYTES, backlog=BACKLOG
             )
         except (OSError, ValueError) as error:
-            # ValueError is what a host that is no name raises.
+            # A host that is not a valid name raises ValueError.
             listens.set_exception(unavailable(self._host, self._port, error))
             return
         async with server:
@@ -104,7 +104,7 @@ class HealthServer:
                 (health_url(host, port), lambda: loop.call_soon_threadsafe(stop.set))
             )
             await stop.wait()
-            # From Python 3.12 on, the end of the block waits for them.
+            # From Python 3.12 on, the end of the block waits for these tasks.
             for connection in self._connections:
                 connection.cancel()
 
@@ -116,11 +116,11 @@ class HealthServer:
         connection = asyncio.create_task(self._converse(reader, writer))
         self._connections[connection] = None
         connection.add_done_callback(lambda _: self._connections.pop(connection, None))
-        # Closing waits for a client that does not read what it asked for; this does not.
+        # Closing would wait for a client that does not read its response; this does not.
         connection.add_done_callback(lambda _: writer.transport.abort())
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A client that goes away, or is too slow, has nobody to be told.
+        # If a client goes away or is too slow, there is nobody to tell.
         with suppress(OSError, asyncio.IncompleteReadError):
             async with asyncio.timeout(REQUEST_SECONDS):
                 writer.write(await self._response(reader))
@@ -174,9 +174,9 @@ def _encoded(answer: Answer, *, with_body: bool = True) -> bytes:
 
 
 def unavailable(host: str, port: int, error: OSError | ValueError) -> HealthUnavailable:
-    """Return the error for an address at which nobody can listen."""
+    """Return the error for an address on which the server cannot listen."""
     return HealthUnavailable(
         f"Health cannot be served at {health_url(host, port)} ({error}).",
-        "set WORKER_HEALTH_PORT to a free port, or to 0 for any; WORKER_HEALTH_HOST must be an"
-        " address of this machine.",
+        "set WORKER_HEALTH_PORT to a free port, or to 0 for any free one; WORKER_HEALTH_HOST must "
+        "be an address of this machine.",
     )

@@ -1,6 +1,6 @@
-"""How the worker's log lines look: JSON for machines, colours for people, never a password.
+"""The format of the worker's log lines: JSON for machines, colours for people, never a password.
 
-Called "logs" because the log is the table of messages.
+The module is called "logs" because "the log" is the table of messages.
 """
 
 import atexit
@@ -17,41 +17,41 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-# A reader that is alive takes a line within microseconds.
+# A live reader reads a line within microseconds.
 WRITE_SECONDS = 0.05
 FINISH_SECONDS = 0.5
-# What waits for a reader that stands still: less than a hundred kilobytes.
+# The lines that wait for a stalled reader: less than a hundred kilobytes.
 MAX_WAITING_LINES = 250
 
 
 class Lines(TextIOBase):
-    """Standard output for log lines, which never holds the worker up and never ends it.
+    """Standard output for log lines, which never delays the worker for long and never ends it.
 
-    A pipe, terminal or socket whose reader stands still would block the event loop, and with it
-    the heartbeats; a log file on a full disk would end the process. So a thread of its own writes.
-    `write` waits until the line is out, because it may be the last one of a process that is
-    killed, but not for a reader that stands still. Lines that cannot be written are dropped, and
-    their number is the next line that can be.
+    A pipe, terminal or socket with a stalled reader would block the event loop, and with it the
+    heartbeats; a log file on a full disk would end the process. Therefore a separate thread writes.
+    `write` waits until the line is written, because it may be the last line before the process is
+    killed, but it does not wait for a stalled reader. Lines that cannot be written are dropped, and
+    the next line that can be written says how many.
 
-    The descriptor is left as it is: to make it non-blocking would do that to all programs that
-    share it, such as those of a start script (O_NONBLOCK belongs to the open file, open(2)).
+    The descriptor stays blocking: O_NONBLOCK belongs to the open file (open(2)), so setting it
+    would affect all programs that share the file, such as those of a start script.
     """
 
     def __init__(self, descriptor: int) -> None:
         """Write to a descriptor."""
         super().__init__()
         self._descriptor = descriptor
-        # Each with the number of lines that it stands for.
+        # Each line with the number of lines that are lost if it is dropped.
         self._waiting: deque[tuple[bytes, int]] = deque()
         lock = Lock()
         self._arrived = Condition(lock)
         self._emptied = Condition(lock)
         self._dropped = 0
-        # A daemon: whoever ends the process does not wait for the reader.
+        # A daemon thread, so that the end of the process does not wait for the reader.
         Thread(target=self._write_all, name="log", daemon=True).start()
 
     def write(self, line: str) -> int:
-        """Write a line whole, or drop it."""
+        """Write a whole line, or drop it."""
         with self._arrived:
             if len(self._waiting) >= MAX_WAITING_LINES:
                 self._dropped += 1
@@ -65,7 +65,7 @@ class Lines(TextIOBase):
         return len(line)
 
     def finish(self) -> None:
-        """Wait a moment for a reader that is slow: what has not been read then is lost."""
+        """Wait a moment for a slow reader; lines that are still unwritten are lost."""
         with self._emptied:
             if self._waiting:
                 self._emptied.wait(FINISH_SECONDS)
@@ -98,13 +98,13 @@ class Lines(TextIOBase):
 
 
 def _write(descriptor: int, rest: bytes) -> bool:
-    """Write all of it, however long that takes; return False if that fails."""
+    """Write everything, however long it takes; return whether that succeeded."""
     try:
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:
-                # Somebody else made it non-blocking.
+                # Another program has made it non-blocking.
                 select.select([], [descriptor], [])
     except OSError:
         return False
@@ -112,9 +112,9 @@ def _write(descriptor: int, rest: bytes) -> bool:
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send all log lines to standard output, from `level` on.
+    """Send log lines of `level` and above to standard output.
 
-    `log_format` is json, console, or auto: console where standard output is a terminal.
+    `log_format` is json, console, or auto: console if standard output is a terminal, else json.
     """
     for_people = log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
     shared: list[Processor] = [
@@ -122,9 +122,15 @@ def configure(log_format: str, level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         _lead,
     ]
-    # Locals in tracebacks could hold a password.
+    # Local variables in tracebacks could hold a password.
     renderers: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                exception_formatter=structlog.dev.plain_traceback,
+                sort_keys=False,
+                timestamp_key="at",
+            )
+        ]
         if for_people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -147,12 +153,12 @@ def configure(log_format: str, level: str) -> None:
 
 
 def _lead(logger: object, method: str, fields: EventDict) -> EventDict:
-    """Put first what a person looks for first."""
+    """Put the fields first that a person looks for first."""
     leading = {name: fields.pop(name) for name in ("at", "level", "event")}
     return {**leading, **fields}
 
 
 def get_logger() -> FilteringBoundLogger:
-    """Return the logger of the worker."""
+    """Return the worker's logger."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger

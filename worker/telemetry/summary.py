@@ -1,4 +1,4 @@
-"""One line for many batches: what they did, at most once in so many seconds."""
+"""One line for many batches: their outcomes, at most once in so many seconds."""
 
 import asyncio
 from collections import Counter
@@ -8,7 +8,7 @@ from worker.deliveries import BatchReport, Verdict
 
 
 class Summary:
-    """Adds up batch reports and reports the sum a while after the first of them."""
+    """Adds up batch reports, and reports the sum some time after the first of them."""
 
     def __init__(self, seconds: float, report: Callable[[dict[str, int | float]], None]) -> None:
         """Call `report` with the fields of the line."""
@@ -45,5 +45,5 @@ class Summary:
 
 
 def verdict_fields(verdicts: Mapping[Verdict, int]) -> dict[str, int]:
-    """Give verdict -> number, without the zeros."""
+    """Return verdict -> number, without zeros."""
     return {verdict.value: verdicts[verdict] for verdict in Verdict if verdicts.get(verdict)}
