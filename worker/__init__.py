@@ -1,6 +1,6 @@
 """A message consumer that keeps a read model: the rows are the fold of the messages.
 
-What the author of a projection imports; everything else is reached through the commands.
+These names are for authors of projections; everything else is used through the commands.
 """
 
 from importlib import import_module
@@ -25,8 +25,8 @@ _MODULES = {
 }
 
 
-# Imported when they are asked for: all this takes half a second, in which the program could not
-# attend to a signal (__main__.py).
+# Imported on first use, because the imports take half a second, during which the program could not
+# handle a signal (__main__.py).
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

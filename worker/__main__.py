@@ -6,13 +6,14 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # A signal that comes during the imports of `run` waits until process.py can act on it. Process
-    # 1 of a container would never get it: the kernel drops a signal that has no handler
-    # (pid_namespaces(7)). The image lets signals wait from even earlier on, for any command.
+    # A signal that arrives during the imports of `run` waits until process.py can handle it. In a
+    # container, process 1 would otherwise never receive it, because the kernel drops its signals
+    # that have no handler (pid_namespaces(7)). The image blocks signals even earlier, for every
+    # command.
     how = signal.SIG_BLOCK if sys.argv[1:2] == ["run"] else signal.SIG_UNBLOCK
     try:
         signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT))
-        from worker import cli  # noqa: PLC0415 - only now, as it takes time
+        from worker import cli  # noqa: PLC0415 - slow, so only once signals wait
 
         cli.main()
     except KeyboardInterrupt:

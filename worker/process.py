@@ -1,4 +1,4 @@
-"""The process around the service: signals, health, and an end in time, whatever hangs."""
+"""The process around the service: signals, health, and an exit in time even if something hangs."""
 
 import asyncio
 import os
@@ -18,9 +18,10 @@ from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report
 
-# SIGHUP is what a terminal that closes sends; nohup has it ignored.
+# A terminal sends SIGHUP when it closes; nohup makes the process ignore it.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# A drain ends before this, whatever the broker and the disk do; what is not acked is redelivered.
+# A drain is cut off after this time, even if the broker or the disk hangs; what is not acked is
+# redelivered.
 DRAIN_SECONDS = 4.5
 TICK_SECONDS = 1
 
@@ -28,8 +29,8 @@ TICK_SECONDS = 1
 async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None:
     """Run a worker until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 
-    `load_settings` is called at each connection to the broker, for a password that was renewed.
-    Raises what `Service.run` raises, and `HealthUnavailable` if its port is taken.
+    `load_settings` is called at each connection to the broker, so that a renewed password is used.
+    Raises what `Service.run` raises, and `HealthUnavailable` if the health port is in use.
     """
     settings = load_settings()
     facts = Facts()
@@ -54,7 +55,7 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
 
 
 class _Ending:
-    """What signals do, from now on."""
+    """Handles the signals that end the process, from its construction on."""
 
     def __init__(self, service: Service, report: Report) -> None:
         self.is_complete = False
@@ -65,12 +66,12 @@ class _Ending:
         for number in ENDING:
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
-        # One may be waiting since the start of the process (__main__.py).
+        # A signal may have been waiting since the start of the process (__main__.py).
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._has_begun:
-            # Whatever is committed is on the disk, and whatever is not is not acked.
+            # What is committed is on the disk, and what is not committed is not acked.
             self._report.ended_at_once(number.name)
             _exit(128 + number)
         self._has_begun = True
@@ -79,7 +80,7 @@ class _Ending:
         asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        # Reached in the middle of closing, too: a peer that is gone can stall that.
+        # It may also fire while connections are being closed, which a dead peer can stall.
         if not self.is_complete:
             self._report.drain_timed_out(DRAIN_SECONDS)
         _exit(0 if self.is_complete else 1)
@@ -91,7 +92,7 @@ def _exit(code: int) -> None:
 
 @asynccontextmanager
 async def _ticking(facts: Facts) -> AsyncIterator[None]:
-    """Note every second that the loop turns."""
+    """Record once a second that the event loop turns."""
 
     async def tick() -> None:
         while True:

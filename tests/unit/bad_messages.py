@@ -60,9 +60,9 @@ BAD_NUMBERS = {
     "NaN": "NaN",
     "Infinity": "Infinity",
     "-Infinity": "-Infinity",
-    "1e999": "beyond a double",
-    "-1e999": "beyond a double",
-    f"1{'0' * 400}.5": "beyond a double",
+    "1e999": "too large for a double",
+    "-1e999": "too large for a double",
+    f"1{'0' * 400}.5": "too large for a double",
     HUGE: "out of range",
 }
 BAD_STRINGS = {
