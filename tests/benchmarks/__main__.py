@@ -57,7 +57,7 @@ def quick(
 def full(
     rounds: int = 4, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
-    """Give all parts, for half an hour."""
+    """Return all parts, for half an hour."""
     most = messages * 10
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {

@@ -37,11 +37,11 @@ class Publishing:
         self._publisher = publisher
 
     async def began(self) -> float:
-        """Wait until it begins, and give the moment."""
+        """Wait until it begins, and return the moment."""
         return float((await self._publisher.told())["began"])
 
     async def ended(self) -> float:
-        """Wait until every message is confirmed, and give the moment."""
+        """Wait until every message is confirmed, and return the moment."""
         ended = float((await self._publisher.told())["ended"])
         await self._publisher.finish()
         return ended
@@ -57,7 +57,7 @@ class Broker:
         self._pid = pid
 
     def cpu_seconds(self) -> float:
-        """Give the CPU time that the node has used so far."""
+        """Return the CPU time that the node has used so far."""
         return cpu_seconds(self._pid)
 
     async def declare(self, queues: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ class Broker:
 
     @asynccontextmanager
     async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-        """Give a function that asks how many messages of a queue are not out with a consumer."""
+        """Return a function that asks how many messages of a queue are not out with a consumer."""
         async with self._channel() as channel:
 
             async def ready() -> int:

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class Fold:
-    """The rows of all messages so far; gives what is to be written of each batch."""
+    """The rows of all messages so far; returns what is to be written of each batch."""
 
     def __init__(self) -> None:
         """Begin with no message."""

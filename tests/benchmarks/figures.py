@@ -11,34 +11,34 @@ Runs = Sequence[dict[str, Any]]
 
 
 def rates(runs: Runs) -> list[float]:
-    """Give the messages a second of each run."""
+    """Return the messages a second of each run."""
     return [run["messages"] / run["seconds"] for run in runs]
 
 
 def median_rate(part: Result, name: str) -> float:
-    """Give the median rate of one contender."""
+    """Return the median rate of one contender."""
     return median(rates(part["runs"][name]))
 
 
 def spread(values: Iterable[float], shown: Callable[[float], str]) -> str:
-    """Give the median of several figures, and the least and the greatest."""
+    """Return the median of several figures, and the least and the greatest."""
     ordered = sorted(values)
     middle = shown(median(ordered))
     return f"{middle} ({shown(ordered[0])}..{shown(ordered[-1])})" if ordered[1:] else middle
 
 
 def microseconds(runs: Runs, field: str) -> float:
-    """Give the median CPU time for a message."""
+    """Return the median CPU time for a message."""
     each: list[float] = [run[field] / run["messages"] * 1_000_000 for run in runs]
     return median(each)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Give the least of the values that so many are not above."""
+    """Return the least of the values that so many are not above."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def thousands(value: float) -> str:
-    """Give a number as people read it."""
+    """Return a number as people read it."""
     return f"{value:,.0f}"

@@ -16,7 +16,7 @@ PIECE = 100_000
 
 
 async def memory(bench: Bench, *, messages: int) -> Result:
-    """Give the worker's peak while it drains a queue in which so many wait."""
+    """Return the worker's peak while it drains a queue in which so many wait."""
     log, file = Traffic(), bench.folder / "messages"
     await bench.broker.declare([QUEUE])
     for start in range(0, messages, PIECE):
@@ -29,7 +29,7 @@ async def memory(bench: Bench, *, messages: int) -> Result:
 
 
 async def idle(bench: Bench, *, seconds: float) -> Result:
-    """Give the share of a core that the worker takes while nothing arrives."""
+    """Return the share of a core that the worker takes while nothing arrives."""
     await bench.broker.declare([QUEUE])
     async with running_worker(bench.broker, QUEUE, bench.folder / "idle.db") as worker:
         await worker.consumes()

@@ -88,7 +88,7 @@ async def _keeps_up(bench: Bench, rate: float) -> bool:
 
 
 async def delays(bench: Bench, *, rate: float, seconds: float, **settings: object) -> list[float]:
-    """Publish evenly, and give the seconds that each message took, but for the first ones."""
+    """Publish evenly, and return the seconds that each message took, but for the first ones."""
     file, database, moments = (bench.folder / name for name in ("messages", "l.db", "moments"))
     messages = await _prepare(bench, file, rate, seconds)
     async with running_worker(bench.broker, QUEUE, database, **settings) as worker:
@@ -103,7 +103,7 @@ async def delays(bench: Bench, *, rate: float, seconds: float, **settings: objec
 
 
 async def receiving(bench: Bench, *, rate: float, seconds: float) -> list[float]:
-    """Publish in the same way to a consumer that does nothing, and give what `delays` gives."""
+    """Publish in the same way to a consumer that does nothing, and return what `delays` gives."""
     file, moments = bench.folder / "messages", bench.folder / "moments"
     messages = await _prepare(bench, file, rate, seconds)
     arguments = (bench.broker.url, QUEUE, moments, messages)
@@ -122,7 +122,7 @@ async def _prepare(bench: Bench, file: Path, rate: float, seconds: float) -> int
 
 
 async def _publish(bench: Bench, file: Path, rate: float, watcher: Program) -> float:
-    """Publish a file until whoever watches has seen all of it; give when it began."""
+    """Publish a file until whoever watches has seen all of it; return when it began."""
     async with bench.broker.publishing(file, rate) as publishing:
         began = await publishing.began()
         await publishing.ended()

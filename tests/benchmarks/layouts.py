@@ -64,7 +64,7 @@ class Traffic:
         self._due: list[tuple[int, int, str, str, str]] = []
 
     def batch(self, size: int) -> list[Message]:
-        """Give the next messages."""
+        """Return the next messages."""
         return [self._message() for _ in range(size)]
 
     def _message(self) -> Message:
@@ -165,7 +165,7 @@ class Event:
             self.connection.execute(statement)
 
     def fetch(self, sql: str, wanted: object) -> list[tuple[Any, ...]]:
-        """Give what is found for a list that travels as one parameter."""
+        """Return what is found for a list that travels as one parameter."""
         return self.connection.execute(sql, (json.dumps(wanted),)).fetchall()
 
     def write(self, batch: list[Message]) -> None:
@@ -218,7 +218,7 @@ class Number(Rows):
 
 
 def rounds(streams: Iterable[list[Message]]) -> list[dict[str, list[tuple[str, ...]]]]:
-    """Give the events' statements by their SQL: the n-th of each stream in the n-th round."""
+    """Return the events' statements by their SQL: the n-th of each stream in the n-th round."""
     found: list[dict[str, list[tuple[str, ...]]]] = []
     for stream in streams:
         for place, message in enumerate(stream):
@@ -231,7 +231,7 @@ def rounds(streams: Iterable[list[Message]]) -> list[dict[str, list[tuple[str, .
 
 
 def spent() -> list[float]:
-    """Give what this process has taken: CPU and wall in microseconds, kB handed to the system."""
+    """Return what this process has taken: CPU and wall in microseconds, kB handed to the system."""
     counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return [time.process_time() * 1e6, time.perf_counter() * 1e6, int(counts["wchar"]) / 1e3]
 
@@ -256,7 +256,7 @@ class Trial:
             file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def measure(self, size: int) -> dict[str, list[float]]:
-        """Write batches of a size as the worker would; give what is spent on a message."""
+        """Write batches of a size as the worker would; return what is spent on a message."""
         self._set("FULL", CACHE_KIBIBYTES, self._checkpoint)
         costs: dict[str, list[list[float]]] = {type(file).__name__: [] for file in self._files}
         for _ in range(MEASURED // size):

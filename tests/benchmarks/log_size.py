@@ -38,7 +38,7 @@ class Growing:
             _settle(connection)
 
     def take(self, messages: int) -> list[Sent]:
-        """Give the next messages, which the worker is to write."""
+        """Return the next messages, which the worker is to write."""
         sent = self._traffic.take(messages)
         self._fold.batch(sent)
         return sent

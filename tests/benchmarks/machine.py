@@ -43,14 +43,14 @@ def _cpu() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """Give the type of the file system that holds a folder."""
+    """Return the type of the file system that holds a folder."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     holding = [fields for fields in mounts if folder.resolve().is_relative_to(fields[1])]
     return max(holding, key=lambda fields: len(fields[1]))[2] if holding else "unknown"
 
 
 def _fsync_seconds(folder: Path) -> float:
-    """Give the median time in which a page more of a file is on the disk."""
+    """Return the median time in which a page more of a file is on the disk."""
     taken = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(FSYNCS):

@@ -22,7 +22,7 @@ COUNT = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 def draw(results: Result, folder: Path) -> list[str]:
-    """Draw what there are figures for; give the names of the files, in the order of the page."""
+    """Draw what there are figures for; return the names of the files, in the order of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Axes, Result], None]] = {
         "throughput": _throughput,

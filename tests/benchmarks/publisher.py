@@ -111,7 +111,7 @@ class Publisher:
 
 
 def publish_frames(exchange: str, routing_key: bytes, body: bytes) -> bytes:
-    """Give the three frames of one publish."""
+    """Return the three frames of one publish."""
     name = exchange.encode()
     method = b"".join(
         (BASIC_PUBLISH, bytes([len(name)]), name, bytes([len(routing_key)]), routing_key, MANDATORY)

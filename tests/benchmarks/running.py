@@ -64,7 +64,7 @@ class MeasuredWorker:
         return round(sum(float(line.rpartition(" ")[2]) for line in lines))
 
     async def until_settled(self, messages: int) -> float:
-        """Wait until it has settled so many, and give the moment.
+        """Wait until it has settled so many, and return the moment.
 
         Asks twenty times a second, and oftener when it is nearly done, so that a figure is off by
         a few milliseconds, to the worker's disadvantage.

@@ -82,7 +82,7 @@ class Traffic:
         }
 
     def take(self, messages: int) -> list[Sent]:
-        """Give the next messages."""
+        """Return the next messages."""
         return [self._next(number) for number in itertools.islice(self._numbers, messages)]
 
     def _next(self, number: int) -> Sent:
@@ -148,7 +148,7 @@ def write(file: Path, messages: Iterable[Sent]) -> None:
 
 
 def read(file: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Give (routing key, body) of every message in a file."""
+    """Return (routing key, body) of every message in a file."""
     with file.open("rb") as lines:
         for line in lines:
             routing_key, _, body = line.rstrip(b"\n").partition(b"\t")

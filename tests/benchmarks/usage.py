@@ -10,7 +10,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the CPU time of all threads of a process so far, user and system.
+    """Return the CPU time of all threads of a process so far, user and system.
 
     To the nanosecond: what stands in /proc is in steps of 10 ms, too coarse for an idle process.
     """
@@ -21,7 +21,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """Give the most memory that a process has had in RAM at once."""
+    """Return the most memory that a process has had in RAM at once."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "VmHWM":

@@ -1,4 +1,4 @@
-"""A command of the worker, as a user calls it: to its end, with what it printed."""
+"""Runs a command of the worker as a user would, and returns what it printed."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from tests.waiting import patiently
 async def run_command(
     *arguments: str, folder: Path, stdin: bytes = b"", **settings: Any
 ) -> tuple[int, str, str]:
-    """Run `python -m worker` with arguments; give exit code, standard output and error."""
+    """Run `python -m worker` with arguments; return its exit code and both outputs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "worker", *arguments,
         cwd=folder, env=environment(**settings), stdin=PIPE, stdout=PIPE, stderr=PIPE,

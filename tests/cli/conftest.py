@@ -10,7 +10,7 @@ from tests.queues import Queues
 
 @dataclass
 class Place:
-    """Where one test publishes, projects and looks: names and a file of its own."""
+    """The names and the database file that one test uses."""
 
     queues: Queues
     database: Path
@@ -19,11 +19,11 @@ class Place:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a command here is told."""
+        """The settings for commands."""
         return {**self.queues.settings, "database": self.database}
 
     async def consuming(self, **settings: object) -> WorkerProcess:
-        """Start a worker here and wait until it consumes; it is killed at the end of the test."""
+        """Start a worker and wait until it consumes; it is killed at the end of the test."""
         worker = await self.start_worker(**settings)
         await worker.wait_for_log("connected")
         return worker
@@ -31,5 +31,5 @@ class Place:
 
 @pytest.fixture
 def place(queues: Queues, database: Path, tmp_path: Path, start_worker: StartWorker) -> Place:
-    """Give names and a file that no other test uses."""
+    """Return names and a file that no other test uses."""
     return Place(queues, database, tmp_path, start_worker)

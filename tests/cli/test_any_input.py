@@ -1,4 +1,4 @@
-"""No command, whatever it is given, ends in a traceback."""
+"""No command ends in a traceback, whatever its input."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from worker.errors import SessionLost
 from worker.settings import Settings
 
 NOWHERE = "amqp://127.0.0.1:9/"
-# All but `run`, which ends by signals only.
+# All commands except `run`, which only a signal ends.
 NOUNS = (
     "check", "healthcheck", "list", "show", "publish", "rebuild", "dead-letters", "topology",
     "apply", "export", "release", "requeue", "discard", "--help", "--version",
@@ -36,7 +36,7 @@ OPTIONS = (
     "--reason", "--limit", "--id", "--dry-run", "--force", "-", "--", "-x", "event_started", "0",
     "-1", "9" * 30, "planned", "e-1", "a=b", "=", "[/red]", "{}", "%s", "\x1b[31m",
 )  # fmt: skip
-# As the operating system gives bytes that are not UTF-8.
+# Lone surrogates are how Python passes on bytes that are not UTF-8.
 ODD = (
     "",
     " ",
@@ -53,7 +53,7 @@ ODD = (
     "~",
 )
 FILES = ("a folder", "a file", "a file/below", "missing/below", "no text", "no database.db")
-# None of them is an address at which somebody may listen.
+# Nothing can listen at any of these addresses.
 URLS = (NOWHERE, "amqp://", "amqp://u:p@@127.0.0.1:9/", "amqp://[", "http://127.0.0.1:9/", "x y")
 
 WORDS = st.sampled_from((*OPTIONS, *ODD, *FILES)) | st.text(
@@ -70,7 +70,7 @@ VARIABLES = st.dictionaries(
 
 
 def prepare(folder: Path) -> None:
-    """Make what a mistaken path may lead to."""
+    """Create what a wrong path may point to."""
     (folder / "a folder").mkdir(exist_ok=True)
     (folder / "a file").write_text("{}\n")
     (folder / "no text").write_bytes(b"\xff\xfe\x00" * 99)
@@ -78,11 +78,11 @@ def prepare(folder: Path) -> None:
 
 
 def end_of(arguments: Sequence[str]) -> object:
-    """Run a command in this process; give its exit code. Whatever it raises else is a traceback."""
+    """Run a command in this process; return its exit code. Any other exception is a traceback."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["projection-worker", *arguments])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        # Costs more than the command, and changes this process for good.
+        # It takes longer than the command, and would change this process for good.
         patch.setattr(cli, "_collect_rarely", lambda: None)
         patch.setattr(cli, "discard", lambda _: None)
         with pytest.raises(SystemExit) as end:
@@ -110,7 +110,7 @@ class TestAnyInput:
     def test_ends_with_an_exit_code(
         self, place: Path, arguments: list[str], variables: dict[str, str], url: str
     ) -> None:
-        """Odd bytes, folders in place of files, numbers that are none: 0, 1 or 2."""
+        """Odd bytes, folders in place of files, or invalid numbers: it is 0, 1 or 2."""
         with pytest.MonkeyPatch.context() as patch:
             usual = {"secrets_dir": str(place), "health_port": "0", "database": "p.db"}
             for name, value in (usual | variables | {"amqp_url": url}).items():
@@ -122,8 +122,8 @@ class TestAnyInput:
     def test_of_a_setting_is_refused_or_taken_by_check(
         self, place: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        """What the settings let pass, no command stumbles over."""
-        # Without a value, the address is the default one, where somebody may listen.
+        """No command fails unexpectedly on a value that the settings accept."""
+        # Empty values are left out: they mean the default broker, which may be running.
         for value in filter(str.strip, ODD):
             usual = {"amqp_url": NOWHERE, "health_port": "0", "database": "p.db"}
             for variable, text in (usual | {name: value, "secrets_dir": str(place)}).items():
@@ -139,7 +139,7 @@ class TestTheStandardStreams:
         [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full"],
     )
     def test_may_be_closed_or_full(self, tmp_path: Path, command: str, streams: str) -> None:
-        """The exit code says what there is to say: 0, unless what was asked for is lost."""
+        """The exit code is 0, unless the requested output is lost."""
         script = f'"$0" -m worker {command} {streams}'
         ran = subprocess.run(
             ("sh", "-c", script, sys.executable),
@@ -153,7 +153,7 @@ class TestTheStandardStreams:
         assert "Exception ignored" not in ran.stderr
 
     def test_may_be_left_by_who_reads(self, tmp_path: Path) -> None:
-        """As `head` does; nobody is told about it."""
+        """A reader such as `head` may close the pipe, and no error is printed."""
         reading, writing = os.pipe()
         os.close(reading)
         ran = subprocess.run(
@@ -168,7 +168,7 @@ class TestTheStandardStreams:
     async def test_may_lack_the_characters_of_a_message(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A terminal of another character set is told with escapes."""
+        """On a terminal with another character set they are escaped."""
         monkeypatch.setenv("PYTHONIOENCODING", "ascii")
 
         code, _, err = await run_command("show", "ü", folder=tmp_path, queue="ü")
@@ -198,7 +198,7 @@ class TestABrokerThatFallsSilent:
             )
 
     async def test_and_an_operator_who_does_not_wait(self, proxy: Proxy, tmp_path: Path) -> None:
-        """Ctrl-C ends a command as it ends others, and not with a traceback."""
+        """Ctrl-C ends a command with the usual exit code, and not with a traceback."""
         await proxy.listen()
         proxy.stall()
         given = environment(amqp_url=proxy.url, secrets_dir=tmp_path)

@@ -20,7 +20,7 @@ COMMANDS = [
 
 
 async def checked(place: Place, **settings: Any) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Run the check; give its exit code, and subject -> verdict and what to do."""
+    """Run the check; return its exit code, and subject -> verdict and fix."""
     code, out, _ = await run_command(
         "check", "--json", folder=place.folder, **(place.settings | settings)
     )
@@ -29,10 +29,10 @@ async def checked(place: Place, **settings: Any) -> tuple[int, dict[str, tuple[s
 
 
 class TestCheck:
-    """Looks at everything and makes nothing."""
+    """Checks everything and creates nothing."""
 
     async def test_before_the_first_start_warns_and_makes_nothing(self, place: Place) -> None:
-        """No file and no queue come from looking."""
+        """A check creates no file and no queue."""
         first, lines = await checked(place)
         second, again = await checked(place)
 
@@ -44,7 +44,7 @@ class TestCheck:
         assert not place.database.exists()
 
     async def test_beside_a_running_worker_finds_all_well(self, place: Place) -> None:
-        """It names who writes the file, and disturbs nobody."""
+        """It names the worker that writes the file, and does not disturb it."""
         worker = await place.consuming()
 
         code, out, _ = await run_command("check", folder=place.folder, **place.settings)
@@ -54,7 +54,7 @@ class TestCheck:
         assert f"pid {worker.pid}" in out
 
     async def test_with_another_file_than_the_queue_has_fails(self, place: Place) -> None:
-        """Before a worker is started on it, also where there is no file yet."""
+        """It fails before a worker is started on the file, even if there is no file yet."""
         worker = await place.consuming()
         _, with_its_own = await checked(place)
 
@@ -67,7 +67,7 @@ class TestCheck:
         assert worker.said("connection_lost") == []
 
     async def test_fails_for_a_file_that_the_worker_would_refuse(self, place: Place) -> None:
-        """What only a newer release knows, and a copy that is older than what was acked."""
+        """These are kinds that only a newer release knows, and a copy older than the acks."""
         await project(place.database, [planned("e-1")])
         shutil.copyfile(place.database, place.folder / "backup.db")
         await project(place.database, [planned("e-2")])
@@ -83,7 +83,7 @@ class TestCheck:
         assert code == 1
 
     async def test_fails_for_what_a_start_would_refuse(self, place: Place) -> None:
-        """A file with two names, an address of another machine, a port that is taken."""
+        """These are a file with two names, another machine's address, and a port in use."""
         await project(place.database, [planned("e-1")])
         (place.folder / "second.db").hardlink_to(place.database)
         of_the_broker = urlsplit(place.queues.url).port
@@ -98,7 +98,7 @@ class TestCheck:
         assert "WORKER_HEALTH_HOST" in elsewhere["health"][1]
 
     async def test_without_a_broker_fails_with_the_fix(self, place: Place) -> None:
-        """Exit 1, and the other lines are there all the same."""
+        """It exits with 1, and still prints the other lines."""
         code, lines = await checked(place, amqp_url=NOWHERE)
 
         assert code == 1
@@ -107,7 +107,7 @@ class TestCheck:
         assert lines["disk"][0] == "ok"
 
     async def test_tells_of_variables_that_are_no_settings(self, place: Place) -> None:
-        """A misspelt setting would otherwise be missed in silence."""
+        """A misspelt setting would otherwise go unnoticed."""
         code, lines = await checked(place, prefech=7)
 
         assert code == 0
@@ -116,10 +116,10 @@ class TestCheck:
 
 
 class TestSettings:
-    """From the environment, from .env, from secret files."""
+    """They come from the environment, .env, and secret files."""
 
     async def test_that_are_wrong_are_named_with_what_is_allowed(self, tmp_path: Path) -> None:
-        """Exit 2, before anything is opened."""
+        """The command exits with 2 before it opens anything."""
         code, out, err = await run_command(
             "run", folder=tmp_path, prefetch=0, log_format="xml", amqp_url=f"http://{CANARY}"
         )
@@ -130,7 +130,7 @@ class TestSettings:
         assert CANARY not in err
 
     async def test_may_come_from_files(self, tmp_path: Path) -> None:
-        """A secret file and .env are read; the environment goes first."""
+        """A secret file and .env are read; the environment wins."""
         (tmp_path / "worker_amqp_url").write_text(NOWHERE.replace(":9/", ":10/"))
         (tmp_path / ".env").write_text("WORKER_DATABASE=from-dotenv.db\nWORKER_QUEUE=q")
 
@@ -141,11 +141,11 @@ class TestSettings:
 
 
 class TestAPassword:
-    """Appears nowhere, whatever goes wrong."""
+    """It appears nowhere, whatever goes wrong."""
 
     @pytest.mark.parametrize("command", COMMANDS)
     async def test_is_not_printed(self, tmp_path: Path, command: str) -> None:
-        """Not on standard output and not on standard error."""
+        """It is neither on standard output nor on standard error."""
         _, out, err = await run_command(
             *command.split(), folder=tmp_path, amqp_url=NOWHERE, database=tmp_path / "p.db"
         )
@@ -155,10 +155,10 @@ class TestAPassword:
 
 
 class TestTheProgram:
-    """Without a command."""
+    """The program without a command."""
 
     async def test_says_what_it_can_do(self, tmp_path: Path) -> None:
-        """--version and --help answer without any settings."""
+        """--version and --help work whatever the settings."""
         _, version, _ = await run_command("--version", folder=tmp_path, prefetch=0)
         _, usage, _ = await run_command("--help", folder=tmp_path, prefetch=0)
 

@@ -35,10 +35,10 @@ async def filled(place: Place) -> None:
 
 
 class TestDeadLetters:
-    """Looked at, and left where they are."""
+    """Looking at dead letters leaves them where they are."""
 
     async def test_are_listed_with_their_reasons(self, place: Place) -> None:
-        """Twice the same, because looking takes nothing away."""
+        """Listing them twice prints the same, because nothing is removed."""
         worker = await place.consuming()
         await place.queues.publish([BROKEN, b"\xff\x1b[2J"])
         await worker.wait_until_settled(2)
@@ -52,7 +52,7 @@ class TestDeadLetters:
         assert "No handler for kind 'event_startd'" in table
 
     async def test_are_shown_whole(self, place: Place) -> None:
-        """All headers and the raw body; bytes that are no text as hexadecimal digits."""
+        """All headers and the raw body are printed; bytes that are not text as hexadecimal."""
         worker = await place.consuming()
         await place.queues.publish([BROKEN], headers={"trace": "abc"})
         await place.queues.publish([b"\xff\x1b[2J"])
@@ -74,7 +74,7 @@ class TestDeadLetters:
         assert "No dead letter has the id 'm-404'" in unknown
 
     async def test_that_are_none_are_no_error(self, place: Place) -> None:
-        """An empty queue is said in a sentence."""
+        """A sentence says that the queue is empty."""
         await place.queues.declare()
 
         code, out, _ = await run(place, "list")
@@ -82,7 +82,7 @@ class TestDeadLetters:
         assert (code, out) == (0, "There are no dead letters.\n")
 
     async def test_are_selected_by_all_that_is_given(self, place: Place) -> None:
-        """Reason, kind and age; one whose age is not known is never old."""
+        """Reason, kind and age all count; a letter of unknown age is never old."""
         await filled(place)
 
         async def numbers(*options: str) -> list[int]:
@@ -99,7 +99,7 @@ class TestDeadLetters:
         assert none == "No dead letter matches; the queue has 4 dead letters.\n"
 
     async def test_are_counted_in_groups(self, place: Place) -> None:
-        """With the oldest and the newest rejection of each, the largest group first."""
+        """Each group has its oldest and newest rejection, and the largest group comes first."""
         await filled(place)
 
         by_reason = await listed(place, "--group-by", "reason")
@@ -120,7 +120,7 @@ class TestDeadLetters:
         assert "event_planned" in table
 
     async def test_of_many_groups_are_cut_short(self, place: Place) -> None:
-        """Publishers choose the kinds: beyond a hundred, the smallest groups are one."""
+        """Publishers choose the kinds, so beyond a hundred the smallest groups are merged."""
         await place.queues.declare()
         kinds = [b'{"kind": "k-%d"}' % number for number in range(LISTED + 2)]
         await put(place.queues, [*kinds, kinds[-1]], headers=headers(at=LONG_AGO))
@@ -136,7 +136,7 @@ class TestDeadLetters:
         }  # fmt: skip
 
     async def test_do_not_steer_the_terminal(self, place: Place) -> None:
-        """Control characters in a header, a reason, a kind or an id are made visible."""
+        """Control characters in a header, a reason, a kind or an id are escaped."""
         await place.queues.declare()
         body = b'{"kind": "\\u001b[2Jk\\u0000", "id": "\\u001b]0;t\\u0007"}'
         evil = headers("\x1b[31mreason\x00", trace="\x1b[2J", own_list=["\x1b[2J\x00"])
@@ -157,7 +157,7 @@ class TestDeadLetters:
             assert "\\x1b" in out
 
     async def test_refuse_an_age_that_is_none(self, place: Place) -> None:
-        """A typing error selects nothing."""
+        """A mistyped age is an error and selects nothing."""
         code, _, err = await run(place, "list", "--older-than", "2 weeks")
 
         assert code == 2

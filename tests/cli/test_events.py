@@ -15,17 +15,17 @@ LIFE = [
 
 
 async def prepared(folder: Path, *more: Message) -> dict[str, Any]:
-    """Project a life, one message after the other; give the settings for its file."""
+    """Project the messages of one event, one by one; return the settings for the file."""
     database = folder / "projection.db"
     await project(database, *([each] for each in [*LIFE, *more]))
     return {"database": database}
 
 
 class TestShow:
-    """One event: its row, and what each of its messages did."""
+    """`show` prints an event's row, and what each of its messages did."""
 
     async def test_marks_every_message(self, tmp_path: Path) -> None:
-        """In the order of position: applied, without effect, late."""
+        """In order of position, each is applied, without effect, or late."""
         settings = await prepared(tmp_path)
 
         code, out, _ = await run_command("show", "e-1", "--json", folder=tmp_path, **settings)
@@ -42,7 +42,7 @@ class TestShow:
         assert [step["status"] for step in shown["history"]][:2] == ["planned", "active"]
 
     async def test_is_limited_to_the_last_messages(self, tmp_path: Path) -> None:
-        """What explains the row comes first to mind; the rest is counted, and there with --all."""
+        """The last messages explain the row; the others are counted, and printed with --all."""
         settings = await prepared(tmp_path, *(reverted("e-1", "active") for _ in range(110)))
 
         shown = {}
@@ -61,7 +61,7 @@ class TestShow:
         assert "The last 3 of 114 messages" in text
 
     async def test_is_readable_without_steering_the_terminal(self, tmp_path: Path) -> None:
-        """A publisher's control characters and markup are printed, not obeyed."""
+        """A publisher's control characters are escaped, and its markup is printed as it is."""
         settings = await prepared(tmp_path)
 
         code, out, _ = await run_command("show", "e-1", folder=tmp_path, **settings)
@@ -72,7 +72,7 @@ class TestShow:
         assert "[bold]hi" in out
 
     async def test_goes_on_behind_a_message_that_fails(self, tmp_path: Path) -> None:
-        """A message that today's handlers cannot read is marked, and the others are shown."""
+        """A message that the present handlers cannot read is marked, and the others are shown."""
         settings = await prepared(tmp_path)
         change(tmp_path / "projection.db", "UPDATE log SET body = '{}' WHERE sequence = 2")
 
@@ -84,7 +84,7 @@ class TestShow:
         assert (marks[0], marks[2]) == ("applied", "applied")
 
     async def test_of_an_orphan_says_why_there_is_no_row(self, tmp_path: Path) -> None:
-        """What was never planned has a history and no row."""
+        """An event that was never planned has a history but no row."""
         settings = await prepared(tmp_path, started("e-9"))
 
         code, out, _ = await run_command("show", "e-9", folder=tmp_path, **settings)
@@ -94,7 +94,7 @@ class TestShow:
         assert "event_started" in out
 
     async def test_of_an_unknown_event_fails(self, tmp_path: Path) -> None:
-        """Nothing in the log is an answer, and not a success."""
+        """If the log has nothing about the event, the exit code is 1."""
         settings = await prepared(tmp_path)
 
         code, out, err = await run_command("show", "e-404", folder=tmp_path, **settings)
@@ -103,7 +103,7 @@ class TestShow:
         assert "'e-404'" in err
 
     async def test_without_a_database_fails(self, tmp_path: Path) -> None:
-        """A command that reads makes no file."""
+        """A command that only reads creates no file."""
         database = tmp_path / "none.db"
 
         code, _, err = await run_command("show", "e-1", folder=tmp_path, database=database)
@@ -114,10 +114,10 @@ class TestShow:
 
 
 class TestList:
-    """The events of a chat."""
+    """`list` prints the events of a chat."""
 
     async def test_gives_what_is_planned_or_going_on(self, tmp_path: Path) -> None:
-        """In the order of planning; with a status, only those."""
+        """They are in the order of planning; --status selects one status."""
         more = [planned("e-3"), planned("e-2"), started("e-2"), planned("x", chat_id="chat-2")]
         settings = await prepared(tmp_path, *more)
 
@@ -138,7 +138,7 @@ class TestList:
         assert (code, out) == (0, "Chat chat-1 has no planned or active events.\n")
 
     async def test_refuses_a_status_that_is_none(self, tmp_path: Path) -> None:
-        """A typing error is told apart from an empty answer, with what is allowed."""
+        """A mistyped status is an error that lists the valid ones."""
         settings = await prepared(tmp_path)
 
         code, _, err = await run_command(

@@ -13,12 +13,12 @@ from worker.telemetry.health import Facts, State
 from worker.telemetry.http import HealthServer
 from worker.telemetry.metrics import Metrics
 
-# Python's own are some 150 of them.
+# Python itself imports about 150 of them.
 MOST_MODULES = 250
 
 
 async def imports(folder: Path, *arguments: str) -> tuple[int, set[str]]:
-    """Run a command; give its exit code, and the modules that it has imported."""
+    """Run a command; return its exit code, and the modules that it imported."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "importtime", "-m", "worker", *arguments),
         cwd=folder, env=environment(health_port=1), stdout=DEVNULL, stderr=PIPE,
@@ -31,7 +31,7 @@ async def imports(folder: Path, *arguments: str) -> tuple[int, set[str]]:
 async def checked(
     state: State, folder: Path, *options: str, bound: str = "127.0.0.1", asked: str | None = None
 ) -> tuple[int, str, str]:
-    """Ask a worker in some state for its health."""
+    """Ask a worker in a given state for its health."""
     facts = Facts(state)
     async with HealthServer(bound, 0, facts, Metrics(facts, sqlite_version="3")) as server:
         port = urlsplit(server.url).port
@@ -41,43 +41,43 @@ async def checked(
 
 
 class TestHealthcheck:
-    """Is what a container's runtime calls: its exit code counts."""
+    """A container's runtime calls `healthcheck`, and uses its exit code."""
 
     async def test_of_a_standby_is_good(self, tmp_path: Path) -> None:
-        """It lives, and a restart would gain nothing."""
+        """A standby is live, because a restart would not help."""
         code, out, err = await checked(State.STANDING_BY, tmp_path)
 
         assert (code, out, err) == (0, "The worker is standing by.\n", "")
 
     async def test_for_readiness_of_a_standby_is_not(self, tmp_path: Path) -> None:
-        """Exit 1, and the reason on standard error."""
+        """It exits with 1, and prints the reason on standard error."""
         code, out, err = await checked(State.STANDING_BY, tmp_path, "--ready")
 
         assert (code, out, err) == (1, "", "The worker is standing by.\n")
 
     async def test_for_readiness_of_a_consumer_is_good(self, tmp_path: Path) -> None:
-        """It projects."""
+        """A worker that consumes is ready."""
         code, out, _ = await checked(State.CONSUMING, tmp_path, "--ready")
 
         assert (code, out) == (0, "The worker is consuming.\n")
 
     @pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "0.0.0.0"), ("::1", "::")])
     async def test_asks_on_the_loopback(self, tmp_path: Path, bound: str, asked: str) -> None:
-        """Where the worker listens on every address."""
+        """If the worker listens on every address, the loopback address is asked."""
         code, _, _ = await checked(State.CONSUMING, tmp_path, bound=bound, asked=asked)
 
         assert code == 0
 
     async def test_uses_no_proxy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A container's proxy does not know the worker."""
+        """A container's proxy cannot reach the worker."""
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
         assert (await checked(State.CONSUMING, tmp_path))[0] == 0
 
     async def test_without_a_worker_is_bad(self, tmp_path: Path) -> None:
-        """Exit 1, with what to look at."""
+        """It exits with 1, and says what to check."""
         with socket.socket() as unheard:
-            # Bound and not listening: the port is nobody else's, and refuses.
+            # Bound but not listening, so that the port refuses and nobody else takes it.
             unheard.bind(("127.0.0.1", 0))
             port = unheard.getsockname()[1]
             code, _, err = await run_command(
@@ -89,7 +89,7 @@ class TestHealthcheck:
         assert "WORKER_HEALTH_PORT" in err
 
     async def test_of_something_else_is_bad(self, tmp_path: Path) -> None:
-        """Another program on that port is not taken for a worker."""
+        """Another program on that port is not mistaken for a worker."""
         facts = Facts()
         async with HealthServer("127.0.0.1", 0, facts, Metrics(facts, sqlite_version="3")) as other:
             other._paths.clear()
@@ -100,7 +100,7 @@ class TestHealthcheck:
         assert "Something other than a worker answers" in err
 
     async def test_of_any_port_is_no_check(self, tmp_path: Path) -> None:
-        """Port 0 names none, which is a fault of the settings."""
+        """Port 0 names no port, which is an error in the settings."""
         code, _, err = await run_command("healthcheck", folder=tmp_path, health_port=0)
 
         assert code == 2
@@ -113,8 +113,8 @@ class TestHealthcheck:
         assert code == 2
         assert "WORKER_HEALTH_HOST: must be" in err
 
-    async def test_imports_next_to_nothing(self, tmp_path: Path) -> None:
-        """A container's runtime asks every few seconds; the libraries cost most of a second."""
+    async def test_imports_very_little(self, tmp_path: Path) -> None:
+        """A runtime asks every few seconds, and the libraries take most of a second to import."""
         code, imported = await imports(tmp_path, "healthcheck")
 
         heavy = {"aio_pika", "aiormq", "aiosqlite", "asyncio", "pydantic", "rich", "structlog"}
@@ -125,7 +125,7 @@ class TestHealthcheck:
 
     @pytest.mark.parametrize("source", ["environment", "dotenv", "secret"])
     async def test_asks_the_port_of_the_same_settings(self, tmp_path: Path, source: str) -> None:
-        """Whether it stands in the environment, in .env or in a secret file."""
+        """The port may be set in the environment, in .env or in a secret file."""
         facts = Facts(State.CONSUMING)
         async with HealthServer("127.0.0.1", 0, facts, Metrics(facts, sqlite_version="3")) as at:
             port = str(urlsplit(at.url).port)
@@ -143,7 +143,7 @@ class TestHealthcheck:
         assert (code, out, err) == (0, "The worker is consuming.\n", "")
 
     async def test_with_another_option_is_told_which_there_are(self, tmp_path: Path) -> None:
-        """The short way past the other commands hides no mistake."""
+        """The shortcut past the other commands does not hide a mistyped option."""
         code, _, err = await run_command("healthcheck", "--redy", folder=tmp_path)
 
         assert code == 2

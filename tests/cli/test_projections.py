@@ -55,12 +55,12 @@ LIFE = [planned("e-1"), completed("e-1")]
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Give a copy of the program, which is what runs in its folder."""
+    """Return a copy of the package, which commands run in its folder use."""
     return Path(shutil.copytree(ROOT / "worker", tmp_path / "changed" / "worker"))
 
 
 def add(package: Path, text: str, name: str = "notes.py") -> str:
-    """Add a projection to the program; give the sentence that says what is wrong with it."""
+    """Add a projection to the program; return the sentence that says what is wrong with it."""
     file = package / "projections" / name
     file.write_text(text)
     return SENTENCES[text].format(file)
@@ -71,21 +71,21 @@ def content(database: Path) -> bytes:
 
 
 async def told(*arguments: str, folder: Path, **settings: Any) -> tuple[int, str]:
-    """Run a command, and give its exit code and all that it wrote, unwrapped."""
+    """Run a command; return its exit code and all its output on one line."""
     code, out, err = await run_command(*arguments, folder=folder, **settings)
     assert "Traceback" not in out + err
     return code, " ".join((out + err).split())
 
 
 class TestAProjectionWithAMistake:
-    """One sentence, a hint, exit code 1; nothing is consumed, and nothing is dropped."""
+    """It is reported in one sentence with a hint; nothing is consumed, and nothing is dropped."""
 
     @pytest.mark.parametrize("text", SENTENCES, ids=["no event_id", "the log"])
     @pytest.mark.parametrize("command", COMMANDS)
     async def test_ends_every_command_that_loads_it(
         self, package: Path, database: Path, command: str, text: str
     ) -> None:
-        """Before the file is touched."""
+        """The command ends before it touches the file."""
         await project(database, LIFE)
         before = content(database)
         sentence = add(package, text)
@@ -100,7 +100,7 @@ class TestAProjectionWithAMistake:
         assert content(database) == before
 
     async def test_ends_a_command_that_imports_it(self, package: Path, database: Path) -> None:
-        """A mistake in the events' own file is told in the same way, by any command."""
+        """A mistake in the events' own file is reported in the same way by any command."""
         file = package / "projections" / "events.py"
         file.write_text(f'{file.read_text()}\non("event_planned")(planned)\n')
 
@@ -154,7 +154,7 @@ class TestAProjectionWithAMistake:
         assert sentence in said
 
     async def test_is_seen_by_check(self, package: Path, place: Place) -> None:
-        """Before there is a database, too."""
+        """`check` reports it even before there is a database."""
         sentence = add(package, NO_EVENT_ID)
 
         code, out, _ = await run_command("check", "--json", folder=package.parent, **place.settings)
@@ -165,7 +165,7 @@ class TestAProjectionWithAMistake:
 
 class TestASchemaThatWasChanged:
     async def test_without_its_version_is_refused(self, package: Path, place: Place) -> None:
-        """Otherwise each message that needs the new column would be dead-lettered."""
+        """Otherwise every message that needs the new column would be dead-lettered."""
         file = package / "projections" / "notes.py"
         file.write_text(NO_EVENT_ID.replace("(id TEXT", "(event_id TEXT"))
         worker = await place.consuming()
@@ -186,7 +186,7 @@ class TestASchemaThatWasChanged:
 
 class TestAProjectionThatIsAsItMustBe:
     async def test_is_built_at_the_next_start(self, package: Path, place: Place) -> None:
-        """A file more is a table more; the rows of the others stay."""
+        """A new file adds its table, and leaves the rows of the others alone."""
         worker = await place.consuming()
         await place.queues.publish(LIFE)
         await worker.wait_until_settled(len(LIFE))

@@ -15,10 +15,10 @@ LINES = b"\n".join([*map(body, LIFE), b"", b"{broken"]) + b"\n"
 
 
 class TestAFile:
-    """Published line by line, as it stands."""
+    """A file is published line by line, unchanged."""
 
     async def test_is_published_and_counted(self, place: Place) -> None:
-        """Empty lines are none, broken ones are sent, and the broker's confirms are counted."""
+        """Empty lines are skipped, invalid ones are sent, and the broker's confirms are counted."""
         worker = await place.consuming()
         (place.folder / "m.ndjson.gz").write_bytes(gzip.compress(LINES))
 
@@ -33,7 +33,7 @@ class TestAFile:
         assert letter.body == b"{broken"
 
     async def test_may_be_standard_input(self, place: Place) -> None:
-        """The name - means it; --json gives the count alone."""
+        """The name - means standard input; --json prints only the count."""
         worker = await place.consuming()
 
         code, out, _ = await run_command(
@@ -44,7 +44,7 @@ class TestAFile:
         assert (code, json.loads(out)) == (0, {"confirmed": 3})
 
     async def test_may_hold_any_routing_key(self, place: Place) -> None:
-        """A chat whose id no routing key can hold is published all the same."""
+        """A message whose chat id does not fit into a routing key is published all the same."""
         worker = await place.consuming()
         long, odd = (planned(e, chat_id=c) for e, c in (("e-1", "é" * 255), ("e-2", "c")))
         odd_body = body(odd).replace(b'"chat_id": "c"', rb'"chat_id": "\ud800"')
@@ -71,7 +71,7 @@ class TestAFile:
         assert "cannot be read to its end" in err
 
     async def test_that_is_not_there_is_a_wrong_call(self, place: Place) -> None:
-        """Before anything is published."""
+        """The error comes before anything is published."""
         code, _, err = await run_command(
             "publish", "none.ndjson", folder=place.folder, **place.settings
         )
@@ -81,10 +81,10 @@ class TestAFile:
 
 
 class TestOneByHand:
-    """Built from options."""
+    """A single message is built from options."""
 
     async def test_is_checked_and_published(self, place: Place) -> None:
-        """It gets an id and a time, and its fields are JSON or text."""
+        """It gets an id and a time; its fields are JSON or text."""
         worker = await place.consuming()
 
         code, out, _ = await run_command(
@@ -99,7 +99,7 @@ class TestOneByHand:
         assert rows(place.database)[0][:5] == ("e-7", "c-1", "poll", "planned", '{"n":1}')
 
     async def test_comes_after_all_that_is_projected(self, place: Place) -> None:
-        """Whether or not the event's publisher numbers its messages."""
+        """This holds whether or not the event's publisher sends sequences."""
         worker = await place.consuming()
         life = [planned("e-1"), started("e-1"), planned("e-2", sequence=0)]
         await place.queues.publish(life)
@@ -138,7 +138,7 @@ class TestOneByHand:
         assert "projection-worker show" in err
 
     async def test_without_a_database_needs_its_sequence(self, place: Place) -> None:
-        """Nothing is sent before the operator has said where it belongs."""
+        """Nothing is sent until the operator has given its place."""
         await place.queues.declare()
         publish = ["publish", "--kind", "event_cancelled", "--event-id", "e-1"]
 
@@ -154,7 +154,7 @@ class TestOneByHand:
         assert "sequence 8" in out
 
     async def test_with_a_typing_error_is_refused(self, place: Place) -> None:
-        """The reason is the one that the worker would give, and nothing is sent."""
+        """The reason is the worker's own, and nothing is sent."""
         await place.queues.declare()
 
         code, _, err = await run_command(
@@ -167,7 +167,7 @@ class TestOneByHand:
         assert (await place.queues.depth()).ready == 0
 
     async def test_and_a_file_exclude_each_other(self, place: Place) -> None:
-        """Both, or neither, is a wrong call."""
+        """Both together, or neither, are wrong usage."""
         for arguments in (("publish",), ("publish", "-", "--kind", "event_started")):
             code, _, err = await run_command(*arguments, folder=place.folder, **place.settings)
             assert code == 2
@@ -175,10 +175,10 @@ class TestOneByHand:
 
 
 class TestABrokerThatRefuses:
-    """Nothing is published silently into nowhere."""
+    """No message is lost silently."""
 
     async def test_for_want_of_an_exchange_says_so(self, place: Place) -> None:
-        """Before the worker's first start there is none."""
+        """Before the worker's first start there is no exchange."""
         code, _, err = await run_command(
             "publish", "-", folder=place.folder, stdin=LINES, **place.settings
         )

@@ -24,10 +24,10 @@ def names_in(folder: Path) -> list[str]:
 
 
 class TestVerify:
-    """Looks, and changes nothing."""
+    """`rebuild --verify` compares, and changes nothing."""
 
     async def test_agrees_with_what_was_folded(self, tmp_path: Path) -> None:
-        """Exit 0 and a sentence."""
+        """It exits with 0 and prints one sentence."""
         database = tmp_path / "projection.db"
         await project(database, LIFE)
 
@@ -37,7 +37,7 @@ class TestVerify:
         assert out == "Folded 3 messages into 2 rows; the live rows are the same.\n"
 
     async def test_lists_what_differs(self, tmp_path: Path) -> None:
-        """Exit 1; event, column, and both values."""
+        """It exits with 1, and prints the event, the column, and both values."""
         database = tmp_path / "projection.db"
         await project(database, LIFE)
         change(database, TAMPER)
@@ -51,7 +51,7 @@ class TestVerify:
         assert rows(database) == before
 
     async def test_gives_json(self, tmp_path: Path) -> None:
-        """One document with the rows that differ."""
+        """It prints one document with the rows that differ."""
         database = tmp_path / "projection.db"
         await project(database, LIFE)
         change(database, TAMPER)
@@ -69,7 +69,7 @@ class TestVerify:
 @pytest.mark.skipif(cannot_mount() is not None, reason=str(cannot_mount()))
 class TestATemporaryFolderWithoutRoom:
     async def test_is_blamed(self, tmp_path: Path) -> None:
-        """Not the live file; and what was being read meanwhile leaves no traceback."""
+        """The live file is not blamed, and the interrupted read leaves no traceback."""
         database = tmp_path / "projection.db"
         events = [planned(f"e-{n:04}", payload={"props": {"p": "x" * 4_000}}) for n in range(1_500)]
         await project(database, events)
@@ -90,10 +90,10 @@ class TestATemporaryFolderWithoutRoom:
 
 
 class TestRebuild:
-    """Puts the fold of the log in place."""
+    """`rebuild` replaces the rows with the fold of the log."""
 
-    async def test_mends_what_differs(self, tmp_path: Path) -> None:
-        """It says how many rows differed, and afterwards none does."""
+    async def test_corrects_what_differs(self, tmp_path: Path) -> None:
+        """It says how many events differed, and afterwards none does."""
         database = tmp_path / "projection.db"
         await project(database, LIFE)
         change(database, TAMPER)
@@ -115,7 +115,7 @@ class TestRebuild:
         assert names_in(tmp_path) == []
 
     async def test_is_refused_while_a_worker_runs_and_verify_is_not(self, place: Place) -> None:
-        """One process writes; any number look."""
+        """One process may write, and any number may read."""
         worker = await place.consuming()
 
         code, _, err = await run_command("rebuild", folder=place.folder, **place.settings)

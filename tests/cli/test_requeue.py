@@ -19,7 +19,7 @@ from tests.waiting import patiently
 
 
 async def answered(place: Place, answer: str, *arguments: str) -> int | None:
-    """Run a command on a terminal, on which somebody types an answer."""
+    """Run a command on a terminal, and type an answer."""
     terminal, inner = pty.openpty()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -41,23 +41,23 @@ async def answered(place: Place, answer: str, *arguments: str) -> int | None:
 
 
 async def ids(place: Place) -> list[str]:
-    """Give the ids of the dead letters that are left."""
+    """Return the ids of the remaining dead letters."""
     return [each["id"] for each in await listed(place)]
 
 
 @pytest.mark.parametrize("order", ["requeue", "discard"])
 class TestAnOrder:
-    """To requeue or to discard."""
+    """`requeue` and `discard` follow the same rules."""
 
     async def test_without_a_selection_is_refused(self, place: Place, order: str) -> None:
-        """Nobody means everything by nothing, nor --all together with a filter."""
+        """No option does not mean everything, and --all excludes filters."""
         for options in ([], ["--limit", "3"], ["--all", "--kind", "k"]):
             code, _, err = await run(place, order, "--yes", *options)
             assert code == 2
             assert "--all" in err
 
     async def test_without_a_terminal_or_yes_is_refused(self, place: Place, order: str) -> None:
-        """It says how many it is about, and changes nothing."""
+        """It says how many letters are selected, and changes nothing."""
         await filled(place)
 
         code, _, err = await run(place, order, "--reason", "unknown_kind")
@@ -68,7 +68,7 @@ class TestAnOrder:
         assert len(await listed(place)) == 4
 
     async def test_asks_on_a_terminal(self, place: Place, order: str) -> None:
-        """No leaves all as it is, yes carries it out."""
+        """No changes nothing, and yes carries the order out."""
         await filled(place)
 
         assert await answered(place, "n", order, "--id", "m-1") == 1
@@ -77,7 +77,7 @@ class TestAnOrder:
         assert await ids(place) == ["m-2", "m-3", "amqp-4"]
 
     async def test_about_nothing_asks_nothing(self, place: Place, order: str) -> None:
-        """An id that is not there is no error, and is said."""
+        """If no dead letter matches, the command says so and exits with 0."""
         await filled(place)
 
         code, out, _ = await run(place, order, "--id", "m-404")
@@ -87,7 +87,7 @@ class TestAnOrder:
         assert (await run(place, order, "--id", "m-404", "--yes"))[:2] == (0, said)
 
     async def test_takes_the_selected_ones_alone(self, place: Place, order: str) -> None:
-        """At most as many as the limit says, the oldest first; the others keep their order."""
+        """It takes the oldest ones up to the limit; the others keep their order."""
         await filled(place)
 
         code, out, _ = await run(place, order, "--older-than", "1h", "--limit", "1", "--yes")
@@ -98,7 +98,7 @@ class TestAnOrder:
         assert await ids(place) == ["m-2", "m-3", "amqp-4"]
 
     async def test_gives_json(self, place: Place, order: str) -> None:
-        """One document with the counts and each letter."""
+        """It prints one document with the counts and each letter."""
         await filled(place)
 
         _, out, _ = await run(place, order, "--all", "--yes", "--json")
@@ -110,7 +110,7 @@ class TestAnOrder:
 
 class TestRequeue:
     async def test_applies_what_was_rejected(self, place: Place) -> None:
-        """Once the cause has been mended, the rows are as if nothing had happened."""
+        """Once the cause is corrected, the rows are as if nothing had happened."""
         worker = await place.consuming()
         life = [planned("e-1"), started("e-1")]
         await put(place.queues, life)
@@ -124,7 +124,7 @@ class TestRequeue:
 
 class TestDryRun:
     async def test_shows_the_row_before_and_after(self, place: Place) -> None:
-        """For each letter by itself, with what would become of it; nothing anywhere changes."""
+        """It shows what would happen to each letter by itself, and changes nothing."""
         known = [planned("e-1", sequence=1), completed("e-1", sequence=9, id="m-done")]
         await project(place.database, known)
         await place.queues.declare()
@@ -154,7 +154,7 @@ class TestDryRun:
         assert len(await listed(place)) == 5
 
     async def test_needs_no_database(self, place: Place) -> None:
-        """Before the first start no event has a row, and none is made by looking."""
+        """Before the first start no event has a row, and a dry run creates no database."""
         await place.queues.declare()
         await put(place.queues, [planned("e-1", id="m-1")])
         await put(place.queues, [b"2"], headers=headers(x_requeue_count=3), message_id="often")

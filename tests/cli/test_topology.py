@@ -15,7 +15,7 @@ def overwrite(database: Path) -> None:
 
 class TestTopology:
     async def test_before_it_is_made_is_shown_with_what_is_missing(self, place: Place) -> None:
-        """Looking makes nothing; the fix is named."""
+        """`show` creates nothing, and names the fix."""
         code, out, err = await run_command(
             "topology", "show", folder=place.folder, **place.settings
         )
@@ -25,7 +25,7 @@ class TestTopology:
         assert "projection-worker topology apply" in err
 
     async def test_that_was_applied_is_as_it_must_be(self, place: Place) -> None:
-        """Twice is once."""
+        """`apply` says what it created; a second one finds everything there."""
         applied = [
             await run_command("topology", "apply", folder=place.folder, **place.settings)
             for _ in range(2)
@@ -42,7 +42,7 @@ class TestTopology:
         assert "2 messages and 0 dead letters wait" in out
 
     async def test_that_is_otherwise_is_left_as_it_is(self, place: Place) -> None:
-        """A queue with other arguments is an error with its way out."""
+        """A queue with other arguments is an error that says how to replace it."""
         await place.queues.declare(delivery_limit=7)
 
         code, _, err = await run_command("topology", "apply", folder=place.folder, **place.settings)
@@ -52,7 +52,7 @@ class TestTopology:
         assert f"rabbitmqctl delete_queue {place.queues.name}" in err
 
     async def test_says_to_which_file_the_queue_belongs(self, place: Place) -> None:
-        """To none after `apply`; to the one of the first worker from then on."""
+        """It belongs to no file after `apply`, and then to that of the first worker to start."""
         settings = place.settings
         await run_command("topology", "apply", folder=place.folder, **settings)
         _, before, _ = await run_command("topology", "show", folder=place.folder, **settings)
@@ -72,7 +72,7 @@ class TestTopology:
         assert f"belongs to another database file (identity {identity})" in of_another
 
     async def test_is_released_only_if_somebody_says_so(self, place: Place) -> None:
-        """Without a terminal or --yes nothing is changed; the question says what is lost."""
+        """Without a terminal or --yes nothing changes; the question says what is lost."""
         worker = await place.consuming()
         worker.terminate()
         await worker.exit_code()
@@ -87,7 +87,7 @@ class TestTopology:
         assert f"belongs to database file {place.database}" in out
 
     async def test_is_released_where_the_file_cannot_be_read(self, place: Place) -> None:
-        """That may be the very reason for it."""
+        """A broken file may be the reason for the release."""
         worker = await place.consuming()
         worker.terminate()
         await worker.exit_code()
@@ -101,7 +101,7 @@ class TestTopology:
         assert "is free" in out
 
     async def test_that_belongs_to_no_file_needs_no_release(self, place: Place) -> None:
-        """Nobody is asked about nothing."""
+        """If there is nothing to release, no question is asked."""
         code, out, _ = await run_command(
             "topology", "release", folder=place.folder, **place.settings
         )
@@ -112,7 +112,7 @@ class TestTopology:
     async def test_that_was_imported_from_its_export_is_as_it_must_be(
         self, place: Place, node: RabbitMQNode
     ) -> None:
-        """An operator who makes everything himself makes what the worker would."""
+        """An operator who imports the export creates what the worker would."""
         _, exported, _ = await run_command(
             "topology", "export", folder=place.folder, **place.settings
         )
@@ -136,7 +136,7 @@ class TestTopology:
     async def test_is_exported_for_the_virtual_host(
         self, place: Place, url: str, vhost: str
     ) -> None:
-        """Without asking any broker."""
+        """The export asks no broker."""
         code, out, _ = await run_command(
             "topology", "export", folder=place.folder, **(place.settings | {"amqp_url": url})
         )

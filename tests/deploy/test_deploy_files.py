@@ -19,7 +19,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 RUNTIME = ROOT / "deploy" / "requirements.txt"
 DEVELOPMENT = ROOT / "deploy" / "requirements-dev.txt"
 
-# In parts, so that this file is not what it looks for.
+# In parts, so that the search does not find this file.
 REGISTRIES = [".".join(parts) for parts in (("pypi", "org"), ("python" + "hosted", "org"))]
 REGISTRIES += [".".join(parts) for parts in (("deb", "debian", "org"), ("registry", "npm" + "js"))]
 PERSONAL_FOLDER = re.compile(
@@ -27,7 +27,7 @@ PERSONAL_FOLDER = re.compile(
 )
 
 
-# What a command finds when it begins, and what it has when it ends.
+# Prints the signals that are blocked when a command begins and when it ends.
 TELL_MASK = """
 import signal
 from worker.__main__ import main
@@ -44,7 +44,7 @@ finally:
 
 
 def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a checker of the environment that runs the tests."""
+    """Run a checker from the environment that runs the tests."""
     return subprocess.run(
         (Path(sys.executable).with_name(name), *arguments),
         cwd=ROOT,
@@ -55,7 +55,7 @@ def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[s
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Give the Dockerfile's instructions in order, each as its word and the rest."""
+    """Return the Dockerfile's instructions in order, each as its keyword and the rest."""
     lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     words = [line.partition(" ") for line in text.splitlines() if line.strip()]
@@ -63,12 +63,12 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def last(word: str) -> str:
-    """Give what the final image takes from this instruction."""
+    """Return the value of this instruction in the final image."""
     return [rest for found, rest in instructions() if found == word][-1]
 
 
 def service(name: str) -> dict[str, Any]:
-    """Give one service of docker-compose.yml."""
+    """Return one service of docker-compose.yml."""
     found: dict[str, Any] = YAML(typ="safe").load(COMPOSE.read_text())["services"][name]
     return found
 
@@ -81,13 +81,13 @@ def pins(requirements: Path) -> dict[str, str]:
 
 class TestDockerfile:
     def test_passes_hadolint(self) -> None:
-        """Hadolint finds nothing to say about it, nor shellcheck about its shell lines."""
+        """Neither hadolint nor shellcheck, on its shell lines, finds anything."""
         result = run_tool("hadolint", DOCKERFILE)
 
         assert result.returncode == 0, result.stdout
 
     def test_builds_with_the_script_that_make_runs(self) -> None:
-        """Whoever runs the tests has tried the image's steps."""
+        """Running the tests also tries the steps that build the image."""
         [build] = [rest for word, rest in instructions() if word == "RUN" and "VENV=" in rest]
 
         assert " deploy/setup.sh " in build
@@ -100,12 +100,12 @@ class TestDockerfile:
         assert bases == {"${PYTHON_IMAGE}"}
 
     def test_runs_as_a_number_that_is_not_root(self) -> None:
-        """Kubernetes can tell that it is not root, and a volume keeps its owner."""
+        """Kubernetes can see that it is not root, and a volume keeps its owner."""
         assert last("USER") == "10001:10001"
 
     @pytest.mark.parametrize("word", ["ENTRYPOINT", "CMD"])
     def test_starts_without_a_shell(self, word: str) -> None:
-        """The worker gets the signals itself."""
+        """The worker receives the signals itself."""
         assert isinstance(json.loads(last(word)), list)
 
     @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ class TestDockerfile:
         [("run --help", True), ("--version", False), ("check --help", False)],
     )
     def test_lets_a_signal_wait_until_the_worker_runs(self, arguments: str, *, waits: bool) -> None:
-        """Process 1 would lose it while Python starts; other commands end by it at once."""
+        """Process 1 would lose it while Python starts; it ends other commands at once."""
         *before, program = json.loads(last("ENTRYPOINT"))
         assert program == "projection-worker"
 
@@ -130,7 +130,7 @@ class TestDockerfile:
         assert told[-1] == ("SIGINT SIGTERM" if waits else "")
 
     def test_waits_for_the_health_check(self) -> None:
-        """Longer than the command itself, which tells why there was no answer."""
+        """Docker waits longer than the command, which can then say why there was no answer."""
         timeout = re.search(r"--timeout=(\d+)s", last("HEALTHCHECK"))
 
         assert timeout
@@ -150,19 +150,19 @@ class TestDockerfile:
 
 class TestCompose:
     def test_matches_the_schema(self) -> None:
-        """It is what the Compose specification calls valid."""
+        """It is valid by the Compose specification."""
         result = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
 
         assert result.returncode == 0, result.stdout
 
     def test_writes_no_password_down(self) -> None:
-        """Without a password from outside nothing starts, rather than with a known one."""
+        """Without a password from outside, nothing starts; there is no default password."""
         password = service("rabbitmq")["environment"]["RABBITMQ_DEFAULT_PASS"]
 
         assert password.startswith("${RABBITMQ_PASSWORD:?")
 
     def test_worker_has_no_more_rights_than_it_needs(self) -> None:
-        """A hole in the worker opens its data and nothing else."""
+        """A vulnerability in the worker exposes its data and nothing else."""
         worker = service("worker")
 
         assert worker["read_only"] is True
@@ -171,18 +171,18 @@ class TestCompose:
         assert "user" not in worker  # the image's own is not root
 
     def test_worker_may_finish_its_batch(self) -> None:
-        """Compose's default of ten seconds is short for a slow disk."""
+        """Compose's default of ten seconds is too short for a slow disk."""
         assert service("worker")["stop_grace_period"] == "30s"
 
     def test_worker_waits_for_a_broker_that_answers(self) -> None:
-        """The health check asks for the port, not for the process."""
+        """The health check tests the port, not the process."""
         condition = service("worker")["depends_on"]["rabbitmq"]["condition"]
 
         assert condition == "service_healthy"
         assert "check_port_connectivity" in service("rabbitmq")["healthcheck"]["test"]
 
     def test_data_outlives_the_containers(self) -> None:
-        """Both the queue and the read model are in named volumes, under fixed names."""
+        """Both the queue and the read model are in named volumes."""
         assert service("worker")["volumes"] == ["worker-data:/data"]
         assert service("worker")["environment"]["WORKER_DATABASE"].startswith("/data/")
         assert service("rabbitmq")["volumes"] == ["rabbitmq-data:/var/lib/rabbitmq"]
@@ -192,18 +192,18 @@ class TestCompose:
 class TestRequirements:
     @pytest.mark.parametrize("requirements", [RUNTIME, DEVELOPMENT], ids=["runtime", "development"])
     def test_every_package_has_a_hash(self, requirements: Path) -> None:
-        """Pip refuses a file that is not the one that was pinned."""
+        """Pip refuses a file other than the pinned one."""
         entries = re.split(r"^(?=[\w.-]+==)", requirements.read_text(), flags=re.MULTILINE)[1:]
 
         assert entries
         assert all("--hash=sha256:" in entry for entry in entries)
 
     def test_the_image_has_what_the_tests_ran_with(self) -> None:
-        """Development adds packages, and changes none of the runtime's."""
+        """The development requirements add packages, and change none of the runtime's."""
         assert pins(RUNTIME).items() <= pins(DEVELOPMENT).items()
 
     def test_are_what_pyproject_asks_for(self) -> None:
-        """After a change of dependencies, `make lock` has been run."""
+        """`make lock` has been run since the dependencies changed."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
         runtime = project["project"]["dependencies"] + project["dependency-groups"]["build"]
         development = [d for d in project["dependency-groups"]["dev"] if isinstance(d, str)]
@@ -221,7 +221,7 @@ class TestRequirements:
 
 class TestRepository:
     def test_names_no_registry_and_no_personal_folder(self) -> None:
-        """Whoever clones it uses his own registry and his own folders."""
+        """Anyone who clones it uses their own registry and folders."""
         listing = subprocess.run(
             ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"),
             cwd=ROOT,

@@ -1,12 +1,12 @@
-"""Building the image, and running it as a container, with the engine that is there.
+"""Builds the image, and runs it as a container, with an available engine.
 
-`ENGINE` names docker, podman or buildah; without it, the first one that works is taken.
-`PYTHON_IMAGE` is another base image than the Dockerfile's, and `BUILD_OPTIONS` are further options
-of the build, such as a `--volume` that brings the settings of pip.
+`ENGINE` names docker, podman or buildah; without it, the first one that works is used.
+`PYTHON_IMAGE` replaces the Dockerfile's base image, and `BUILD_OPTIONS` are further options of the
+build, such as a `--volume` with pip's settings.
 
 A container has what docker-compose.yml gives it: a read-only root, /data, a /tmp in memory and no
-privileges; but the network is the machine's, where the tests have their broker. buildah cannot run
-an image as its configuration says: bubblewrap runs its files, in the same surroundings.
+privileges; but it uses the machine's network, where the tests have their broker. buildah cannot run
+an image as its configuration says, so bubblewrap runs its files in the same environment.
 """
 
 import json
@@ -31,7 +31,7 @@ from tests.processes import ROOT, WorkerProcess, watched
 from tests.waiting import eventually
 
 IMAGE = "localhost/projection-worker:image-test"
-# HEALTHCHECK is in this format alone.
+# Only this format has HEALTHCHECK.
 WITH_HEALTHCHECK = ("--format", "docker")
 NEEDED = (
     "No engine for containers works here. Install Docker or Podman; or buildah, bubblewrap and "
@@ -47,28 +47,28 @@ class Container:
 
     worker: WorkerProcess
     pid: int
-    """Its process 1, as this machine numbers it."""
+    """The pid of its process 1 on this machine."""
     terminate: Callable[[], object]
     run: Callable[..., "subprocess.CompletedProcess[str]"]
-    """Runs another program in it, and waits for its end."""
+    """Runs another program in it to its end."""
 
     def status(self) -> dict[str, str]:
-        """Return what the kernel says of its process 1 (proc_pid_status(5))."""
+        """Return what the kernel says about its process 1 (proc_pid_status(5))."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 class Engine(Protocol):
-    """What builds and runs."""
+    """Builds the image and runs it."""
 
     def image(self) -> AbstractContextManager[list[str]]:
-        """Build the image, to be run in the block; return the command of its HEALTHCHECK."""
+        """Build the image, for use in the block; yield the command of its HEALTHCHECK."""
 
     def volume(self) -> AbstractContextManager[str]:
         """Make an empty volume for /data."""
 
     def container(self, volume: str, settings: Settings) -> AbstractAsyncContextManager[Container]:
-        """Start a worker with a volume, and end it."""
+        """Start a worker with a volume, and end it after the block."""
 
 
 class Runtime:
@@ -82,10 +82,10 @@ class Runtime:
 
     @contextmanager
     def image(self) -> Iterator[list[str]]:
-        """Build it; it stays, as the next build is then a short one."""
+        """Build the image and keep it, so that the next build is short."""
         build(self._program, *self._build)
         image = json.loads(said_by(self._program, "image", "inspect", IMAGE))[0]
-        # docker has it in the configuration, podman beside it.
+        # docker has the health check in the configuration, podman next to it.
         yield command_of(image.get("Healthcheck") or image["Config"]["Healthcheck"])
 
     @contextmanager
@@ -138,7 +138,7 @@ class Bubblewrap:
         inspected = json.loads(said_by("buildah", "inspect", "--type", "image", IMAGE))
         self._config = inspected["Docker"]["config"]
         with TemporaryDirectory(prefix="image-test-") as folder:
-            # Everybody may look into it, as into a container's own root.
+            # Everybody may read it, as in a container's own root.
             Path(folder).chmod(0o755)
             self._root = f"{folder}/root"
             container = said_by("buildah", "from", IMAGE)
@@ -176,13 +176,13 @@ class Bubblewrap:
                 worker,
                 pid,
                 terminate=lambda: os.kill(pid, signal.SIGTERM),
-                # In a container of its own: it shares the network, and nothing else matters here.
+                # In a separate container, which is enough because both share the network.
                 run=lambda *command: done(*sandbox, *command),
             )
 
 
 def find() -> Engine | None:
-    """Return the engine that is asked for, or the first one that works."""
+    """Return the requested engine, or the first one that works."""
     podman = Runtime("podman", build=WITH_HEALTHCHECK, run=["--read-only-tmpfs=false"])
     engines: dict[str, tuple[Engine, Callable[[], bool]]] = {
         "docker": (Runtime("docker"), lambda: works("docker", "info")),
@@ -197,7 +197,7 @@ def find() -> Engine | None:
 
 
 def build(program: str, *options: str) -> None:
-    """Build deploy/Dockerfile; what the engine says is shown."""
+    """Build deploy/Dockerfile, and show the engine's output."""
     base = os.environ.get("PYTHON_IMAGE")
     command = [
         *(program, "build", "--tag", IMAGE, "--file", "deploy/Dockerfile", *options),
@@ -216,7 +216,7 @@ def command_of(healthcheck: Mapping[str, Any]) -> list[str]:
 
 
 def has_bubblewrap() -> bool:
-    """Tell whether an image can be built by buildah and run by bubblewrap."""
+    """Return whether an image can be built by buildah and run by bubblewrap."""
     programs = ("buildah", "bwrap", "setpriv")
     return os.geteuid() == 0 and all(works(program, "--version") for program in programs)
 
@@ -227,7 +227,7 @@ def child_of(pid: int) -> int:
 
 
 def unique() -> str:
-    """Return a name that nothing has."""
+    """Return an unused name."""
     return f"image-test-{uuid.uuid4().hex[:12]}"
 
 
@@ -237,7 +237,7 @@ def done(*command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def works(*command: str) -> bool:
-    """Tell whether a program is there, and ends well."""
+    """Return whether a program exists and succeeds."""
     try:
         return done(*command).returncode == 0
     except FileNotFoundError:
@@ -245,7 +245,7 @@ def works(*command: str) -> bool:
 
 
 def said_by(*command: str) -> str:
-    """Run a program that must end well, and return what it prints."""
+    """Run a program that must succeed, and return its output."""
     result = done(*command)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()

@@ -1,7 +1,7 @@
-"""The image as a container: `make image-test` builds it and tries these.
+"""The image as a container: `make image-test` builds it and runs these tests.
 
-Not a part of `make test`, which needs neither an engine nor a base image: pytest collects a file of
-this name only where it is named.
+They are not part of `make test`, which needs neither an engine nor a base image: pytest collects a
+file of this name only if it is given on the command line.
 """
 
 import signal
@@ -29,14 +29,14 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="session")
 def healthcheck(engine: Engine) -> Iterator[list[str]]:
-    """Build the image, and give the command of its HEALTHCHECK."""
+    """Build the image, and yield the command of its HEALTHCHECK."""
     with engine.image() as command:
         yield command
 
 
 @pytest.fixture
 def container(engine: Engine, healthcheck: list[str], queues: Queues) -> Iterator[StartContainer]:
-    """Give a function that starts a container; all those of a test have the same volume."""
+    """Yield a function that starts a container; all containers of a test share one volume."""
     assert healthcheck
 
     with engine.volume() as volume:
@@ -51,12 +51,12 @@ def container(engine: Engine, healthcheck: list[str], queues: Queues) -> Iterato
 
 
 class TestAContainer:
-    """The worker as its operator gets it."""
+    """The worker as an operator runs it."""
 
     async def test_is_well_by_its_own_health_check(
         self, container: StartContainer, healthcheck: list[str]
     ) -> None:
-        """By the command that the engine would run every 30 seconds."""
+        """The command that the engine would run every 30 seconds exits with 0."""
         async with container() as running:
             await running.worker.wait_for_log("connected")
 
@@ -66,7 +66,7 @@ class TestAContainer:
             assert "consum" in result.stdout
 
     async def test_has_no_rights_but_to_its_data(self, container: StartContainer) -> None:
-        """Process 1, not root, without capabilities, on a root that it cannot write."""
+        """It is process 1, not root, without capabilities, and its root is read-only."""
         async with container() as running:
             started = await running.worker.wait_for_log("starting")
             status = running.status()
@@ -116,7 +116,7 @@ class TestAContainer:
     async def test_beside_another_on_its_volume_stands_by(
         self, container: StartContainer, healthcheck: list[str], queues: Queues
     ) -> None:
-        """It is well meanwhile, and takes over when the first one has ended."""
+        """It is healthy meanwhile, and takes over when the first one has ended."""
         async with container() as first:
             await first.worker.wait_for_log("connected")
             async with container() as second:

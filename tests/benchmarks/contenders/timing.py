@@ -27,7 +27,7 @@ class Clock:
             _tell("began")
 
     def done(self, messages: int = 1) -> bool:
-        """Count messages that are acked; tell whether they were the last."""
+        """Count messages that are acked; return whether they were the last."""
         self._left -= messages
         if self._left == 0:
             _tell("ended")
