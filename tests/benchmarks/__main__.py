@@ -1,4 +1,4 @@
-"""The benchmark: what the worker is compared with, on this machine, with a broker of its own.
+"""The benchmark: compares the worker with others, on this machine, with its own broker.
 
 python -m tests.benchmarks quick | full [--document]
 python -m tests.benchmarks throughput --rounds 1 --messages 20000
@@ -57,7 +57,7 @@ def quick(
 def full(
     rounds: int = 4, messages: int = 100_000, only: Sequence[str] = COMPARED
 ) -> dict[str, Part]:
-    """Return all parts, for half an hour."""
+    """Return all parts, which take half an hour."""
     most = messages * 10
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {
@@ -114,7 +114,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--document", action="store_true", help=f"rewrite {page.PAGE}")
     options = parser.parse_args()
     if options.document and (options.part not in ("quick", "full") or options.only):
-        parser.error("the page has all figures of one run: --document goes with quick or full")
+        parser.error("the page shows all figures of one run, so --document needs quick or full")
     return options
 
 

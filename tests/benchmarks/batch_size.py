@@ -1,4 +1,4 @@
-"""What the size of a batch does to throughput and to latency."""
+"""How the batch size affects throughput and latency."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,14 +11,14 @@ from tests.benchmarks.running import drain
 from tests.benchmarks.traffic import Traffic
 
 QUEUE = "benchmark.batches"
-# One that commits a few messages at a time needs too long for all of them.
+# With a few messages for each commit, all of them would take too long.
 MESSAGES_OF_A_BATCH = 2_000
 
 
 async def batch_size(
     bench: Bench, *, sizes: Sequence[int], rounds: int, messages: int, seconds: float
 ) -> Result:
-    """Drain with each size in every round; then look at the latency under half the highest load."""
+    """Drain with each size in every round; then measure latency at half the highest load."""
     runs: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     sent = Traffic().take(messages)
     file, database = bench.folder / "messages", bench.folder / "batch.db"

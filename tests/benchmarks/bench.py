@@ -1,4 +1,4 @@
-"""What every part of the benchmark works with."""
+"""What every part of the benchmark uses."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,25 +11,25 @@ from tests.benchmarks.broker import Broker, broker_on
 from tests.rabbitmq import RabbitMQNode
 
 Result = dict[str, Any]
-"""What one part has measured, as it stands in the JSON file."""
+"""The figures of one part, as they are in the JSON file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A broker of our own, a folder for databases, and somebody who is told how it goes."""
+    """A private broker, a folder for databases, and a function that reports progress."""
 
     node: RabbitMQNode
     broker: Broker
     folder: Path
     say: Callable[[str], None]
     known: dict[str, float] = field(default_factory=dict)
-    """What one part has found and others need, too."""
+    """What one part has measured and others also need."""
 
 
 @asynccontextmanager
 async def private_bench(say: Callable[[str], None]) -> AsyncIterator[Bench]:
-    """Hold a bench that is gone, with everything on it, after the block."""
+    """Yield a bench, and remove it with everything on it after the block."""
     async with RabbitMQNode() as node:
-        # Not /tmp, which is in memory on many machines, where an fsync costs nothing.
+        # Not in /tmp, which on many machines is in memory, where an fsync costs nothing.
         with TemporaryDirectory(prefix="projection-benchmark-", dir="/var/tmp") as folder:
             yield Bench(node, await broker_on(node), Path(folder), say)

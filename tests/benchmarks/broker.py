@@ -1,4 +1,4 @@
-"""The private broker of a run: its queues, what is published to them, and what they cost."""
+"""The private broker of a run: its queues, publishing to them, and its CPU time."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,37 +21,37 @@ DELIVERY_LIMIT = 20
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a publisher says of itself."""
+    """What a publisher reports."""
 
     began: float
     """On the monotonic clock, which all processes share."""
     ended: float
-    """When the last confirm had come."""
+    """When the last confirm arrived."""
 
 
 class Publishing:
-    """A publisher at work, in a process of its own."""
+    """A running publisher, in its own process."""
 
     def __init__(self, publisher: Program) -> None:
         """Watch a publisher that has been started."""
         self._publisher = publisher
 
     async def began(self) -> float:
-        """Wait until it begins, and return the moment."""
+        """Wait until it begins, and return the time."""
         return float((await self._publisher.told())["began"])
 
     async def ended(self) -> float:
-        """Wait until every message is confirmed, and return the moment."""
+        """Wait until every message is confirmed, and return the time."""
         ended = float((await self._publisher.told())["ended"])
         await self._publisher.finish()
         return ended
 
 
 class Broker:
-    """One node with one exchange, and a queue for each that is measured."""
+    """One node with one exchange, and a queue for each contender."""
 
     def __init__(self, node: RabbitMQNode, pid: int) -> None:
-        """Use a node that runs as this process."""
+        """Use the node with this process id."""
         self.url = node.url
         self._node = node
         self._pid = pid
@@ -61,20 +61,20 @@ class Broker:
         return cpu_seconds(self._pid)
 
     async def declare(self, queues: Sequence[str]) -> None:
-        """Make queues as the worker makes its own, each with everything that is published."""
+        """Create queues like the worker's, each of which receives everything that is published."""
         async with self._channel() as channel:
             for queue in queues:
                 await Topology(EXCHANGE, queue, DELIVERY_LIMIT).apply(channel)
 
     async def unbind(self, queues: Sequence[str]) -> None:
-        """Let no further message into these queues."""
+        """Unbind these queues, so that no further message reaches them."""
         async with self._channel() as channel:
             for queue in queues:
                 found = await channel.get_queue(queue, ensure=False)
                 await found.unbind(EXCHANGE, "#")
 
     async def delete(self, queues: Sequence[str]) -> None:
-        """Delete queues with their dead letters."""
+        """Delete queues and their dead letters."""
         async with self._channel() as channel:
             for queue in queues:
                 dead_letters = Topology(EXCHANGE, queue, DELIVERY_LIMIT).dead_letters
@@ -84,10 +84,10 @@ class Broker:
                     await channel.exchange_delete(name)
 
     async def until_empty(self, queue: str) -> None:
-        """Wait until the broker has an ack for everything that was in a queue."""
+        """Wait until everything that was in a queue is acked."""
 
         async def is_empty() -> bool:
-            # Up to five seconds old, and so asked only after all has been measured.
+            # The number may be five seconds old, so it is asked for only after the measurement.
             table = await self._node.ctl("list_queues", "--no-table-headers", "name", "messages")
             return dict(line.split("\t") for line in table.splitlines())[queue] == "0"
 
@@ -95,7 +95,7 @@ class Broker:
 
     @asynccontextmanager
     async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-        """Return a function that asks how many messages of a queue are not out with a consumer."""
+        """Yield a function that returns how many messages of a queue are not delivered."""
         async with self._channel() as channel:
 
             async def ready() -> int:
@@ -112,7 +112,7 @@ class Broker:
             yield Publishing(publisher)
 
     async def publish(self, file: Path) -> Published:
-        """Publish a file of messages, and return when the broker has them all for good."""
+        """Publish a file of messages, and return when the broker has confirmed them all."""
         async with self.publishing(file) as publishing:
             return Published(await publishing.began(), await publishing.ended())
 
@@ -123,5 +123,5 @@ class Broker:
 
 
 async def broker_on(node: RabbitMQNode) -> Broker:
-    """Use a node that runs already."""
+    """Use a running node."""
     return Broker(node, int((await node.ctl("eval", "os:getpid().")).strip().strip('"')))

@@ -1,4 +1,4 @@
-"""AMQP on a plain socket, for the parts of the benchmark that must cost little themselves."""
+"""AMQP on a plain socket, for the parts of the benchmark that must use little CPU."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ from tests.waiting import patience
 
 RECEIVE_BYTES = 256 * 1024
 CHANNEL = 1
-# A frame is its type, its channel, its size, so many bytes, and an end (AMQP 0-9-1, section 2.3.5).
+# A frame is a type, a channel, a size, that many bytes, and an end (AMQP 0-9-1, section 2.3.5).
 FRAME = struct.Struct(">BHI")
 METHOD, HEADER, BODY = 1, 2, 3
 FRAME_END = b"\xce"
@@ -50,7 +50,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """End it without a word; the broker notices."""
+        """End the connection without closing it; the broker notices."""
         self.socket.close()
 
     def send(self, value: frame.FrameTypes, channel: int = CHANNEL) -> None:
@@ -58,7 +58,7 @@ class Connection:
         self.socket.sendall(frame.marshal(value, channel))
 
     def expect(self, kind: type[T]) -> T:
-        """Wait for an answer and return it; what comes behind it is left for `receive`."""
+        """Wait for an answer and return it; what follows it is left for `receive`."""
         frames: list[bytes] = []
         while not frames:
             frames = self.receive()
@@ -68,7 +68,7 @@ class Connection:
         return found
 
     def receive(self) -> list[bytes]:
-        """Wait for bytes, and return the frames that are whole now."""
+        """Wait for bytes, and return the frames that are now complete."""
         if not (received := self.socket.recv(RECEIVE_BYTES)):
             raise ConnectionError("the broker closed the connection")
         received = self._received + received

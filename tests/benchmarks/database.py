@@ -1,7 +1,7 @@
-"""The worker's file written without the worker: for the disk's ceiling, and for large logs.
+"""Writes the worker's file without the worker: for the disk's limit, and for large logs.
 
-The table and the statements of the log are the worker's own. The rows are written once a batch, as
-they are at its end, which is less than the worker does.
+The table and the statements of the log are the worker's own. Each row is written once in a batch,
+in its final state, which is less work than the worker does.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ from worker.store import log, streams
 from worker.store.connection import Writer
 from worker.store.opening import CHECKPOINT_PAGES_IN_BULK
 
-# As the worker's.
+# The same as the worker's.
 BATCH: int = Settings.model_fields["batch_size"].default
 APPENDED_AT = "2026-01-01T00:00:00.000000Z"
 CHANGING = ("status", "started_at", "completed_at", "updated_at")
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """What one transaction writes, each part in the order of its table's key."""
 
     streams: list[tuple[int, str]]
-    """The new ones: number and event."""
+    """The new streams: number and event."""
     log: list[tuple[object, ...]]
     rows: list[Row]
 
@@ -42,17 +42,17 @@ class Fold:
     """The rows of all messages so far; returns what is to be written of each batch."""
 
     def __init__(self) -> None:
-        """Begin with no message."""
+        """Begin without messages."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._numbers: dict[str, int] = {}
 
     def batches(self, messages: Sequence[Sent], size: int = BATCH) -> Iterator[Batch]:
-        """Fold the next messages, so many at a time."""
+        """Fold the next messages in batches of this size."""
         for start in range(0, len(messages), size):
             yield self.batch(messages[start : start + size])
 
     def batch(self, messages: Sequence[Sent]) -> Batch:
-        """Fold the next messages, which come in the order of their streams."""
+        """Fold the next messages, which are in the order of their streams."""
         opened: list[tuple[int, str]] = []
         for message in messages:
             if message.event_id not in self._numbers:
@@ -82,13 +82,13 @@ def _entry(number: int, message: Sent) -> tuple[object, ...]:
 
 
 async def create(database: Path) -> None:
-    """Make an empty file, as the worker does at its first start."""
+    """Create an empty file, as the worker does at its first start."""
     async with Writer(database) as writer:
         await create_tables(writer, load())
 
 
 def connect(database: Path, synchronous: str = "FULL") -> sqlite3.Connection:
-    """Open a file as the worker does, but for the safety of its commits."""
+    """Open a file as the worker does, except for the safety of its commits."""
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA cache_size = -8192")
@@ -97,7 +97,7 @@ def connect(database: Path, synchronous: str = "FULL") -> sqlite3.Connection:
 
 
 def write(connection: sqlite3.Connection, batches: Iterable[Batch]) -> None:
-    """Write each batch in a transaction of its own."""
+    """Write each batch in its own transaction."""
     for batch in batches:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(streams.OPEN, batch.streams)

@@ -1,4 +1,4 @@
-"""How fast bad messages are dead-lettered, beside a client that publishes the same bodies."""
+"""How fast bad messages are dead-lettered, compared with publishing the same bodies."""
 
 import asyncio
 import time
@@ -14,12 +14,12 @@ from tests.benchmarks.traffic import Sent, Traffic
 
 CLIENT, DEAD_LETTERING = "client", "dead_lettering"
 QUEUE = "benchmark.bad"
-# As many publishes of the client wait for their confirms as the worker's do.
+# The client has as many unconfirmed publishes as the worker.
 UNCONFIRMED = 1_000
 
 
 async def dead_lettering(bench: Bench, *, rounds: int, messages: int) -> Result:
-    """Let a client publish messages of an unknown kind, and the worker dead-letter them."""
+    """Publish messages of an unknown kind, and let the worker dead-letter them."""
     sent = Traffic().take(messages)
     runs: dict[str, list[Run]] = {CLIENT: [], DEAD_LETTERING: []}
     for number in range(1, rounds + 1):
@@ -42,7 +42,7 @@ async def dead_lettering(bench: Bench, *, rounds: int, messages: int) -> Result:
 
 
 async def _publish(bench: Bench, sent: Sequence[Sent]) -> Run:
-    """Publish with aio-pika, on which the worker stands, too."""
+    """Publish with aio-pika, which the worker also uses."""
     window = asyncio.Semaphore(UNCONFIRMED)
     async with await aio_pika.connect(bench.broker.url) as connection:
         channel = await connection.channel()

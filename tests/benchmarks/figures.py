@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of what has been measured."""
+"""Medians, spreads and ratios of measurements."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ Runs = Sequence[dict[str, Any]]
 
 
 def rates(runs: Runs) -> list[float]:
-    """Return the messages a second of each run."""
+    """Return the rate of each run, in messages per second."""
     return [run["messages"] / run["seconds"] for run in runs]
 
 
@@ -21,24 +21,24 @@ def median_rate(part: Result, name: str) -> float:
 
 
 def spread(values: Iterable[float], shown: Callable[[float], str]) -> str:
-    """Return the median of several figures, and the least and the greatest."""
+    """Return the median of several figures, with the minimum and the maximum."""
     ordered = sorted(values)
     middle = shown(median(ordered))
     return f"{middle} ({shown(ordered[0])}..{shown(ordered[-1])})" if ordered[1:] else middle
 
 
 def microseconds(runs: Runs, field: str) -> float:
-    """Return the median CPU time for a message."""
+    """Return the median CPU time per message."""
     each: list[float] = [run[field] / run["messages"] * 1_000_000 for run in runs]
     return median(each)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the least of the values that so many are not above."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def thousands(value: float) -> str:
-    """Return a number as people read it."""
+    """Return a number for display."""
     return f"{value:,.0f}"

@@ -1,6 +1,6 @@
 """One projector with what arrives in one order: `python -m tests.benchmarks.folding CASE N FILE`.
 
-Prints a line of JSON. Without a broker, so that nothing but decoding and projecting is measured.
+Prints a line of JSON. It uses no broker, so that only decoding and projecting are measured.
 """
 
 import argparse
@@ -35,12 +35,12 @@ PAYLOADS = (
 
 
 def in_order(messages: int) -> tuple[list[Sent], list[Sent]]:
-    """Return the mix of the other benchmarks; nothing precedes it."""
+    """Return the mix of the other benchmarks, without anything before it."""
     return [], Traffic().take(messages)
 
 
 def shuffled(messages: int) -> tuple[list[Sent], list[Sent]]:
-    """Return the same, with the messages of each event in a random order."""
+    """Return the same messages, with those of each event in random order."""
     sent = Traffic().take(messages)
     chosen = random.Random(1)
     streams: dict[str, list[Sent]] = {}
@@ -52,17 +52,17 @@ def shuffled(messages: int) -> tuple[list[Sent], list[Sent]]:
 
 
 def one_stream(messages: int) -> tuple[list[Sent], list[Sent]]:
-    """Return messages of one event, in order."""
+    """Return the messages of one event, in order."""
     return [], _stream(messages)
 
 
 def wrong_clock(messages: int) -> tuple[list[Sent], list[Sent]]:
-    """Return the same, behind one message whose publisher's clock was wrong."""
+    """Return the same messages after one whose publisher's clock was wrong."""
     return [_of_one(messages + 1, 2**40)], _stream(messages)
 
 
 def one_late(messages: int) -> tuple[list[Sent], list[Sent]]:
-    """Return one message that comes before all others of a long stream."""
+    """Return one message that sorts before all others of a long stream."""
     return _stream(messages), [_of_one(messages + 1, 0)]
 
 
@@ -90,7 +90,7 @@ def _of_one(number: int, sequence: int) -> Sent:
 
 
 async def measure(case: str, messages: int, file: Path) -> dict[str, float]:
-    """Project, see that the rows are the oracle's, and return what it took."""
+    """Project, check the rows against the oracle, and return the costs."""
     before, sent = CASES[case](messages)
     registry = load()
 
@@ -116,7 +116,7 @@ async def measure(case: str, messages: int, file: Path) -> dict[str, float]:
 
 @asynccontextmanager
 async def _ticking() -> AsyncIterator[list[float]]:
-    """Measure for how long the event loop did not turn."""
+    """Measure the longest turn of the event loop."""
     gaps = [0.0]
 
     async def tick() -> None:

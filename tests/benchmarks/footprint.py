@@ -1,4 +1,4 @@
-"""What the worker needs of the machine: memory under the largest load, CPU under none."""
+"""What the worker needs: memory under the largest load, and CPU while idle."""
 
 import asyncio
 
@@ -9,14 +9,14 @@ from tests.benchmarks.traffic import Traffic
 from tests.benchmarks.usage import cpu_seconds
 
 QUEUE = "benchmark.footprint"
-# The start is over by then, and the first look at the topology too.
+# By then the start and the first look at the topology are over.
 SETTLING_SECONDS = 5
-# Written and published in pieces, so that no million of messages stands in anybody's memory.
+# Written and published in pieces, so that a million messages need not fit into memory.
 PIECE = 100_000
 
 
 async def memory(bench: Bench, *, messages: int) -> Result:
-    """Return the worker's peak while it drains a queue in which so many wait."""
+    """Return the worker's peak memory while it drains a queue of this many messages."""
     log, file = Traffic(), bench.folder / "messages"
     await bench.broker.declare([QUEUE])
     for start in range(0, messages, PIECE):
@@ -29,7 +29,7 @@ async def memory(bench: Bench, *, messages: int) -> Result:
 
 
 async def idle(bench: Bench, *, seconds: float) -> Result:
-    """Return the share of a core that the worker takes while nothing arrives."""
+    """Return the share of a core that the worker uses while nothing arrives."""
     await bench.broker.declare([QUEUE])
     async with running_worker(bench.broker, QUEUE, bench.folder / "idle.db") as worker:
         await worker.consumes()

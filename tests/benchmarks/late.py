@@ -1,4 +1,4 @@
-"""What late messages cost, beside the same messages in order."""
+"""What late messages cost, compared with the same messages in order."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from tests.processes import ROOT
 
 
 async def late(bench: Bench, *, rounds: int, messages: int, long_stream: int) -> Result:
-    """Project each case in turn, in a process of its own, round after round."""
+    """Project each case in turn, each in its own process, round after round."""
     runs: dict[str, list[Result]] = {case: [] for case in CASES}
     for number in range(1, rounds + 1):
         for case, done in runs.items():

@@ -1,7 +1,7 @@
-"""How long a message takes from the publisher until another process can read its effect.
+"""How long it takes from publishing a message until another process can read its effect.
 
-Counted from the moment at which it was due to be published, so that a publisher that is held up
-hides nothing.
+Measured from the time at which the message was due to be published, so that a delayed publisher
+does not hide any latency.
 """
 
 from array import array
@@ -18,21 +18,21 @@ from tests.benchmarks.traffic import Traffic
 from tests.waiting import patiently
 
 QUEUE = "benchmark.latency"
-# The first second is for caches and for the broker to find its pace.
+# The first second is for caches and for the broker to warm up.
 WARMING_SECONDS = 1.0
 SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
-# Enough for a curve.
+# These are enough for a curve.
 CURVE_POINTS = 400
 FINISH_SECONDS = 120
 PROBE_SECONDS = 4.0
-# Whoever keeps up is less than this behind when the publisher ends.
+# A worker that keeps up is less than this behind when the publisher ends.
 BEHIND_SECONDS = 0.2
 LOWEST_RATE, HALVINGS = 2_000.0, 4
 HIGHEST = "highest rate"
 
 
 async def latency(bench: Bench, *, rates: dict[str, float], seconds: float, rounds: int) -> Result:
-    """Measure at each of these even rates: the worker, and a bare receiver, in turns."""
+    """Measure the worker and a bare receiver in turn, at each of these even rates."""
     loads = []
     for name, rate in rates.items():
         ours: list[list[float]] = []
@@ -62,9 +62,10 @@ async def latency_by_load(bench: Bench, *, seconds: float, rounds: int) -> Resul
 
 
 async def highest_rate(bench: Bench) -> float:
-    """Find the highest even rate that the worker keeps up with, once, by halving the doubt.
+    """Find the highest even rate that the worker keeps up with, once, by bisection.
 
-    Lower than what it drains: publisher, broker and worker share the cores.
+    It is lower than the rate at which a queue drains, because publisher, broker and worker share
+    the cores.
     """
     if HIGHEST in bench.known:
         return bench.known[HIGHEST]
@@ -88,7 +89,7 @@ async def _keeps_up(bench: Bench, rate: float) -> bool:
 
 
 async def delays(bench: Bench, *, rate: float, seconds: float, **settings: object) -> list[float]:
-    """Publish evenly, and return the seconds that each message took, but for the first ones."""
+    """Publish evenly, and return the seconds that each message took, without the first ones."""
     file, database, moments = (bench.folder / name for name in ("messages", "l.db", "moments"))
     messages = await _prepare(bench, file, rate, seconds)
     async with running_worker(bench.broker, QUEUE, database, **settings) as worker:
@@ -103,7 +104,7 @@ async def delays(bench: Bench, *, rate: float, seconds: float, **settings: objec
 
 
 async def receiving(bench: Bench, *, rate: float, seconds: float) -> list[float]:
-    """Publish in the same way to a consumer that does nothing, and return what `delays` gives."""
+    """Publish in the same way to a consumer that does nothing; return the same as `delays`."""
     file, moments = bench.folder / "messages", bench.folder / "moments"
     messages = await _prepare(bench, file, rate, seconds)
     arguments = (bench.broker.url, QUEUE, moments, messages)
@@ -122,7 +123,7 @@ async def _prepare(bench: Bench, file: Path, rate: float, seconds: float) -> int
 
 
 async def _publish(bench: Bench, file: Path, rate: float, watcher: Program) -> float:
-    """Publish a file until whoever watches has seen all of it; return when it began."""
+    """Publish a file until the watcher has seen all of it; return when it began."""
     async with bench.broker.publishing(file, rate) as publishing:
         began = await publishing.began()
         await publishing.ended()
@@ -139,7 +140,7 @@ def _found(moments: Path, messages: int, began: float, rate: float) -> list[floa
 
 
 def summary(name: str, rate: float, rounds: Sequence[Sequence[float]]) -> Result:
-    """Keep what is shown of a distribution, in milliseconds: the medians of the rounds."""
+    """Return the points of a distribution to show, in milliseconds: medians of the rounds."""
     ordered = [sorted(found) for found in rounds]
     shares = [place / CURVE_POINTS for place in range(1, CURVE_POINTS)] + [0.999, 0.9999, 1.0]
 

@@ -2,11 +2,11 @@
 
     .venv/bin/python -m tests.benchmarks.layouts [MESSAGES ...] [--batch N] [--checkpoint PAGES]
 
-Three files take the same batches in turn, so that a noisy machine is noisy for all of them:
+Three files receive the same batches in turn, so that noise on the machine affects all of them:
 - event: the log clustered by (event_id, id), the head of each stream in a table, events by their
   id, and the status in the index of a chat's events
-- rows: the same log, but events have a rowid, and the status is in a partial index alone
-- number: as rows, but streams have numbers, the log is clustered by (stream, id), and heads are
+- rows: the same log, but events have a rowid, and the status is only in a partial index
+- number: like rows, but streams have numbers, the log is clustered by (stream, id), and heads are
   remembered
 Needs Linux (/proc/self/io), and 500 bytes of disk for each message in each file.
 """
@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 MEASURED, FILLED_AT_ONCE = 60_000, 50_000
 CACHE_KIBIBYTES, FILLING_KIBIBYTES = 16 * 1024, 512 * 1024
 CHATS, REMEMBERED, BODY = 10_000, 10_000, "x" * 209
-# The share of an event's messages that follow the one before within so many of the whole traffic.
-# (A message that is due may wait for its turn, so those nearest are set nearer than they come.)
+# The share of an event's messages that follow the previous one within so many messages of the whole
+# traffic. (A due message may have to wait for its turn, so the smallest distances are set
+# smaller than they become.)
 FOLLOWING = ((0.0, 1), (0.5, 2), (0.75, 125), (0.9, 2_014), (1.0, 40_000))
-ENDS_FOR_GOOD = 0.34  # of those that complete: 8.5 messages an event
+ENDS_FOR_GOOD = 0.34  # of those that complete, which makes 8.5 messages per event
 NEXT = {
     "event_planned": "event_started",
     "event_started": "event_completed",
@@ -49,18 +50,18 @@ class Message(NamedTuple):
 
     @property
     def entry(self) -> tuple[str | int, ...]:
-        """What the log keeps behind the stream."""
+        """The columns of the log after the stream."""
         return (*self[1:5], 0, self.occurred_at, BODY)
 
 
 class Traffic:
-    """Events that come and go in chats, with random ids and a natural distance of messages."""
+    """Events in chats, with random ids and realistic distances between their messages."""
 
     def __init__(self, seed: int) -> None:
         self.sequence = 0
         self._random = random.Random(seed)
         self._chats = [self._identifier() for _ in range(CHATS)]
-        # Each event that goes on: when its next message is due, and what it is by now.
+        # Each unfinished event: when its next message is due, and its state.
         self._due: list[tuple[int, int, str, str, str]] = []
 
     def batch(self, size: int) -> list[Message]:
@@ -152,24 +153,24 @@ Streams = dict[str, list[Message]]
 
 
 class Event:
-    """A database in which everything is found by event_id."""
+    """A database that uses event_id as the key everywhere."""
 
     log: Sequence[str] = LOG_BY_EVENT
     events: Sequence[str] = EVENTS_BY_ID
 
     def __init__(self, folder: Path) -> None:
-        """Make the tables; remember no streams."""
+        """Create the tables; remember no streams."""
         self.numbers: dict[str, int] = {}
         self.connection = sqlite3.connect(folder / type(self).__name__, isolation_level=None)
         for statement in ("PRAGMA journal_mode = WAL", *self.log, *self.events):
             self.connection.execute(statement)
 
     def fetch(self, sql: str, wanted: object) -> list[tuple[Any, ...]]:
-        """Return what is found for a list that travels as one parameter."""
+        """Return the rows for a list that is passed as one parameter."""
         return self.connection.execute(sql, (json.dumps(wanted),)).fetchall()
 
     def write(self, batch: list[Message]) -> None:
-        """Do for a batch what the projector does."""
+        """Write a batch as the projector does."""
         streams: Streams = {}
         for message in batch:
             streams.setdefault(message.event_id, []).append(message)
@@ -197,12 +198,12 @@ class Rows(Event):
 
 
 class Number(Rows):
-    """Streams with numbers, and with heads that are remembered."""
+    """Streams with numbers and remembered heads."""
 
     log = LOG_BY_NUMBER
 
     def append(self, batch: list[Message], streams: Streams) -> None:
-        """Open the streams that are new, look up what is known, append to the log."""
+        """Add new streams, look up what is known, append to the log."""
         numbers = {e: self.numbers.pop(e) for e in streams if e in self.numbers}
         found = self.fetch(FIND, [e for e in streams if e not in numbers])
         numbers |= {event_id: number for event_id, number, *_ in found}
@@ -218,7 +219,7 @@ class Number(Rows):
 
 
 def rounds(streams: Iterable[list[Message]]) -> list[dict[str, list[tuple[str, ...]]]]:
-    """Return the events' statements by their SQL: the n-th of each stream in the n-th round."""
+    """Return the events' statements grouped by SQL: the n-th of each stream in round n."""
     found: list[dict[str, list[tuple[str, ...]]]] = []
     for stream in streams:
         for place, message in enumerate(stream):
@@ -231,22 +232,22 @@ def rounds(streams: Iterable[list[Message]]) -> list[dict[str, list[tuple[str, .
 
 
 def spent() -> list[float]:
-    """Return what this process has taken: CPU and wall in microseconds, kB handed to the system."""
+    """Return what this process has used: CPU and wall time in microseconds, and kB written."""
     counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return [time.process_time() * 1e6, time.perf_counter() * 1e6, int(counts["wchar"]) / 1e3]
 
 
 class Trial:
-    """The files of all layouts, and the traffic that they take."""
+    """The files of all layouts, and their traffic."""
 
     def __init__(self, folder: Path, checkpoint: int) -> None:
-        """Begin with empty files; the worker's would be checkpointed at so many pages."""
+        """Begin with empty files; a checkpoint runs at this many pages in the WAL."""
         self._traffic = Traffic(seed=1)
         self._checkpoint = checkpoint
         self._files = [kind(folder) for kind in (Event, Rows, Number)]
 
     def fill(self, messages: int) -> None:
-        """Bring the logs up to a size, in a hurry."""
+        """Fill the logs up to a size, without regard for safety."""
         self._set("OFF", FILLING_KIBIBYTES, 100_000)
         while (missing := messages - self._traffic.sequence) > 0:
             batch = self._traffic.batch(min(FILLED_AT_ONCE, missing))
@@ -256,7 +257,7 @@ class Trial:
             file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def measure(self, size: int) -> dict[str, list[float]]:
-        """Write batches of a size as the worker would; return what is spent on a message."""
+        """Write batches of a size as the worker would; return the cost per message."""
         self._set("FULL", CACHE_KIBIBYTES, self._checkpoint)
         costs: dict[str, list[list[float]]] = {type(file).__name__: [] for file in self._files}
         for _ in range(MEASURED // size):

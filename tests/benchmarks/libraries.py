@@ -1,10 +1,10 @@
-"""What the SQLite of the package pysqlite3 costs, beside the one that Python has itself.
+"""What the SQLite of the package pysqlite3 costs, compared with Python's own.
 
 python -m tests.benchmarks.libraries [--messages 60000] [--batch 1000] [--rounds 5]
 
-In each round a process for each library, in turn: the projector takes batches of messages into a
-new file, without a broker, and then the file is rebuilt. Printed are the medians of the rounds, in
-microseconds a message: CPU, and wall clock.
+In each round, each library in turn gets a process, in which the projector writes batches of
+messages into a new file, without a broker, and the file is then rebuilt. Prints the medians of the
+rounds, in microseconds per message: CPU time, and wall-clock time.
 """
 
 import argparse
@@ -33,13 +33,13 @@ import sys
 from tests.benchmarks import libraries
 libraries.measure(sys.argv[1], *map(int, sys.argv[2:]))
 """
-# Whichever is imported before the worker is used; the worker would refuse one that loses commits.
+# The library imported before the worker is used. The worker would refuse one that loses commits.
 STANDARD = "import sqlite3; sqlite3.sqlite_version_info = (3, 51, 3)"
 LIBRARIES = {"sqlite3": STANDARD, "pysqlite3": ""}
 
 
 def measure(path: str, messages: int, batch: int) -> None:
-    """Project and rebuild with the library of this process, and print what it took as JSON."""
+    """Project and rebuild with the library of this process, and print the costs as JSON."""
     costs = asyncio.run(_costs(Path(path), messages, batch))
     print(json.dumps({f"{sqlite3.sqlite_version} {part}": cost for part, cost in costs.items()}))
 

@@ -1,4 +1,4 @@
-"""Whether the worker stays as fast when its log has grown large."""
+"""Whether the worker stays fast when its log is large."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from tests.benchmarks.traffic import Sent, Traffic
 from tests.database import count_log
 
 QUEUE = "benchmark.log"
-# Filled without regard for crashes, a page at a time in no order, as a log grows.
+# Filled without crash safety, and with pages in random order, as in a log that has grown.
 FILL_BATCH = 2_000
 PIECE = 100_000
 
 
 class Growing:
-    """One publisher's log that never ends, and the file that has what is published of it."""
+    """One publisher's endless log, and the file with what has been published of it."""
 
     def __init__(self, database: Path) -> None:
-        """Begin with an empty file, which `create` has made."""
+        """Begin with an empty file from `create`."""
         self._database = database
         self._traffic = Traffic()
         self._fold = Fold()
 
     def fill(self, messages: int) -> None:
-        """Write the next messages until there are so many in the log."""
+        """Write the next messages until the log has this many."""
         missing = messages - count_log(self._database)
         with closing(connect(self._database, synchronous="OFF")) as connection:
             for start in range(0, missing, PIECE):
@@ -38,20 +38,20 @@ class Growing:
             _settle(connection)
 
     def take(self, messages: int) -> list[Sent]:
-        """Return the next messages, which the worker is to write."""
+        """Return the next messages, for the worker to write."""
         sent = self._traffic.take(messages)
         self._fold.batch(sent)
         return sent
 
 
 def _settle(connection: sqlite3.Connection) -> None:
-    """Leave nothing in the write-ahead log that the worker would have to bring to the disk."""
+    """Empty the write-ahead log, so that the worker need not checkpoint it."""
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 async def log_size(bench: Bench, *, sizes: Sequence[int], rounds: int, messages: int) -> Result:
-    """Drain into a log that grows; at its largest, in turn with empty ones."""
+    """Drain into a growing log; at its largest size, in turn with empty ones."""
     large, empty = bench.folder / "large.db", bench.folder / "empty.db"
     await create(large)
     growing = Growing(large)

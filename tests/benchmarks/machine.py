@@ -1,4 +1,4 @@
-"""What a figure is worth only together with: the machine and the versions."""
+"""The machine and the versions, without which figures mean nothing."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ PAGE, FSYNCS = bytes(4_096), 200
 
 
 async def machine(node: RabbitMQNode, folder: Path) -> dict[str, str]:
-    """Say where and with what was measured; the databases are in this folder."""
+    """Return what the measurements ran on; the databases are in this folder."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
     return {
         "CPU": f"{_cpu()}, {os.cpu_count()} cores",
@@ -50,7 +50,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _fsync_seconds(folder: Path) -> float:
-    """Return the median time in which a page more of a file is on the disk."""
+    """Return the median time to append a page to a file and sync it."""
     taken = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(FSYNCS):

@@ -1,4 +1,4 @@
-"""How a backlog drains after the worker was away while publishers went on."""
+"""How a backlog drains after the worker was down while publishers continued."""
 
 import asyncio
 import time
@@ -11,12 +11,12 @@ from tests.benchmarks.traffic import Traffic
 
 QUEUE = "benchmark.outage"
 LOOK_SECONDS = 0.2
-# It works, it is away, and then it has the rest of the time.
+# The worker is up, then down, and then up for the rest of the time.
 WORKS_SECONDS, AWAY_SECONDS = 5.0, 20.0
 
 
 async def outage(bench: Bench, *, rate: float | None = None, catch_up_seconds: float) -> Result:
-    """Publish evenly all the time, at half the highest rate unless one is given."""
+    """Publish evenly throughout, at half the highest rate unless a rate is given."""
     rate = rate or await highest_rate(bench) / 2
     file, database = bench.folder / "messages", bench.folder / "outage.db"
     messages = round(rate * (WORKS_SECONDS + AWAY_SECONDS + catch_up_seconds))
@@ -41,7 +41,7 @@ async def outage(bench: Bench, *, rate: float | None = None, catch_up_seconds: f
     watching.cancel()
     await bench.broker.delete([QUEUE])
     most = max(depth for _, depth in depths)
-    # What is on its way at this rate is no backlog.
+    # At this rate, messages that are in transit are not a backlog.
     drained = next((at for at, depth in depths if at > started and depth < rate / 20), None)
     bench.say(f"  {most:,} waited; drained after {(drained or 0) - started:.1f} seconds")
     return {

@@ -1,4 +1,4 @@
-"""Rewrites the generated section of docs/performance.md, and the files that it shows."""
+"""Rewrites the generated section of docs/performance.md, and its plots."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def save(results: Result, file: Path) -> None:
 
 
 def rewrite(results: Result, root: Path) -> None:
-    """Write tables and plots between the marks, and leave the rest of the page as it is."""
+    """Write tables and plots between the marks; leave the rest of the page unchanged."""
     page = root / PAGE
     folder = page.with_suffix("")
     save(results, folder / "results.json")

@@ -22,7 +22,7 @@ COUNT = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 def draw(results: Result, folder: Path) -> list[str]:
-    """Draw what there are figures for; return the names of the files, in the order of the page."""
+    """Draw what there are figures for; return the names of the files, in page order."""
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Axes, Result], None]] = {
         "throughput": _throughput,
@@ -32,7 +32,7 @@ def draw(results: Result, folder: Path) -> list[str]:
         "outage": _outage,
     }
     drawn = []
-    # Texts stay texts, and equal figures give equal files.
+    # Keep text as text, and produce equal files for equal figures.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "performance", "font.size": 10}):
         for name, make in makers.items():
             if name in results:
@@ -60,7 +60,7 @@ def _throughput(axes: Axes, part: Result) -> None:
         color=[OURS if name == WORKER else OTHERS for name in names],
         ecolor="#57606a",
     )
-    # Behind the end of the spread, which would strike it through.
+    # After the end of the error bar, which would otherwise cross the text.
     labels = [f"  {rate:,.0f}" for rate in medians]
     for bar, label, above in zip(bars, labels, spreads[1], strict=True):
         place = bar.get_y() + bar.get_height() / 2

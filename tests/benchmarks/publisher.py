@@ -1,12 +1,12 @@
-"""A publisher that costs little: it shares the machine with what is measured.
+"""A publisher that uses little CPU, because it shares the machine with what is measured.
 
 Speaks AMQP on a plain socket, because a client library spends more on a publish than the worker on
-a whole message. As chat servers must, it publishes persistent messages with confirms.
+a whole message. It publishes persistent messages with confirms, as chat servers must.
 
     python -m tests.benchmarks.publisher PORT EXCHANGE FILE [--rate MESSAGES_A_SECOND]
 
-A rate is even, and is kept by the clock: who is late sends what has become due. Says in JSON when
-it began and when the last confirm came, on the clock that all processes share.
+A rate is even and follows the clock: a late publisher sends everything that has become due. Prints
+in JSON when it began and when the last confirm came, on the clock that all processes share.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from tests.benchmarks.connection import (
 )
 from tests.waiting import patience
 
-# So many at once, and so many unconfirmed: more make nothing faster.
+# How many are sent at once, and how many may be unconfirmed; more are not faster.
 BLOCK = 100
 UNCONFIRMED = 2_000
-# No more wake-ups than this: at high rates a few messages become due together.
+# Limits the wake-ups; at high rates several messages become due together.
 TICK_SECONDS = 0.0005
 
 # Class, method, and a field that is no longer used (AMQP 0-9-1, section 1.8.3.3).
 BASIC_PUBLISH = struct.pack(">HHH", 60, 40, 0)
-# A message that no queue gets comes back.
+# A message that reaches no queue is returned.
 MANDATORY = b"\x01"
 # Class, weight, size, and the flags of content type and delivery mode (4.2.6.1).
 CONTENT = struct.Struct(">HHQH")
@@ -60,7 +60,7 @@ class Publisher:
         self._is_confirmed = bytearray([True])
         self._confirmed_all_to = 0
         self.confirmed = 0
-        """How many messages the broker has for good."""
+        """How many messages the broker has confirmed."""
 
     def __enter__(self) -> Self:
         """Open a channel with confirms."""
@@ -74,7 +74,7 @@ class Publisher:
         self._connection.close()
 
     def publish(self, publishes: Sequence[bytes]) -> None:
-        """Send what `publish_frames` has made, and wait while too many are unconfirmed."""
+        """Send the result of `publish_frames`, and wait while too many are unconfirmed."""
         self._connection.socket.sendall(b"".join(publishes))
         self._sent += len(publishes)
         self._is_confirmed.extend(bytes(len(publishes)))
@@ -87,9 +87,9 @@ class Publisher:
             self.receive()
 
     def receive(self, seconds: float | None = None) -> None:
-        """Take the confirms that come within this time; return as soon as any have.
+        """Receive the confirms that arrive within this time; return as soon as any have.
 
-        Without a time, it waits until some have come; raises `TimeoutError` if none do.
+        Without a time, wait until some arrive; raises `TimeoutError` if none do.
         """
         limit = patience() if seconds is None else seconds
         if not select.select([self._connection.socket], [], [], limit)[0]:
@@ -132,7 +132,7 @@ def publish_all(publisher: Publisher, publishes: Sequence[bytes]) -> None:
 
 
 def publish_evenly(publisher: Publisher, publishes: Sequence[bytes], rate: float) -> None:
-    """Publish so many a second: message n is due n / rate seconds after the beginning."""
+    """Publish at this rate: message n is due n / rate seconds after the beginning."""
     began = time.monotonic()
     sent = 0
     while sent < len(publishes):
@@ -141,7 +141,7 @@ def publish_evenly(publisher: Publisher, publishes: Sequence[bytes], rate: float
             publisher.publish(publishes[sent:due])
             sent = due
         else:
-            # A confirm ends the wait early, which does no harm.
+            # A confirm ends the wait early, which is harmless.
             publisher.receive(max(TICK_SECONDS, began + sent / rate - time.monotonic()))
 
 

@@ -1,9 +1,9 @@
-"""A reader of the worker's file that notes when it sees each message, in a process of its own.
+"""A reader of the worker's file that records when it sees each message, in its own process.
 
     python -m tests.benchmarks.reader DATABASE FILE SEEN
 
-Looks twice a millisecond whether anybody has committed, and if so for the next messages of the
-file, in order, by the log's key. Writes the moments, as doubles on the clock that all processes
+Checks twice a millisecond whether anything was committed; if so, it looks up the next messages of
+the file, in order, by the log's key. Writes the times as doubles, on the clock that all processes
 share.
 """
 
@@ -39,14 +39,14 @@ def main() -> None:
 
 
 def watch(connection: sqlite3.Connection, keys: list[tuple[str, str]]) -> "array[float]":
-    """Return the moment at which each was first seen; fewer if nothing comes any more."""
+    """Return the time at which each was first seen; fewer if no more arrive."""
     seen = array("d")
     version = 0
     progressed, limit = time.monotonic(), patience()
     while len(seen) < len(keys) and time.monotonic() - progressed < limit:
         (found,) = connection.execute("PRAGMA data_version").fetchone()
         if found == version:
-            time.sleep(LOOK_SECONDS)  # noqa: TID251 - SQLite tells no other process of a commit
+            time.sleep(LOOK_SECONDS)  # noqa: TID251 - SQLite does not notify other processes of a commit
             continue
         version = found
         # One snapshot for all of them.

@@ -1,4 +1,4 @@
-"""How fast the worker's rebuild folds a log, beside sqlite3 writing the same log and rows."""
+"""How fast a rebuild folds a log, compared with sqlite3 writing the same log and rows."""
 
 from dataclasses import asdict
 
@@ -11,7 +11,7 @@ from tests.oracle import expected_rows
 
 
 async def rebuild(bench: Bench, *, rounds: int, messages: int) -> Result:
-    """Let both work on the same messages in every round; see that the rows are the oracle's."""
+    """Run both on the same messages in every round; check the rows against the oracle."""
     expected = expected_rows(message.document for message in Traffic().take(messages))
     runs: dict[str, list[Result]] = {}
     for number in range(1, rounds + 1):

@@ -18,7 +18,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     has_remarks: bool = False
-    """Whether the last column is text, too."""
+    """Whether the last column is text as well."""
 
     def markdown(self) -> str:
         """Return it as Markdown, for the page."""
@@ -44,7 +44,7 @@ class Table:
 
 
 def console() -> Console:
-    """Return the console to print on: as wide as the terminal, or plain text elsewhere."""
+    """Return the console: as wide as the terminal, or plain text if there is none."""
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 

@@ -1,4 +1,4 @@
-"""Runs one contender over one queue that is full, and says what it took."""
+"""Runs one contender on one full queue, and returns its costs."""
 
 import asyncio
 import time
@@ -23,28 +23,28 @@ CONTENDER_SECONDS = 900
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What it took to take all that waited."""
+    """What it cost to take everything that waited."""
 
     messages: int
     seconds: float
     """From the first delivery to the last ack."""
     cpu_seconds: float
-    """Of the contender's process in that time, user and system."""
+    """The contender's CPU time in that period, user and system."""
     broker_cpu_seconds: float = 0.0
     peak_bytes: int = 0
-    """The most memory that the process had, if it was asked for."""
+    """The peak memory of the process, if it was requested."""
 
     @property
     def rate(self) -> float:
-        """Messages a second."""
+        """Messages per second."""
         return self.messages / self.seconds
 
 
 class MeasuredWorker:
-    """The worker as it is shipped, looked at from outside."""
+    """The worker as shipped, observed from outside."""
 
     def __init__(self, process: WorkerProcess, url: str) -> None:
-        """Look at a worker whose metrics are at this address."""
+        """Observe a worker whose metrics are at this address."""
         self._process = process
         self._url = f"{url}/metrics"
 
@@ -54,20 +54,20 @@ class MeasuredWorker:
         return self._process.pid
 
     async def consumes(self) -> None:
-        """Wait until it says that its consumer is registered."""
+        """Wait until it reports that it consumes."""
         await self._process.wait_for_log("connected")
 
     async def settled(self) -> int:
-        """Ask how many messages it has committed and acked."""
+        """Return how many messages it has committed and acked."""
         text = await asyncio.to_thread(read, self._url)
         lines = [line for line in text.splitlines() if line.startswith(SETTLED)]
         return round(sum(float(line.rpartition(" ")[2]) for line in lines))
 
     async def until_settled(self, messages: int) -> float:
-        """Wait until it has settled so many, and return the moment.
+        """Wait until it has settled this many, and return the time.
 
-        Asks twenty times a second, and oftener when it is nearly done, so that a figure is off by
-        a few milliseconds, to the worker's disadvantage.
+        Asks twenty times a second, and more often when it is nearly done, so that a figure is wrong
+        by only a few milliseconds, to the worker's disadvantage.
         """
         began = progressed = time.monotonic()
         before = 0
@@ -80,10 +80,10 @@ class MeasuredWorker:
             assert now - progressed < patience(), self._process.output
             to_go = (messages - settled) * (now - began) / max(1, settled)
             pause = min(POLL_SECONDS, max(SHORTEST_POLL_SECONDS, to_go / 2))
-            await asyncio.sleep(pause)  # noqa: TID251 - what is measured must not wait for us
+            await asyncio.sleep(pause)  # noqa: TID251 - asking too often would slow down what is measured
 
     async def stop(self) -> None:
-        """Let it drain and end, as an operator does."""
+        """Stop it as an operator does, and wait until it has drained."""
         self._process.terminate()
         assert await self._process.exit_code() == 0, self._process.output
 
@@ -92,7 +92,7 @@ class MeasuredWorker:
 async def running_worker(
     broker: Broker, queue: str, database: Path, **settings: object
 ) -> AsyncIterator[MeasuredWorker]:
-    """Start the worker with its default settings, but for these and where everything is."""
+    """Start the worker with default settings, except for addresses and these."""
     of_this = environment(
         amqp_url=broker.url,
         exchange=EXCHANGE,

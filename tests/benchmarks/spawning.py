@@ -1,4 +1,4 @@
-"""The benchmark's own programs, each a process that ends with the benchmark."""
+"""The benchmark's helper programs, each in a process that ends with the benchmark."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from tests.processes import ROOT
 
 
 class Program:
-    """A process that tells what it does in lines of JSON."""
+    """A process that reports in lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process, module: str) -> None:
         """Talk to a process that has been started."""
@@ -28,7 +28,7 @@ class Program:
         return dict(json.loads(line))
 
     async def finish(self) -> None:
-        """Close its standard input, and wait until it has ended well."""
+        """Close its standard input, and wait until it has ended successfully."""
         await self._process.communicate(b"")
         assert self._process.returncode == 0, f"{self._module} failed"
 
@@ -38,14 +38,14 @@ async def program(module: str, *arguments: object) -> AsyncIterator[Program]:
     """Start a module of the benchmark; kill it at the end of the block if it still runs."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
     if shutil.which("setpriv"):
-        # The kernel ends it with the benchmark, even if that is killed.
+        # The kernel ends it with the benchmark, even if the benchmark is killed.
         command = ["setpriv", "--pdeathsig", "KILL", *command]
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=ROOT,
         stdin=PIPE,
         stdout=PIPE,
-        # The terminal's Ctrl-C is for the benchmark, which then ends the program.
+        # Ctrl-C in the terminal goes only to the benchmark, which then ends the program.
         start_new_session=True,
     )
     try:

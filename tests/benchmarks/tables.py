@@ -81,7 +81,7 @@ def rebuild(part: Result) -> Table:
 
 
 def late(part: Result) -> Table:
-    """Compare late messages with the same in order."""
+    """Compare late messages with the same messages in order."""
     rows = [
         [
             case.replace("_", " "),
@@ -156,13 +156,13 @@ def outage(part: Result) -> Table:
 
 
 def memory(part: Result) -> Table:
-    """Show the worker's peak."""
+    """Show the worker's peak memory."""
     rows = [[thousands(part["messages"]), f"{part['peak_bytes'] / 1_000_000:.1f} MB"]]
     return Table("Peak memory (VmHWM) of the worker", ("messages waiting", "peak"), rows)
 
 
 def idle(part: Result) -> Table:
-    """Show what the worker costs while it is idle."""
+    """Show the CPU use of an idle worker."""
     rows = [[f"{part['seconds']:.0f} s", f"{part['share']:.2%}"]]
     return Table("CPU of the idle worker", ("watched for", "of one core"), rows)
 

@@ -1,4 +1,4 @@
-"""The targets, whether each has been reached, and what stands in the way of more."""
+"""The targets, whether each has been reached, and what limits each figure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MEGABYTE = 1_000_000
 MEMORY_MESSAGES = 1_000_000
 LARGE_LOG = 5_000_000
 
-# Each contender, what it does, the ratio that is wanted, and what the worker does beside it.
+# Each contender, its title, the target ratio, and what the worker does in addition.
 RATIOS = (
     (FASTSTREAM, "FastStream with one commit per message", 12, "an fsync for each batch"),
     (HANDWRITTEN, "hand-written loop with one commit per message", 8, "an fsync for each batch"),
@@ -41,7 +41,7 @@ WORKER_READS = "the worker also consumes, decodes and acks"
 ONE_PROCESS = "one process; plain sqlite3 has no more"
 LIBRARIES = "the libraries, and 2,000 messages on the way"
 HEARTBEATS = "heartbeats, and a look at the topology every 5 s"
-# The load, the percentile, and the milliseconds that are wanted.
+# The load, the percentile, and the target in milliseconds.
 LATENCIES = (
     ("1,000/s", 0.5, 3, "1 ms of CPU for any transaction, and an fsync"),
     ("1,000/s", 0.99, 10, "the same, twice: the one before is waited for"),
@@ -51,26 +51,26 @@ LATENCIES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One figure and its bound."""
+    """One figure and its target."""
 
     what: str
     wanted: float
     measured: float
     shown: Callable[[float], str]
     obstacle: str
-    """What stands in the way of a better figure."""
+    """What limits the figure."""
     is_floor: bool = True
-    """Whether the bound is the least that is wanted, or the most."""
+    """Whether the target is a minimum, or a maximum."""
 
     @property
     def is_reached(self) -> bool:
-        """Whether the figure is on the right side of its bound."""
+        """Whether the figure meets its target."""
         if self.is_floor:
             return self.measured >= self.wanted
         return self.measured <= self.wanted
 
     def cells(self) -> list[str]:
-        """Return it as a row of a table."""
+        """Return the target as a row of a table."""
         sign = "≥" if self.is_floor else "≤"
         return [
             self.what,

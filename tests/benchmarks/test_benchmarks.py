@@ -1,4 +1,4 @@
-"""That the benchmark works, with numbers so small that they tell nothing of speed."""
+"""Tests that the benchmark works, with numbers too small to measure speed."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,10 +27,10 @@ async def bench(node: RabbitMQNode, tmp_path: Path) -> Bench:
 
 
 class TestTraffic:
-    """The messages are a mix like that of the real log."""
+    """The mix of messages is like that of the real log."""
 
     def test_has_the_frequencies_of_the_real_log(self) -> None:
-        """Its first 100,000 messages are of 10,891 events, and 21.9 % are reverted."""
+        """Its first 100,000 messages are of 10,891 events, and 21.9 % of them are reverts."""
         sent = Traffic().take(100_000)
         kinds = Counter(message.kind for message in sent)
 
@@ -46,7 +46,7 @@ class TestTraffic:
 
 
 class TestThroughput:
-    """Every contender takes all that waits, and those with rows have the oracle's."""
+    """Every contender takes everything that waits, and the rows are the oracle's."""
 
     async def test_compares_all_and_checks_their_rows(self, bench: Bench) -> None:
         """`throughput` fails for rows that are not those of `tests/oracle.py`."""
@@ -63,10 +63,10 @@ class TestThroughput:
 
 
 class TestTheOtherParts:
-    """Each part gives its figures."""
+    """Each part returns its figures."""
 
     async def test_measure_files_and_memory(self, bench: Bench) -> None:
-        """The rebuild gives the oracle's rows, a filled log is one that the worker goes on with."""
+        """The rebuild makes the oracle's rows, and the worker can continue a filled log."""
         rebuilt = await rebuild(bench, rounds=1, messages=500)
         sizes = await log_size(bench, sizes=(0, 500), rounds=1, messages=200)
         peak = await memory(bench, messages=200)
@@ -76,7 +76,7 @@ class TestTheOtherParts:
         assert 20_000_000 < peak["peak_bytes"] < 200_000_000
 
     async def test_measure_dead_letters(self, bench: Bench) -> None:
-        """What the client publishes, the worker dead-letters, and their ratio has a target."""
+        """The worker dead-letters what the client publishes, and their ratio has a target."""
         found = await dead_lettering(bench, rounds=1, messages=100)
 
         (targets,) = tables({"dead_lettering": found})
@@ -84,7 +84,7 @@ class TestTheOtherParts:
         assert [row[1] for row in targets.rows] == ["≥ 0.50"]
 
     async def test_measure_late_messages(self, bench: Bench) -> None:
-        """Every order gives the oracle's rows, and has its targets."""
+        """Every order leads to the oracle's rows, and has its targets."""
         found = await late(bench, rounds=1, messages=500, long_stream=300)
 
         assert [run["messages"] for (run,) in found["runs"].values()] == [500, 500, 300, 300, 1]

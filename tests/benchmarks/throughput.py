@@ -1,4 +1,4 @@
-"""How fast each contender takes what waits, in turn, round after round."""
+"""How fast each contender drains a queue, in turn, round after round."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from tests.oracle import Row, expected_rows
 async def throughput(
     bench: Bench, *, rounds: int, messages: int, only: Sequence[str] = COMPARED
 ) -> Result:
-    """Let each take the same messages in every round; see that the rows are the oracle's."""
+    """Run each on the same messages in every round; check the rows against the oracle."""
     names = [name for name in COMPARED if name in only]
     counts = {name: max(1, round(messages * CONTENDERS[name].share)) for name in names}
     sent = Traffic().take(messages)
@@ -46,7 +46,7 @@ def _needs(name: str) -> bool:
 
 
 async def _fill(bench: Bench, sent: Sequence[Sent], counts: dict[str, int]) -> None:
-    """Put the first messages into every queue: what all get is published once."""
+    """Put the first messages into every queue; what all queues need is published once."""
     await bench.broker.declare(list(counts))
     published = 0
     for count in sorted(set(counts.values())):

@@ -1,9 +1,9 @@
-"""Messages as chat servers publish them, mixed as in a real log of 219,391 of them.
+"""Messages as chat servers publish them, mixed as in a real log of 219,391 messages.
 
-That log (BPI Challenge 2012: work items of loan applications) has ten messages an event: planned,
+That log (BPI Challenge 2012: work items of loan applications) has ten messages per event: planned,
 started, completed, then reverted, started and completed again, any number of times. Half of an
-event's messages follow the one before within 6 messages of the log, 90 % within 2,014. What is kept
-of it are these frequencies; all ids are random UUIDs, which is the worst case for a database.
+event's messages follow the previous one within 6 messages of the log, 90 % within 2,014. Only these
+frequencies are used here; all ids are random UUIDs, which is the worst case for a database.
 """
 
 import heapq
@@ -34,7 +34,7 @@ FOLLOWING: dict[str, dict[str | None, int]] = {
     },
     "event_status_reverted": {"event_started": 49_284},
 }
-# The share of messages that follow the one before, of the same event, within so many messages.
+# The share of messages that follow the previous one of their event within so many messages.
 GAPS = (
     (0.0, 1), (0.25, 1), (0.5, 6), (0.6, 15), (0.75, 136), (0.8, 360), (0.85, 812), (0.9, 2_014),
     (0.95, 5_651), (0.98, 10_604), (0.99, 12_525), (0.999, 30_121), (1.0, 77_848),
@@ -43,12 +43,12 @@ GAP_SHARES = [share for share, _ in GAPS]
 EVENTS_OF_A_CHAT = 2.3
 KINDS_OF_EVENT = ("reminder", "follow-up call", "offer", "appointment", "assessment")
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
-# Seven messages a minute.
+# Seven messages per minute.
 APART = timedelta(milliseconds=8_600)
 
 
 class Sent(NamedTuple):
-    """One message, with what a publisher knows of it."""
+    """One message, with what its publisher knows about it."""
 
     event_id: str
     id: str
@@ -57,24 +57,24 @@ class Sent(NamedTuple):
     occurred_at: str
     kind: str
     chat_id: str
-    """What it is routed by."""
+    """Its routing key."""
     body: str
 
     @property
     def document(self) -> dict[str, Any]:
-        """The message as the oracle takes it."""
+        """The message in the form that the oracle expects."""
         return dict(json.loads(self.body))
 
 
 class Traffic:
-    """An endless publisher's log; equal seeds give equal messages."""
+    """A publisher's endless log; equal seeds produce equal messages."""
 
     def __init__(self, seed: int = 1) -> None:
         """Begin an empty log."""
         self._random = Random(seed)
         self._numbers = itertools.count(1)
         self._chats: list[str] = []
-        # The events that go on: (position of the next message, event_id, kind before, chat_id).
+        # The unfinished events: (position of the next message, event_id, kind before, chat_id).
         self._open: list[tuple[int, str, str, str]] = []
         self._choices = {
             kind: (list(following), list(itertools.accumulate(following.values())))
@@ -108,7 +108,7 @@ class Traffic:
         return kinds[bisect_right(shares, self._random.random() * shares[-1])]
 
     def _gap(self) -> int:
-        """Choose a distance; between two known shares it is spread evenly over the magnitudes."""
+        """Choose a distance; between two known shares its logarithm is evenly distributed."""
         share = self._random.random()
         place = bisect_right(GAP_SHARES, share)
         (low, nearest), (high, farthest) = GAPS[place - 1], GAPS[place]
@@ -118,7 +118,7 @@ class Traffic:
     def _chat(self) -> str:
         if not self._chats or self._random.random() < 1 / EVENTS_OF_A_CHAT:
             self._chats.append(self._uuid())
-        # Mostly one of the latest: chats end, too.
+        # Mostly one of the latest, because chats end as well.
         latest = int(-math.log(1 - self._random.random()) * 500)
         return self._chats[-1 - min(latest, len(self._chats) - 1)]
 
@@ -142,7 +142,7 @@ class Traffic:
 
 
 def write(file: Path, messages: Iterable[Sent]) -> None:
-    """Keep messages in a file, for the process that publishes them."""
+    """Write messages to a file, for the process that publishes them."""
     with file.open("w") as lines:
         lines.writelines(f"{message.chat_id}\t{message.body}\n" for message in messages)
 

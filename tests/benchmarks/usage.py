@@ -1,4 +1,4 @@
-"""What a process has used, as the kernel counts it."""
+"""What a process has used, according to the kernel."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ _LIBC = ctypes.CDLL(None)
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of all threads of a process so far, user and system.
 
-    To the nanosecond: what stands in /proc is in steps of 10 ms, too coarse for an idle process.
+    It is exact to the nanosecond; /proc has steps of 10 ms, too coarse for an idle process.
     """
     clock = ctypes.c_int()
     if error := _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)):
@@ -21,7 +21,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the most memory that a process has had in RAM at once."""
+    """Return the peak resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "VmHWM":

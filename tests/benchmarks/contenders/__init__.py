@@ -1,19 +1,19 @@
-"""Who is compared: each a program of its own in this folder, but for the worker itself."""
+"""The contenders: each is a program in this folder, except for the worker itself."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A program that takes what waits in a queue, or writes the same without one."""
+    """A program that drains a queue, or writes the same data without a queue."""
 
     title: str
     module: str = ""
-    """Empty: the worker, which knows nothing of being measured."""
+    """Empty for the worker, which does not know that it is measured."""
     needs_queue: bool = True
     keeps_rows: bool = False
     share: float = 1.0
-    """Of the messages: a slow one gets only the first of them, or a round would take too long."""
+    """The share of the messages: a slow contender gets only the first, to keep rounds short."""
 
 
 WORKER = "worker"

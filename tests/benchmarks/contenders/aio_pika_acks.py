@@ -1,9 +1,9 @@
-"""What most people pay for an ack: aio-pika, with a consumer that acks each message and no more.
+"""What an ack usually costs: aio-pika, with a consumer that only acks each message.
 
-As aio-pika's documentation shows it: a robust connection, a callback for each message, and an ack
-of its own for each. It reads no body, keeps nothing and finds no duplicates: every consumer written
-so, whatever it does with a message, is slower than this one. With a prefetch of 30, 100 or 1,000 it
-is no faster than with 500.
+It is written as in aio-pika's documentation: a robust connection, a callback for each message, and
+a separate ack for each. It reads no body, stores nothing and finds no duplicates. Every consumer of
+this form, whatever it does with a message, is slower than this one. With a prefetch of 30, 100 or
+1,000 it is no faster than with 500.
 """
 
 import asyncio

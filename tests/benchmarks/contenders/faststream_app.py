@@ -1,12 +1,12 @@
-"""What one writes with a framework: FastStream, with a commit for each message.
+"""A consumer written with a framework: FastStream, with one commit per message.
 
-A RabbitBroker's subscriber with a pydantic model of the message; one statement changes the row and
-commits, in WAL mode with synchronous=FULL, as the worker's file; FastStream acks when the handler
-has returned, and at no other time. To ack by hand would need its message object, which it injects
-by way of a pool of threads: a third more CPU, and the order is lost. It begins a task for each
-delivery; they queue up for the one connection to SQLite, in order. It has the worker's effect on
-the row and nothing else of it: no log, no duplicates, nothing late. Its log lines are off. With a
-prefetch of 30, 500 or 1,000 it is no faster than with 100.
+It is a RabbitBroker subscriber with a pydantic model of the message; one statement changes the row
+and commits, in WAL mode with synchronous=FULL, like the worker's file. FastStream acks when the
+handler has returned. Manual acks would need its message object, which it injects through a thread
+pool: that costs a third more CPU and loses the order. FastStream starts a task for each delivery;
+the tasks queue up for the one connection to SQLite, in order. It changes the row as the worker does
+and does nothing else: it has no log, and handles neither duplicates nor late messages. Its log
+lines are off. With a prefetch of 30, 500 or 1,000 it is no faster than with 100.
 """
 
 import asyncio

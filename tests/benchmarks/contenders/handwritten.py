@@ -1,11 +1,11 @@
-"""What one writes by hand: aio-pika, pydantic and aiosqlite, with a commit for each message.
+"""A consumer written by hand: aio-pika, pydantic and aiosqlite, with one commit per message.
 
-A callback for each message; pydantic reads the bytes in one pass; one statement changes the row and
-commits, in WAL mode with synchronous=FULL, as the worker's file; the ack comes after it. aio-pika
-begins a task for each delivery; they queue up for the one connection to SQLite, in order. It has
-the worker's effect on the row and nothing else of it: it keeps no log, finds no duplicates, does
-not see what is late, and leaves a bad message unacked. With a prefetch of 30, 500 or 1,000 it is no
-faster than with 100; a loop that takes one message at a time is a third slower.
+There is a callback for each message; pydantic reads the bytes in one pass; one statement changes
+the row and commits, in WAL mode with synchronous=FULL, like the worker's file; then comes the ack.
+aio-pika starts a task for each delivery; the tasks queue up for the one connection to SQLite, in
+order. It changes the row as the worker does and does nothing else: it has no log, handles neither
+duplicates nor late messages, and leaves a bad message unacked. With a prefetch of 30, 500 or 1,000
+it is no faster than with 100; a loop that takes one message at a time is a third slower.
 """
 
 import asyncio

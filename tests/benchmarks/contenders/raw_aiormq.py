@@ -1,10 +1,10 @@
-"""The transport's ceiling: aiormq, which is below aio-pika, with a consumer that does no work.
+"""The transport's limit: aiormq, on which aio-pika is based, with a consumer that does no work.
 
-One ack with `multiple` for every 1,000 messages and a prefetch of 2,000, as the worker, so that
-the broker always has something to send. It reads no body, keeps nothing and finds no duplicates.
-What it takes is what a consumer pays that leaves AMQP to aiormq and does everything else for
-nothing. The worker, which reads its deliveries out of the connection's bytes before aiormq does,
-may be faster than this ceiling.
+Like the worker, it sends one ack with `multiple` for every 1,000 messages and has a prefetch of
+2,000, so that the broker always has something to send. It reads no body, stores nothing and finds
+no duplicates. Its cost is that of a consumer that leaves AMQP to aiormq and does everything else
+for free. The worker may be faster than this limit, because it reads its deliveries from the
+connection's bytes before aiormq does.
 """
 
 import asyncio

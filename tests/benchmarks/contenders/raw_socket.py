@@ -1,9 +1,9 @@
-"""The broker's ceiling: the rate at which it delivers to a consumer that costs nothing.
+"""The broker's limit: the rate at which it delivers to a consumer that costs nothing.
 
-A plain socket, on which frames are counted and nothing in them is read: no library, no event loop,
-no task for a message. The prefetch and the acks are as the worker's: one with `multiple` for 1,000.
-No consumer of this queue on this machine can be faster, whatever it is written in, because the
-broker itself needs the time, and nearly all of the CPU.
+It counts frames on a plain socket without reading them: no library, no event loop, no task for each
+message. The prefetch and the acks are the worker's: one ack with `multiple` for 1,000 messages. No
+consumer of this queue on this machine can be faster, in whatever language, because the broker
+itself needs this time, and nearly all of the CPU.
 """
 
 import sys
@@ -27,7 +27,7 @@ def main(told: Arguments) -> None:
         connection.send(commands.Basic.Consume(queue=told.queue))
         connection.expect(commands.Basic.ConsumeOk)
         while acked < told.messages:
-            # Each delivery has one frame with a method, and nothing else has one here.
+            # Each delivery has one method frame, and nothing else has one here.
             delivered += sum(frame[0] == METHOD for frame in connection.receive())
             if delivered:
                 clock.begin()
@@ -36,7 +36,7 @@ def main(told: Arguments) -> None:
                 connection.send(commands.Basic.Ack(delivered, multiple=True))
                 clock.done(delivered - acked)
                 acked = delivered
-        # As `dismissed` says: the broker may still be reading the acks.
+        # The broker may still be reading the acks: see `dismissed`.
         sys.stdin.read()
 
 

@@ -1,10 +1,10 @@
-"""The disk's ceiling: the same log and the same rows, written with nothing but sqlite3.
+"""The disk's limit: the same log and the same rows, written with nothing but sqlite3.
 
-No broker, no JSON, no asyncio: what is to be written has been folded and sorted before the clock
-begins, and only the INSERTs and COMMITs are timed. Batches as large as the worker's, each one
-transaction, in WAL mode with synchronous=FULL, through the worker's own schema and with a
-checkpoint as seldom as the worker's in a backlog. It looks nothing up: it knows that there are no
-duplicates and that nothing is late. Each row is written once for a batch.
+There is no broker, no JSON and no asyncio: the data has been folded and sorted before the clock
+starts, and only the INSERTs and COMMITs are timed. Batches are as large as the worker's, each one
+transaction, in WAL mode with synchronous=FULL, with the worker's own schema and with checkpoints as
+rare as the worker's in a backlog. It looks nothing up, because it knows that there are no
+duplicates and no late messages. Each row is written once per batch.
 """
 
 import asyncio

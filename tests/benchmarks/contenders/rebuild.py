@@ -1,7 +1,7 @@
-"""The worker's own `rebuild`, of a file that has its log and its rows.
+"""The worker's own `rebuild` of a file with its log and its rows.
 
-Timed from the open file to the new rows in place. Its log has just been written, so it is read from
-the kernel's memory.
+Timed from the open file to the new rows in place. The log has just been written, so it is read from
+the page cache.
 """
 
 import asyncio

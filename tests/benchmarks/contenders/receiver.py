@@ -1,8 +1,8 @@
-"""The floor of the latency: aiormq, with a consumer that notes when each message has come.
+"""The lower limit of latency: aiormq, with a consumer that records when each message arrives.
 
-It reads no body and keeps nothing; one ack with `multiple` for all that came at once. Publisher,
-broker and the machine's cores are the same as for the worker, and whatever they take, they take
-from every consumer.
+It reads no body and stores nothing; it sends one ack with `multiple` for all messages that arrived
+together. Publisher, broker and cores are the same as for the worker, and their share of the time is
+the same for every consumer.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from aiormq.abc import DeliveredMessage
 
 from tests.benchmarks.contenders.timing import Arguments, arguments
 
-# As the worker's.
+# The same as the worker's.
 PREFETCH = 2_000
 
 

@@ -1,7 +1,7 @@
 """The rules of the events table as an application would write them, without a log.
 
-Shared by the contenders that commit each message. One statement for each message, and nothing
-before or after it: no duplicate is found, and what arrives late is applied late.
+Shared by the contenders that commit each message. There is one statement for each message, and
+nothing before or after it: duplicates are not found, and a late message is applied when it arrives.
 """
 
 import json
@@ -85,9 +85,9 @@ REVERT = "UPDATE events SET status = ?, updated_at = ? WHERE event_id = ?"
 
 
 async def open_database(path: str) -> aiosqlite.Connection:
-    """Open the file so that a commit is as safe as the worker's, and a statement is a transaction.
+    """Open the file so that commits are as safe as the worker's, and each statement is committed.
 
-    To begin and commit around a single statement would cost two more ways to SQLite's thread.
+    BEGIN and COMMIT around a single statement would cost two more trips to SQLite's thread.
     """
     connection = await aiosqlite.connect(path, isolation_level=None)
     await connection.execute("PRAGMA journal_mode = WAL")
@@ -96,7 +96,7 @@ async def open_database(path: str) -> aiosqlite.Connection:
 
 
 async def apply(connection: aiosqlite.Connection, message: AnyMessage) -> None:
-    """Bring the row of the message's event up to date, and commit."""
+    """Update the row of the message's event, and commit."""
     await connection.execute(*statement(message))
 
 

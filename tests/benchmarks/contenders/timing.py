@@ -1,7 +1,7 @@
-"""How a contender tells what it took: lines of JSON on standard output.
+"""How a contender reports its costs: lines of JSON on standard output.
 
-From the first delivery to the last ack; the start of the process, its imports and the connection
-to the broker count for none of them.
+They are measured from the first delivery to the last ack, for all contenders without the start of
+the process, the imports and the connection to the broker.
 """
 
 import argparse
@@ -13,21 +13,21 @@ from pathlib import Path
 
 
 class Clock:
-    """Counts what is done, and tells the time at the first and the last of it."""
+    """Counts what is done, and records the time of the first and the last of it."""
 
     def __init__(self, messages: int) -> None:
-        """Expect so many messages."""
+        """Expect this many messages."""
         self._left = messages
         self._has_begun = False
 
     def begin(self) -> None:
-        """Begin, unless it has begun."""
+        """Start the clock, unless it is running."""
         if not self._has_begun:
             self._has_begun = True
             _tell("began")
 
     def done(self, messages: int = 1) -> bool:
-        """Count messages that are acked; return whether they were the last."""
+        """Count acked messages; return whether they were the last."""
         self._left -= messages
         if self._left == 0:
             _tell("ended")
@@ -35,14 +35,14 @@ class Clock:
 
     @property
     def left(self) -> int:
-        """How many messages are still to be done."""
+        """How many messages remain."""
         return self._left
 
 
 async def dismissed() -> None:
     """Wait until the runner has seen that the broker has every ack.
 
-    The broker may still be reading them, and an end of the connection would drop the rest.
+    The broker may still be reading them, and closing the connection would drop the rest.
     """
     await asyncio.to_thread(sys.stdin.read)
 
@@ -53,14 +53,14 @@ def _tell(what: str) -> None:
 
 
 class Arguments(argparse.Namespace):
-    """What every contender is told."""
+    """The arguments of every contender."""
 
     url: str
     queue: str
     database: Path
-    """Where it keeps its rows, if it keeps any."""
+    """Where it stores its rows, if it stores any."""
     messages: int
-    """How many wait for it: the first of `Traffic`."""
+    """How many messages wait for it: the first of `Traffic`."""
 
 
 def arguments() -> Arguments:
