@@ -116,6 +116,6 @@ class Questions:
             self.not_permitted.append(subject)
             return None
         except ChannelNotFoundEntity:
-            # So it does here.
+            # The broker closes the channel in this case, too.
             self._channel = None
             raise

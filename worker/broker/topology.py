@@ -149,12 +149,12 @@ class Topology:
         async with Questions(connection) as questions:
             for name in self.exchanges:
                 try:
-                    await questions.ask(_exchange(name), _see_exchange, name)
+                    await questions.ask(_exchange(name), _find_exchange, name)
                 except ChannelNotFoundEntity:
                     missing.append(_exchange(name))
             for name in self.queues:
                 try:
-                    await questions.ask(_queue(name), _see_queue, name)
+                    await questions.ask(_queue(name), _find_queue, name)
                 except ChannelNotFoundEntity:
                     missing.append(_queue(name))
         return missing
