@@ -16,8 +16,9 @@ from time import monotonic
 
 from pydantic import ValidationError
 
-from worker.messages import AnyMessage, Message, Payload
+from worker.messages import AnyMessage
 from worker.registry import Registry
+from worker.store.failures import Author
 from worker.store.log import MESSAGE_SIZE, PIECE_SIZE, Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
@@ -108,22 +109,19 @@ def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -
         # As `messages.decode`, which has let it into the log.
         message: AnyMessage = registry.wire.validator.validate_json(body)
     except ValidationError as error:
-        tx.register.raise_for_handler(error, _misfit(event_id, body))
+        tx.register.raise_for_handler(error, _author(event_id, body))
         raise
     return message
 
 
-def _misfit(event_id: str, body: str) -> AnyMessage:
-    """Return what names a message of the log that cannot be read."""
+def _author(event_id: str, body: str) -> Author:
+    """Return the name of a message in the log that no longer fits its model."""
     try:
         raw = json.loads(body)
     except ValueError:
         raw = None
     named = {"id": "", "kind": ""} | (raw if isinstance(raw, dict) else {})
-    payload = Payload.model_construct(event_id=event_id)
-    return Message[Payload].model_construct(
-        None, id=named["id"], kind=named["kind"], occurred_at="", payload=payload
-    )
+    return Author(event_id, named["id"], named["kind"])
 
 
 async def apply(
@@ -134,7 +132,7 @@ async def apply(
         await registry.handlers[message.kind](tx.of_stream(event_id, message), message)
     except BaseException as error:
         # Also SystemExit and the like: no message may end the process.
-        tx.register.raise_for_handler(error, message)
+        tx.register.raise_for_handler(error, Author(event_id, message.id, message.kind))
         raise
 
 

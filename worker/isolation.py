@@ -32,7 +32,7 @@ class Isolation:
         self.rejected: dict[str, Rejected] = {}
         """Message id -> why."""
         self._suspect = suspect
-        self._suspects: Collection[str] = [] if isinstance(suspect, str) else [suspect.id]
+        self._suspects: Collection[str | None] = [suspect.message_id]
         self._good = frozenset(good)
         self._new: frozenset[str] = frozenset()
         self._late: Sequence[str] = ()
@@ -65,7 +65,7 @@ class Isolation:
             except HandlersFailed as failed:
                 failure = failed.failures[event_id]
                 # One that had waited to be run belongs to a message before this one.
-                if failure.author is not message:
+                if failure.author.message_id != message.id:
                     raise
         self._reject(
             [message.id],
@@ -75,7 +75,7 @@ class Isolation:
 
     def suspects_more(self, failure: Failure) -> bool:
         """Return whether a new message has failed; all new ones are suspects from then on."""
-        if isinstance(failure.author, str) or failure.author.id not in self._new:
+        if failure.author.message_id not in self._new:
             return False
         self._suspects = self._new
         return True
@@ -99,9 +99,10 @@ class Isolation:
 
 
 def _broken(failure: Failure) -> str:
-    if isinstance(failure.author, str):
+    author = failure.author
+    if author.message_id is None:
         return f"the rows of its event cannot be removed: {failure}"
     return (
-        f"its event cannot be folded again: the handler of {failure.author.kind!r} failed for an "
-        f"older message, {failure.author.id!r}: {failure}"
+        f"its event cannot be folded again: the handler of {author.kind!r} failed for an older "
+        f"message, {author.message_id!r}: {failure}"
     )

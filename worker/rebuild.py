@@ -21,6 +21,9 @@ from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.fresh_tables import Difference, FreshTables
 from worker.store.log import BEFORE_ALL
 
+# Statements of many streams form long groups, but their parameters take memory until they run.
+PIECES_PER_FLUSH = 8
+
 Progress = Callable[[int, int], None]
 """Called with the messages folded so far, and all there are."""
 
@@ -114,19 +117,21 @@ async def _fold_log(
     fresh: FreshTables, registry: Registry, progress: Progress, examples: int
 ) -> Audit:
     messages = await fresh.count_messages()
-    folded = 0
+    folded = waiting = 0
     turns = Turns()
     events: dict[int, str] = {}
     try:
         async for events in fresh.streams():
-            async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
+            async for piece in log.pieces(fresh, dict.fromkeys(events, BEFORE_ALL)):
                 for number, bodies in piece.items():
                     read = [stored(registry, fresh.tx, events[number], body) for body in bodies]
                     size = sum(map(len, bodies))
                     await fold(registry, fresh.tx, read, turns, size)
                     folded += len(read)
-                # Statements run with the next read, and their failures stop none.
-                fresh.tx.register.require_no_failure()
+                waiting += 1
+                if waiting == PIECES_PER_FLUSH:
+                    await fresh.tx.flush()
+                    waiting = 0
                 progress(folded, messages)
         await fresh.tx.flush()
     except HandlersFailed as error:

@@ -11,11 +11,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.errors import StoreUnusable
-from worker.messages import AnyMessage
 from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory, written_by_another
 
-Author = AnyMessage | str
-"""Whose a statement is: the message whose handler wrote it, or the event whose rows it removes."""
+class Author(NamedTuple):
+    """On whose behalf a statement is run.
+
+    It names the message instead of holding it, so that a message can be freed before its
+    statements have run.
+    """
+
+    event_id: str
+    message_id: str | None = None
+    """None where the rows of the event are replaced."""
+    kind: str = ""
+
+    def __str__(self) -> str:
+        """Return what an error calls it."""
+        return (
+            f"the handler of {self.kind!r}, message {self.message_id!r} of event {self.event_id!r}"
+        )
 
 
 class Failure(NamedTuple):
@@ -25,7 +39,7 @@ class Failure(NamedTuple):
     error: BaseException
 
     def __str__(self) -> str:
-        """Return what a person reads of it."""
+        """Return the error's type and text, for people."""
         return f"{type(self.error).__name__}: {self.error}"
 
 
@@ -33,14 +47,9 @@ Failures = dict[str, Failure]
 """Stream -> what failed first in it."""
 
 
-def stream_of(author: Author) -> str:
-    """Return the event to whose stream a statement belongs."""
-    return author if isinstance(author, str) else author.event_id
-
-
 def note(failures: Failures, author: Author, error: BaseException) -> None:
     """Note a failure, unless the stream has one already."""
-    failures.setdefault(stream_of(author), Failure(author, error))
+    failures.setdefault(author.event_id, Failure(author, error))
 
 
 class HandlersFailed(Exception):
@@ -92,7 +101,7 @@ class Register:
         self.require_house()
         if self._refused is not None:
             raise self._refused
-        if author is not None and (failure := self.of_handlers.get(stream_of(author))):
+        if author is not None and (failure := self.of_handlers.get(author.event_id)):
             raise failure.error
 
     def require_no_failure(self) -> None:
@@ -114,8 +123,8 @@ class Register:
             note(self.of_handlers, author, error)
         return error
 
-    def raise_for_handler(self, error: BaseException, message: AnyMessage) -> None:
-        """Note what the handler of a message has raised, and raise what the caller is to see.
+    def raise_for_handler(self, error: BaseException, author: Author) -> None:
+        """Note what a handler has raised, and raise what the caller is to see.
 
         Whatever a handler raises is its failure, `SystemExit` included. Two errors are not: a
         cancellation of the task, for which this returns, and the lack of memory.
@@ -126,9 +135,9 @@ class Register:
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return
         if isinstance(error, MemoryError):
-            self.of_house = out_of_memory(self._path, f"no memory for {_named(message)}")
+            self.of_house = out_of_memory(self._path, f"no memory for {author}")
             raise self.of_house from error
-        note(self.of_handlers, message, error)
+        note(self.of_handlers, author, error)
         raise HandlersFailed(self.of_handlers) from error
 
     def _house_fault(self, error: Exception) -> StoreFault | None:
@@ -152,7 +161,3 @@ class Register:
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _named(message: AnyMessage) -> str:
-    return f"the handler of {message.kind!r}, message {message.id!r} of event {message.event_id!r}"

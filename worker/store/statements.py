@@ -70,9 +70,8 @@ class Statements:
         """Begin empty."""
         self._earlier: list[Group] = []
         """What stands before the groups that may still grow."""
-        self.stream = ""
-        self.author: Author = ""
-        """Whose handler runs, in this stream."""
+        self.author = Author("")
+        """Whose handler runs."""
         self._begin_groups()
 
     def _begin_groups(self) -> None:
@@ -97,7 +96,8 @@ class Statements:
         if places is None:
             require_harmless(sql)
             places = self._places[sql] = []
-        stream = self.stream
+        author = self.author
+        stream = author.event_id
         index = bisect_left(places, self._last.get(stream, 0))
         if index == len(places):
             places.append(len(self._growing))
@@ -105,7 +105,7 @@ class Statements:
         place = self._last[stream] = places[index]
         _, rows, authors = self._growing[place]
         rows.append(parameters)
-        authors.append(self.author)
+        authors.append(author)
 
     def take(self) -> list[Group]:
         """Return what waits in the order in which it is to be run, and begin empty again."""

@@ -80,8 +80,9 @@ class StoreTransaction:
 
     def of_stream(self, event_id: str, message: AnyMessage | None = None) -> Transaction:
         """Return what the handler of a stream's message writes and reads through until the next."""
-        self.statements.stream = event_id
-        self.statements.author = message or event_id
+        self.statements.author = (
+            Author(event_id, message.id, message.kind) if message else Author(event_id)
+        )
         return self._for_handlers
 
     async def fetch_for_handler(self, sql: str, parameters: Parameters) -> list[Row]:
