@@ -19,16 +19,17 @@ from pydantic import ValidationError
 from worker.messages import AnyMessage
 from worker.registry import Registry
 from worker.store.failures import Author
-from worker.store.log import MESSAGE_SIZE, PIECE_SIZE, Position
+from worker.store.log import Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
 from worker.store.transaction import StoreTransaction
 
-# Others are to wait no longer than 50 milliseconds, of which one message may take some.
-TURN_SECONDS = 0.02
+# Other tasks wait no longer than 50 milliseconds, some of which a piece of the log may take to be
+# decoded, and a single message to be applied.
+TURN_SECONDS = 0.01
 
-Apply = Callable[[Registry, StoreTransaction, str, AnyMessage], Awaitable[None]]
-"""Applies one message of an event, as `apply` does."""
+Apply = Callable[[Registry, StoreTransaction, Author, AnyMessage], Awaitable[None]]
+"""Applies one message, as `apply` does."""
 
 
 def position(message: AnyMessage) -> Position:
@@ -87,31 +88,32 @@ class Addition:
 class Turns:
     """Lets the other tasks of the event loop run while much is folded."""
 
-    __slots__ = ("due_at", "size")
+    __slots__ = ("due_at",)
 
     def __init__(self) -> None:
         """Begin right after a turn."""
-        self.size = 0
-        """What has been folded since the last turn, as the log measures it."""
         self.due_at = monotonic() + TURN_SECONDS
-        """For handlers that take long."""
 
     async def take(self) -> None:
         """Let the event loop turn."""
         await asyncio.sleep(0)
-        self.size = 0
         self.due_at = monotonic() + TURN_SECONDS
 
 
-def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -> AnyMessage:
-    """Return a message of the log; raises `HandlersFailed` if it no longer fits its model."""
+def stored(
+    registry: Registry, tx: StoreTransaction, event_id: str, bodies: Sequence[str]
+) -> list[AnyMessage]:
+    """Return messages of the log; raises `HandlersFailed` if one no longer fits its model."""
+    # As `messages.decode`, which has let them into the log.
+    read = registry.wire.validator.validate_json
+    messages: list[AnyMessage] = []
     try:
-        # As `messages.decode`, which has let it into the log.
-        message: AnyMessage = registry.wire.validator.validate_json(body)
+        # Adds one after the other, so that it shows which one fails.
+        messages.extend(map(read, bodies))
     except ValidationError as error:
-        tx.register.raise_for_handler(error, _author(event_id, body))
+        tx.register.raise_for_handler(error, _author(event_id, bodies[len(messages)]))
         raise
-    return message
+    return messages
 
 
 def _author(event_id: str, body: str) -> Author:
@@ -124,16 +126,11 @@ def _author(event_id: str, body: str) -> Author:
     return Author(event_id, named["id"], named["kind"])
 
 
-async def apply(
-    registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
-) -> None:
-    """Run the handler of a message; raises `HandlersFailed`, which names it, if that fails."""
-    try:
-        await registry.handlers[message.kind](tx.of_stream(event_id, message), message)
-    except BaseException as error:
-        # Also SystemExit and the like: no message may end the process.
-        tx.register.raise_for_handler(error, Author(event_id, message.id, message.kind))
-        raise
+def apply(
+    registry: Registry, tx: StoreTransaction, author: Author, message: AnyMessage
+) -> Awaitable[None]:
+    """Run the handler of a message; raises whatever the handler raises."""
+    return registry.handlers[message.kind](tx.for_author(author), message)
 
 
 async def fold(
@@ -141,23 +138,22 @@ async def fold(
     tx: StoreTransaction,
     messages: Sequence[AnyMessage],
     turns: Turns,
-    size: int,
     apply: Apply = apply,
 ) -> None:
     """Run the handlers of messages of one stream in the order of position.
 
-    The rows stay as they are until then: all of these messages come after those that were folded
-    before. `size` is the number of characters in their bodies. After every `PIECE_SIZE`, or
-    `TURN_SECONDS`, the event loop turns. Raises whatever `apply` raises.
+    All of these messages must come after those whose fold the rows are. The event loop turns after
+    every `TURN_SECONDS`. Raises `HandlersFailed`, which names the message, if a handler fails.
     """
-    if not messages:
-        return
-    event_id = messages[0].event_id
-    of_each = MESSAGE_SIZE + size // len(messages)
-    for message in sorted(messages, key=position):
-        await apply(registry, tx, event_id, message)
-        turns.size += of_each
-        if turns.size > PIECE_SIZE or monotonic() > turns.due_at:
+    for message in sorted(messages, key=position) if len(messages) > 1 else messages:
+        author = Author(message.payload.event_id, message.id, message.kind)
+        try:
+            await apply(registry, tx, author, message)
+        except BaseException as error:
+            # Also SystemExit and the like: no message may end the process.
+            tx.register.raise_for_handler(error, author)
+            raise
+        if monotonic() > turns.due_at:
             await turns.take()
 
 
@@ -165,7 +161,7 @@ async def replace_rows(
     registry: Registry, tx: StoreTransaction, event_id: str, rows: Mapping[str, Values]
 ) -> None:
     """Put rows, table -> values, in place of all that a stream has."""
-    stream = tx.of_stream(event_id)
+    stream = tx.for_author(Author(event_id))
     for projection in registry.projections:
         await stream.execute(projection.removal, (event_id,))
     for table, values in rows.items():

@@ -8,7 +8,7 @@ message has come before it: that one is rejected, and told which message it brea
 from collections.abc import Collection, Iterable, Sequence
 
 from worker.deliveries import Reason, Rejected
-from worker.fold import apply, is_late, position
+from worker.fold import Turns, apply, fold, is_late, position
 from worker.messages import AnyMessage
 from worker.registry import Registry
 from worker.store.failures import Author, Failure, HandlersFailed
@@ -52,18 +52,18 @@ class Isolation:
         ]
 
     async def apply(
-        self, registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
+        self, registry: Registry, tx: StoreTransaction, author: Author, message: AnyMessage
     ) -> None:
         """Apply a message; reject it if it is a suspect and fails at every attempt."""
         if message.id not in self._suspects or message.id not in self._new:
-            return await apply(registry, tx, event_id, message)
+            return await apply(registry, tx, author, message)
         for _ in range(HANDLER_ATTEMPTS):
             try:
                 async with tx.savepoint():
-                    await apply(registry, tx, event_id, message)
+                    await fold(registry, tx, [message], Turns())
                 return None
             except HandlersFailed as failed:
-                failure = failed.failures[event_id]
+                failure = failed.failures[author.event_id]
                 # One that had waited to be run belongs to a message before this one.
                 if failure.author.message_id != message.id:
                     raise

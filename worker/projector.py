@@ -267,8 +267,7 @@ class Projector:
             if event_id in late:
                 continue
             try:
-                size = sum(map(len, addition.bodies))
-                await fold(self._registry, tx, addition.messages, turns, size, one)
+                await fold(self._registry, tx, addition.messages, turns, one)
                 addition.follow_snapshot()
             except HandlersFailed:
                 # It is in the register. The other streams are tried, to find all that fail.

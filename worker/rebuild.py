@@ -124,9 +124,8 @@ async def _fold_log(
         async for events in fresh.streams():
             async for piece in log.pieces(fresh, dict.fromkeys(events, BEFORE_ALL)):
                 for number, bodies in piece.items():
-                    read = [stored(registry, fresh.tx, events[number], body) for body in bodies]
-                    size = sum(map(len, bodies))
-                    await fold(registry, fresh.tx, read, turns, size)
+                    read = stored(registry, fresh.tx, events[number], bodies)
+                    await fold(registry, fresh.tx, read, turns)
                     folded += len(read)
                 waiting += 1
                 if waiting == PIECES_PER_FLUSH:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from worker.errors import StoreUnusable
 from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory, written_by_another
 
+
 class Author(NamedTuple):
     """On whose behalf a statement is run.
 
@@ -126,12 +127,15 @@ class Register:
     def raise_for_handler(self, error: BaseException, author: Author) -> None:
         """Note what a handler has raised, and raise what the caller is to see.
 
-        Whatever a handler raises is its failure, `SystemExit` included. Two errors are not: a
-        cancellation of the task, for which this returns, and the lack of memory.
+        Whatever a handler raises is its failure, `SystemExit` included. Three errors are not: a
+        cancellation of the task, or a failure that has been noted already, for which this returns,
+        and the lack of memory.
         """
         self.require_house()
         if self._refused is not None:
             raise self._refused
+        if isinstance(error, HandlersFailed):
+            return
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return
         if isinstance(error, MemoryError):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import aiosqlite
 
-from worker.messages import AnyMessage
 from worker.store.driver import COMMIT, Preceded
 from worker.store.failures import Author, Register
 from worker.store.statements import Parameters, Statements, copied, require_harmless
@@ -78,11 +77,9 @@ class StoreTransaction:
         self._for_handlers = Transaction(self)
         self._depth = 0
 
-    def of_stream(self, event_id: str, message: AnyMessage | None = None) -> Transaction:
-        """Return what the handler of a stream's message writes and reads through until the next."""
-        self.statements.author = (
-            Author(event_id, message.id, message.kind) if message else Author(event_id)
-        )
+    def for_author(self, author: Author) -> Transaction:
+        """Return what an author writes and reads through, until this is called for the next one."""
+        self.statements.author = author
         return self._for_handlers
 
     async def fetch_for_handler(self, sql: str, parameters: Parameters) -> list[Row]:
