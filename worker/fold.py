@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store.failures import Author
+from worker.store.failures import Author, PlainAuthor
 from worker.store.log import Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
@@ -28,7 +28,7 @@ from worker.store.transaction import StoreTransaction
 # decoded, and a single message to be applied.
 TURN_SECONDS = 0.01
 
-Apply = Callable[[Registry, StoreTransaction, Author, AnyMessage], Awaitable[None]]
+Apply = Callable[[Registry, StoreTransaction, PlainAuthor, AnyMessage], Awaitable[None]]
 """Applies one message, as `apply` does."""
 
 
@@ -127,7 +127,7 @@ def _author(event_id: str, body: str) -> Author:
 
 
 def apply(
-    registry: Registry, tx: StoreTransaction, author: Author, message: AnyMessage
+    registry: Registry, tx: StoreTransaction, author: PlainAuthor, message: AnyMessage
 ) -> Awaitable[None]:
     """Run the handler of a message; raises whatever the handler raises."""
     return registry.handlers[message.kind](tx.for_author(author), message)
@@ -146,7 +146,7 @@ async def fold(
     every `TURN_SECONDS`. Raises `HandlersFailed`, which names the message, if a handler fails.
     """
     for message in sorted(messages, key=position) if len(messages) > 1 else messages:
-        author = Author(message.payload.event_id, message.id, message.kind)
+        author = (message.payload.event_id, message.id, message.kind)
         try:
             await apply(registry, tx, author, message)
         except BaseException as error:

@@ -11,7 +11,7 @@ from worker.deliveries import Reason, Rejected
 from worker.fold import Turns, apply, fold, is_late, position
 from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store.failures import Author, Failure, HandlersFailed
+from worker.store.failures import Author, Failure, HandlersFailed, PlainAuthor
 from worker.store.log import Position
 from worker.store.transaction import StoreTransaction
 
@@ -52,7 +52,7 @@ class Isolation:
         ]
 
     async def apply(
-        self, registry: Registry, tx: StoreTransaction, author: Author, message: AnyMessage
+        self, registry: Registry, tx: StoreTransaction, author: PlainAuthor, message: AnyMessage
     ) -> None:
         """Apply a message; reject it if it is a suspect and fails at every attempt."""
         if message.id not in self._suspects or message.id not in self._new:
@@ -63,7 +63,7 @@ class Isolation:
                     await fold(registry, tx, [message], Turns())
                 return None
             except HandlersFailed as failed:
-                failure = failed.failures[author.event_id]
+                failure = failed.failures[message.event_id]
                 # One that had waited to be run belongs to a message before this one.
                 if failure.author.message_id != message.id:
                     raise

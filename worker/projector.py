@@ -195,9 +195,11 @@ class Projector:
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
         additions = {event_id: Addition(stream) for event_id, stream in found.items()}
-        keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
-        known = await log.known(tx, keys) if looks_first else {}
-        outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
+        known: dict[log.Key, str] = {}
+        if looks_first:
+            keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
+            known = await log.known(tx, keys)
+        outcomes = self._accept(tx, messages, known, additions)
         if isolation is not None:
             for addition in additions.values():
                 isolation.begin(addition.messages, addition.stream.head)
@@ -217,36 +219,27 @@ class Projector:
     def _accept(
         self,
         tx: StoreTransaction,
-        messages: Sequence[tuple[log.Key, _Message]],
+        messages: Sequence[_Message],
         known: dict[log.Key, str],
         additions: dict[str, Addition],
     ) -> list[Outcome]:
-        """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
+        """Append new messages to the log, in the order of arrival; judge the others."""
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
-        for key, (delivery, message, event_id) in messages:
-            body = delivery.body.decode()
+        for delivery, message, event_id in messages:
+            body, kind, message_id = delivery.body.decode(), message.kind, message.id
+            addition = additions[event_id]
+            key = (addition.stream.number, message_id)
             if key in known:
                 verdict, rejected = _judge_again(message, body, known[key])
             else:
                 known[key] = body
-                is_late = additions[event_id].accept(message, body)
+                is_late = addition.accept(message, body)
                 verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
-                entries.append(
-                    (
-                        *key,
-                        message.sequence,
-                        message.occurred_at,
-                        message.kind,
-                        int(is_late),
-                        appended_at,
-                        body,
-                    )
-                )
-            outcomes.append(
-                Outcome(delivery, verdict, rejected, message.kind, event_id, message.id)
-            )
+                sequence, at = message.sequence, message.occurred_at
+                entries.append((*key, sequence, at, kind, int(is_late), appended_at, body))
+            outcomes.append(Outcome(delivery, verdict, rejected, kind, event_id, message_id))
         log.append(tx, entries)
         return outcomes
 

@@ -21,9 +21,6 @@ from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.fresh_tables import Difference, FreshTables
 from worker.store.log import BEFORE_ALL
 
-# Statements of many streams form long groups, but their parameters take memory until they run.
-PIECES_PER_FLUSH = 8
-
 Progress = Callable[[int, int], None]
 """Called with the messages folded so far, and all there are."""
 
@@ -43,7 +40,7 @@ class Audit:
 
 
 def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | None:
-    """Say why the rows of a file that notes these versions must be folded anew; None if not."""
+    """Return why the rows of a file that notes these versions must be rebuilt; None if not."""
     versions = registry.versions
     changed = sorted(
         table for table in {*noted, *versions} if noted.get(table) != versions.get(table)
@@ -77,14 +74,14 @@ async def require_same_columns(source: Database, registry: Registry) -> None:
 
 
 async def create_tables(writer: Writer, registry: Registry) -> None:
-    """Give a file that has no projections yet their empty tables."""
+    """Create the projections' empty tables in a file that has none yet."""
     await tables.replace_tables(writer, _schema(registry), registry.versions)
 
 
 async def rebuild(
     writer: Writer, database: Path, registry: Registry, progress: Progress, examples: int = 0
 ) -> Audit:
-    """Put the fold of the log in place of the live rows; say how many of them differed.
+    """Put the fold of the log in place of the live rows; return how many of them differed.
 
     The caller holds the writer's lock. Raises `StoreUnusable` for a message in the log that
     cannot be folded, naming it, and `StoreUnavailable` if the log is no longer the one that was
@@ -117,20 +114,18 @@ async def _fold_log(
     fresh: FreshTables, registry: Registry, progress: Progress, examples: int
 ) -> Audit:
     messages = await fresh.count_messages()
-    folded = waiting = 0
+    folded = 0
     turns = Turns()
     events: dict[int, str] = {}
     try:
         async for events in fresh.streams():
-            async for piece in log.pieces(fresh, dict.fromkeys(events, BEFORE_ALL)):
+            async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
                 for number, bodies in piece.items():
                     read = stored(registry, fresh.tx, events[number], bodies)
                     await fold(registry, fresh.tx, read, turns)
                     folded += len(read)
-                waiting += 1
-                if waiting == PIECES_PER_FLUSH:
-                    await fresh.tx.flush()
-                    waiting = 0
+                # Statements run with the next read, and those that fail do not stop the others.
+                fresh.tx.register.require_no_failure()
                 progress(folded, messages)
         await fresh.tx.flush()
     except HandlersFailed as error:

@@ -24,7 +24,7 @@ class TestStatements:
         for sql, rows, authors in groups.take():
             for (told,), author in zip(rows or (), authors, strict=True):
                 number = int(str(told))
-                assert author.event_id == given[number][0]
+                assert author[0] == given[number][0]
                 numbers.append(number)
                 found[given[number][0]].append(f"{number}: {sql}")
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from worker.store.failures import (
-    Author,
     Failures,
     HandlersFailed,
+    PlainAuthor,
     Refused,
     TransactionEnded,
     WrittenByAnother,
@@ -38,7 +38,7 @@ class Preceded(NamedTuple):
     parameters: Parameters
     failures: Failures
     """Those of handlers so far; the call adds to them."""
-    author: Author | None
+    author: PlainAuthor | None
     """Whose the statement itself is; None for one of the store itself."""
 
 
@@ -91,7 +91,7 @@ class StatementsConnection(sqlite3.Connection):
                 self.executemany(group.sql, group.rows)
 
     def _run_for_handlers(
-        self, group: Group, authors: Sequence[Author], failures: Failures
+        self, group: Group, authors: Sequence[PlainAuthor], failures: Failures
     ) -> None:
         rows = iter(group.rows or ())
         last_failed = -1

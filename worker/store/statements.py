@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from worker.store.failures import Author
+from worker.store.failures import Author, PlainAuthor
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
@@ -23,7 +23,7 @@ class Group(NamedTuple):
     sql: str
     rows: Iterable[Parameters] | None
     """None for a statement that is run once, without parameters."""
-    authors: Sequence[Author] = ()
+    authors: Sequence[PlainAuthor] = ()
     """Whose each of them is; empty for statements of the store itself."""
 
 
@@ -70,12 +70,12 @@ class Statements:
         """Begin empty."""
         self._earlier: list[Group] = []
         """What stands before the groups that may still grow."""
-        self.author = Author("")
+        self.author: PlainAuthor = Author("")
         """Whose handler runs."""
         self._begin_groups()
 
     def _begin_groups(self) -> None:
-        self._growing: list[tuple[str, list[Parameters], list[Author]]] = []
+        self._growing: list[tuple[str, list[Parameters], list[PlainAuthor]]] = []
         self._places: dict[str, list[int]] = {}
         """The text -> where its groups stand."""
         self._last: dict[str, int] = {}
@@ -97,7 +97,7 @@ class Statements:
             require_harmless(sql)
             places = self._places[sql] = []
         author = self.author
-        stream = author.event_id
+        stream = author[0]
         index = bisect_left(places, self._last.get(stream, 0))
         if index == len(places):
             places.append(len(self._growing))

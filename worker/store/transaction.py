@@ -14,7 +14,7 @@ from pathlib import Path
 import aiosqlite
 
 from worker.store.driver import COMMIT, Preceded
-from worker.store.failures import Author, Register
+from worker.store.failures import PlainAuthor, Register
 from worker.store.statements import Parameters, Statements, copied, require_harmless
 
 Row = sqlite3.Row
@@ -77,7 +77,7 @@ class StoreTransaction:
         self._for_handlers = Transaction(self)
         self._depth = 0
 
-    def for_author(self, author: Author) -> Transaction:
+    def for_author(self, author: PlainAuthor) -> Transaction:
         """Return what an author writes and reads through, until this is called for the next one."""
         self.statements.author = author
         return self._for_handlers
@@ -161,7 +161,7 @@ class StoreTransaction:
         await self.flush()
 
     async def _call(
-        self, sql: str, parameters: Parameters = (), author: Author | None = None
+        self, sql: str, parameters: Parameters = (), author: PlainAuthor | None = None
     ) -> list[Row]:
         register = self.register
         # A handler that catches an error must not make the batch look whole.
