@@ -2,8 +2,8 @@
 
 Rule 1: a message's position in its stream is (sequence, occurred_at, id), and nothing else.
 Rule 2: a message before the stream's head is late; its stream is folded again.
-Rule 3: a fold may begin with the rows that an earlier one had at some position, if all that is new
-to the stream comes after that position.
+Rule 3: a fold may begin with the rows that an earlier fold had at some position, if all new
+messages of the stream come after that position.
 From these follows the theorem: whatever the order of arrival, the rows are what the handlers make
 of all messages in the order of position. Knows no SQL beyond "replace the rows of a stream", no
 AMQP, and no kind.
@@ -48,7 +48,7 @@ class Addition:
     __slots__ = ("bodies", "head", "messages", "newest_late", "snapshot", "stream")
 
     def __init__(self, stream: Stream) -> None:
-        """Begin with the stream as of the last commit."""
+        """Begin with a stream as it was after the last commit."""
         self.stream = stream
         self.head = stream.head
         self.snapshot = stream.snapshot
@@ -57,28 +57,28 @@ class Addition:
         """The new ones, in the order of arrival."""
         self.bodies: list[str] = []
         self.newest_late: Position | None = None
-        """Set if messages must be put before what had been folded when the batch began."""
+        """The last of the late messages; None if no message is late."""
 
     def accept(self, message: AnyMessage, body: str) -> bool:
-        """Take a new message; return whether one that comes after it arrived before it."""
+        """Add a new message; return whether a message that follows it in the stream came first."""
         self.messages.append(message)
         self.bodies.append(body)
         place = position(message)
         if not is_late(place, self.head):
             self.head = place
             return False
-        # What came in the wrong order within the batch is sorted before it is applied.
+        # Messages that are out of order only within the batch are sorted before they are applied.
         if is_late(place, self.stream.head):
             self.newest_late = max(place, self.newest_late or place)
         return True
 
     def follow_snapshot(self) -> None:
-        """Note the new messages behind the remembered snapshot; none of them is late."""
+        """Add the new messages, none of which is late, to the tail of the remembered snapshot."""
         if self.snapshot is not None:
             self.snapshot = self.snapshot.followed_by(self.bodies)
 
     def usable_snapshot(self) -> Snapshot | None:
-        """Return the remembered snapshot, unless one of the new messages comes before it."""
+        """Return the remembered snapshot; None if a new message comes before its position."""
         snapshot = self.stream.snapshot
         if snapshot is None or min(map(position, self.messages)) < snapshot.position:
             return None
@@ -160,7 +160,7 @@ async def fold(
 async def replace_rows(
     registry: Registry, tx: StoreTransaction, event_id: str, rows: Mapping[str, Values]
 ) -> None:
-    """Put rows, table -> values, in place of all that a stream has."""
+    """Replace all rows of a stream with these (table -> values)."""
     stream = tx.for_author(Author(event_id))
     for projection in registry.projections:
         await stream.execute(projection.removal, (event_id,))

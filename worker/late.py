@@ -34,10 +34,10 @@ async def fold_late(
     folding: Callable[[Folding], None],
     apply: Apply,
 ) -> None:
-    """Fold these streams again, to each of which late messages have been added in the log.
+    """Fold streams again whose late messages have been added to the log.
 
     Sets each addition's snapshot. Reports to `folding` after each piece, and at the end of each
-    stream. What fails is in the transaction's register: the other streams are folded, too.
+    stream. Failures are in the transaction's register; the other streams are folded all the same.
     """
     await _LateFold(registry, tx, additions, folding, apply).run()
 
@@ -83,7 +83,7 @@ class _LateFold:
             self._folding(folded._replace(is_done=True))
 
     async def _pieces(self) -> AsyncIterator[Piece]:
-        """Put back the rows of each stream, and return all that comes after them."""
+        """Restore the rows of each stream's snapshot; return all messages that follow it."""
         starts: dict[int, Position] = {}
         events: dict[int, str] = {}
         remembered: dict[str, list[Entry]] = {}
@@ -118,7 +118,7 @@ class _LateFold:
         return sorted(zip(messages, bodies, strict=True), key=_position)
 
     async def _fold(self, piece: Piece) -> None:
-        """Fold a piece; where the newest late message is in it, remember the rows after that."""
+        """Fold a piece; remember the rows of each stream right after its newest late message."""
         after: Piece = {}
         for event_id, entries in piece.items():
             newest_late = self._additions[event_id].newest_late
@@ -150,7 +150,7 @@ class _LateFold:
             )
 
     def _report(self, piece: Piece, seconds: float) -> None:
-        """Report how far the streams of a piece are; its time is shared by its messages."""
+        """Report the progress of a piece's streams; its messages share its time equally."""
         of_message = seconds / max(1, sum(map(len, piece.values())))
         for event_id, entries in piece.items():
             before = self._folded.get(event_id, Folding(event_id, 0, 0.0))

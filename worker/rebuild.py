@@ -32,7 +32,7 @@ class Audit:
     messages: int
     rows: int
     differing: int
-    """Events whose rows are not the same."""
+    """Events whose rows differ."""
     differences: tuple[Difference, ...]
     """The first of them."""
     dropped_indexes: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ async def rebuild(
 async def audit(database: Path, registry: Registry, progress: Progress, examples: int) -> Audit:
     """Compare the live rows with the fold of the log, on one snapshot, and change nothing.
 
-    `examples` bounds the differences that are given in full.
+    `examples` is the greatest number of differences that are returned in full.
     """
     async with FreshTables(database, _schema(registry)) as fresh:
         await require_known_kinds(fresh, registry)
@@ -129,7 +129,7 @@ async def _fold_log(
                 progress(folded, messages)
         await fresh.tx.flush()
     except HandlersFailed as error:
-        # Statements of streams before may be waiting, and fail as well.
+        # Statements of earlier streams may still wait, and fail as well.
         with suppress(HandlersFailed):
             await fresh.tx.flush()
         raise _unfoldable(fresh.tx.register.of_handlers, events) from error

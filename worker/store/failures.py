@@ -1,7 +1,7 @@
-"""What went wrong in one transaction, and whose fault it is: a handler's, the log's, the house's.
+"""What went wrong in one transaction, and whose fault it is: a handler's, the log's or the house's.
 
-The register decides what may go on: after a handler's failure other streams do, so that one pass
-finds all that fail; after any other, nothing does. Either way nothing is committed.
+The register decides what may continue. After a handler's failure the other streams do, so that one
+pass finds all failures; after any other failure, nothing does. Either way nothing is committed.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ PlainAuthor = tuple[str, str | None, str]
 
 
 class Failure(NamedTuple):
-    """Whose handler or statement failed, and how."""
+    """The author of what failed, and the error."""
 
     author: Author
     error: BaseException
@@ -63,7 +63,7 @@ class HandlersFailed(Exception):
     """Handlers failed, or statements of theirs: the streams of `failures`, and no others."""
 
     def __init__(self, failures: Mapping[str, Failure]) -> None:
-        """Say what failed first."""
+        """Report the first failure."""
         super().__init__(next(map(str, failures.values())))
         self.failures = failures
 
@@ -84,27 +84,27 @@ class Register:
     """What went wrong in one transaction."""
 
     def __init__(self, path: Path | str) -> None:
-        """Begin with nothing, for a transaction in this file."""
+        """Begin without failures, for a transaction in this file."""
         self._path = path
         self.of_house: StoreFault | None = None
-        """Set once no message is at fault, but the moment or the file."""
+        """Set once the moment or the file is at fault, and no message."""
         self.casts_doubt = False
         """Whether the file must be opened again before anything is believed."""
         self.of_handlers: Failures = {}
         self._refused: Refused | None = None
 
     def forget(self) -> None:
-        """Forget what the rollback of a savepoint undoes: all but a fault of the house."""
+        """Forget what the rollback of a savepoint undoes: all failures but a fault of the house."""
         self.of_handlers = {}
         self._refused = None
 
     def require_house(self) -> None:
-        """Raise the fault of the house, if there is one: also where a handler has caught it."""
+        """Raise the fault of the house, if there is one, even if a handler has caught it."""
         if self.of_house is not None:
             raise self.of_house from self.of_house.__cause__
 
     def require_none_for(self, author: PlainAuthor | None) -> None:
-        """Raise what keeps the handler of an author from going on; of the store itself if None."""
+        """Raise the failure that stops this author; None stands for the store itself."""
         self.require_house()
         if self._refused is not None:
             raise self._refused
@@ -131,7 +131,7 @@ class Register:
         return error
 
     def raise_for_handler(self, error: BaseException, author: PlainAuthor) -> None:
-        """Note what a handler has raised, and raise what the caller is to see.
+        """Note what a handler has raised, and raise what the caller should see.
 
         Whatever a handler raises is its failure, `SystemExit` included. Three errors are not: a
         cancellation of the task, or a failure that has been noted already, for which this returns,
@@ -157,7 +157,7 @@ class Register:
             # What Python makes of SQLITE_NOMEM; SQLite may have rolled back by itself.
             return out_of_memory(self._path)
         if isinstance(error, TransactionEnded):
-            # Whatever came after would commit by itself, and what came before is undone.
+            # Later statements would each commit alone, and the earlier ones are undone.
             return StoreUnusable(
                 f"The transaction of the whole batch was ended from within ({error}).",
                 "a table or trigger must not use ON CONFLICT ROLLBACK or RAISE(ROLLBACK).",
