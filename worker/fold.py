@@ -26,7 +26,7 @@ from worker.store.transaction import StoreTransaction
 
 # Other tasks wait no longer than 50 milliseconds, some of which a piece of the log may take to be
 # decoded, and a single message to be applied.
-TURN_SECONDS = 0.01
+TURN_SECONDS = 0.005
 
 Apply = Callable[[Registry, StoreTransaction, PlainAuthor, AnyMessage], Awaitable[None]]
 """Applies one message, as `apply` does."""
