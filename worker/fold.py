@@ -2,8 +2,8 @@
 
 Rule 1: a message's position in its stream is (sequence, occurred_at, id), and nothing else.
 Rule 2: a message before the stream's head is late; its stream is folded again.
-Rule 3: a fold may begin with the rows that an earlier one had at some position, if all that is new
-to the stream comes after that position.
+Rule 3: a fold may begin with the rows that an earlier fold had at some position, if all new
+messages of the stream come after that position.
 From these follows the theorem: whatever the order of arrival, the rows are what the handlers make
 of all messages in the order of position. Knows no SQL beyond "replace the rows of a stream", no
 AMQP, and no kind.
@@ -16,18 +16,20 @@ from time import monotonic
 
 from pydantic import ValidationError
 
-from worker.messages import AnyMessage, Message, Payload
+from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store.log import MESSAGE_SIZE, PIECE_SIZE, Position
+from worker.store.failures import Author, PlainAuthor
+from worker.store.log import Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
 from worker.store.transaction import StoreTransaction
 
-# Others are to wait no longer than 50 milliseconds, of which one message may take some.
-TURN_SECONDS = 0.02
+# Other tasks wait no longer than 50 milliseconds, some of which a piece of the log may take to be
+# decoded, and a single message to be applied.
+TURN_SECONDS = 0.005
 
-Apply = Callable[[Registry, StoreTransaction, str, AnyMessage], Awaitable[None]]
-"""Applies one message of an event, as `apply` does."""
+Apply = Callable[[Registry, StoreTransaction, PlainAuthor, AnyMessage], Awaitable[None]]
+"""Applies one message, as `apply` does."""
 
 
 def position(message: AnyMessage) -> Position:
@@ -46,7 +48,7 @@ class Addition:
     __slots__ = ("bodies", "head", "messages", "newest_late", "snapshot", "stream")
 
     def __init__(self, stream: Stream) -> None:
-        """Begin with the stream as of the last commit."""
+        """Begin with a stream as it was after the last commit."""
         self.stream = stream
         self.head = stream.head
         self.snapshot = stream.snapshot
@@ -55,28 +57,28 @@ class Addition:
         """The new ones, in the order of arrival."""
         self.bodies: list[str] = []
         self.newest_late: Position | None = None
-        """Set if messages must be put before what had been folded when the batch began."""
+        """The last of the late messages; None if no message is late."""
 
     def accept(self, message: AnyMessage, body: str) -> bool:
-        """Take a new message; return whether one that comes after it arrived before it."""
+        """Add a new message; return whether a message that follows it in the stream came first."""
         self.messages.append(message)
         self.bodies.append(body)
         place = position(message)
         if not is_late(place, self.head):
             self.head = place
             return False
-        # What came in the wrong order within the batch is sorted before it is applied.
+        # Messages that are out of order only within the batch are sorted before they are applied.
         if is_late(place, self.stream.head):
             self.newest_late = max(place, self.newest_late or place)
         return True
 
     def follow_snapshot(self) -> None:
-        """Note the new messages behind the remembered snapshot; none of them is late."""
+        """Add the new messages, none of which is late, to the tail of the remembered snapshot."""
         if self.snapshot is not None:
             self.snapshot = self.snapshot.followed_by(self.bodies)
 
     def usable_snapshot(self) -> Snapshot | None:
-        """Return the remembered snapshot, unless one of the new messages comes before it."""
+        """Return the remembered snapshot; None if a new message comes before its position."""
         snapshot = self.stream.snapshot
         if snapshot is None or min(map(position, self.messages)) < snapshot.position:
             return None
@@ -86,56 +88,49 @@ class Addition:
 class Turns:
     """Lets the other tasks of the event loop run while much is folded."""
 
-    __slots__ = ("due_at", "size")
+    __slots__ = ("due_at",)
 
     def __init__(self) -> None:
         """Begin right after a turn."""
-        self.size = 0
-        """What has been folded since the last turn, as the log measures it."""
         self.due_at = monotonic() + TURN_SECONDS
-        """For handlers that take long."""
 
     async def take(self) -> None:
         """Let the event loop turn."""
         await asyncio.sleep(0)
-        self.size = 0
         self.due_at = monotonic() + TURN_SECONDS
 
 
-def stored(registry: Registry, tx: StoreTransaction, event_id: str, body: str) -> AnyMessage:
-    """Return a message of the log; raises `HandlersFailed` if it no longer fits its model."""
+def stored(
+    registry: Registry, tx: StoreTransaction, event_id: str, bodies: Sequence[str]
+) -> list[AnyMessage]:
+    """Return messages of the log; raises `HandlersFailed` if one no longer fits its model."""
+    # As `messages.decode`, which has let them into the log.
+    read = registry.wire.validator.validate_json
+    messages: list[AnyMessage] = []
     try:
-        # As `messages.decode`, which has let it into the log.
-        message: AnyMessage = registry.wire.validator.validate_json(body)
+        # Adds one after the other, so that it shows which one fails.
+        messages.extend(map(read, bodies))
     except ValidationError as error:
-        tx.register.raise_for_handler(error, _misfit(event_id, body))
+        tx.register.raise_for_handler(error, _author(event_id, bodies[len(messages)]))
         raise
-    return message
+    return messages
 
 
-def _misfit(event_id: str, body: str) -> AnyMessage:
-    """Return what names a message of the log that cannot be read."""
+def _author(event_id: str, body: str) -> Author:
+    """Return the name of a message in the log that no longer fits its model."""
     try:
         raw = json.loads(body)
     except ValueError:
         raw = None
     named = {"id": "", "kind": ""} | (raw if isinstance(raw, dict) else {})
-    payload = Payload.model_construct(event_id=event_id)
-    return Message[Payload].model_construct(
-        None, id=named["id"], kind=named["kind"], occurred_at="", payload=payload
-    )
+    return Author(event_id, named["id"], named["kind"])
 
 
-async def apply(
-    registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
-) -> None:
-    """Run the handler of a message; raises `HandlersFailed`, which names it, if that fails."""
-    try:
-        await registry.handlers[message.kind](tx.of_stream(event_id, message), message)
-    except BaseException as error:
-        # Also SystemExit and the like: no message may end the process.
-        tx.register.raise_for_handler(error, message)
-        raise
+def apply(
+    registry: Registry, tx: StoreTransaction, author: PlainAuthor, message: AnyMessage
+) -> Awaitable[None]:
+    """Run the handler of a message; raises whatever the handler raises."""
+    return registry.handlers[message.kind](tx.for_author(author), message)
 
 
 async def fold(
@@ -143,31 +138,30 @@ async def fold(
     tx: StoreTransaction,
     messages: Sequence[AnyMessage],
     turns: Turns,
-    size: int,
     apply: Apply = apply,
 ) -> None:
     """Run the handlers of messages of one stream in the order of position.
 
-    The rows stay as they are until then: all of these messages come after those that were folded
-    before. `size` is the number of characters in their bodies. After every `PIECE_SIZE`, or
-    `TURN_SECONDS`, the event loop turns. Raises whatever `apply` raises.
+    All of these messages must come after those whose fold the rows are. The event loop turns after
+    every `TURN_SECONDS`. Raises `HandlersFailed`, which names the message, if a handler fails.
     """
-    if not messages:
-        return
-    event_id = messages[0].event_id
-    of_each = MESSAGE_SIZE + size // len(messages)
-    for message in sorted(messages, key=position):
-        await apply(registry, tx, event_id, message)
-        turns.size += of_each
-        if turns.size > PIECE_SIZE or monotonic() > turns.due_at:
+    for message in sorted(messages, key=position) if len(messages) > 1 else messages:
+        author = (message.payload.event_id, message.id, message.kind)
+        try:
+            await apply(registry, tx, author, message)
+        except BaseException as error:
+            # Also SystemExit and the like: no message may end the process.
+            tx.register.raise_for_handler(error, author)
+            raise
+        if monotonic() > turns.due_at:
             await turns.take()
 
 
 async def replace_rows(
     registry: Registry, tx: StoreTransaction, event_id: str, rows: Mapping[str, Values]
 ) -> None:
-    """Put rows, table -> values, in place of all that a stream has."""
-    stream = tx.of_stream(event_id)
+    """Replace all rows of a stream with these (table -> values)."""
+    stream = tx.for_author(Author(event_id))
     for projection in registry.projections:
         await stream.execute(projection.removal, (event_id,))
     for table, values in rows.items():

@@ -1,45 +1,45 @@
 """Finds the messages of one stream that cannot be applied, at the cost of a few folds.
 
 A handler that fails names its message. If that is a new one, it is applied within a savepoint of
-its own from then on, and rejected after its last attempt. If it is an older one, of the log, a late
-message has come before it: that one is rejected, and told which message it breaks.
+its own from then on, and rejected after its last attempt. If it is an older message of the log, a
+late message has come before it: the late one is rejected, with the name of the one that it breaks.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
 from worker.deliveries import Reason, Rejected
-from worker.fold import apply, is_late, position
+from worker.fold import Turns, apply, fold, is_late, position
 from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store.failures import Author, Failure, HandlersFailed
+from worker.store.failures import Author, Failure, HandlersFailed, PlainAuthor
 from worker.store.log import Position
 from worker.store.transaction import StoreTransaction
 
-# A handler sees only the message and the database, so one that failed will fail again, but for
-# what nobody can rule out in foreign code. Three tries cost little, as they are rare.
+# A handler sees only the message and the database, so a failure usually repeats itself. But other
+# people's code may fail by chance, and three attempts cost little because they are rare.
 HANDLER_ATTEMPTS = 3
 
 
 class TrialEnded(Exception):
-    """All messages of a trial have been applied or rejected; what it wrote is to be undone."""
+    """Each message of a trial has been applied or rejected; what the trial wrote must be undone."""
 
 
 class Isolation:
     """What is known of the failing messages of one stream."""
 
     def __init__(self, suspect: Author, good: Iterable[str] = ()) -> None:
-        """Begin with what has failed first, and with the ids of new messages that do not."""
+        """Begin with the author of the first failure, and with the ids of good new messages."""
         self.rejected: dict[str, Rejected] = {}
         """Message id -> why."""
         self._suspect = suspect
-        self._suspects: Collection[str] = [] if isinstance(suspect, str) else [suspect.id]
+        self._suspects: Collection[str | None] = [suspect.message_id]
         self._good = frozenset(good)
         self._new: frozenset[str] = frozenset()
         self._late: Sequence[str] = ()
         self._attempts = 0
 
     def after(self, good: Iterable[str]) -> "Isolation":
-        """Return what is known before a trial of other messages, with some good ones."""
+        """Return a fresh start for a trial of other messages after these good ones."""
         return Isolation(self._suspect, good)
 
     def begin(self, accepted: Sequence[AnyMessage], head: Position | None) -> None:
@@ -52,20 +52,20 @@ class Isolation:
         ]
 
     async def apply(
-        self, registry: Registry, tx: StoreTransaction, event_id: str, message: AnyMessage
+        self, registry: Registry, tx: StoreTransaction, author: PlainAuthor, message: AnyMessage
     ) -> None:
         """Apply a message; reject it if it is a suspect and fails at every attempt."""
         if message.id not in self._suspects or message.id not in self._new:
-            return await apply(registry, tx, event_id, message)
+            return await apply(registry, tx, author, message)
         for _ in range(HANDLER_ATTEMPTS):
             try:
                 async with tx.savepoint():
-                    await apply(registry, tx, event_id, message)
+                    await fold(registry, tx, [message], Turns())
                 return None
             except HandlersFailed as failed:
-                failure = failed.failures[event_id]
-                # One that had waited to be run belongs to a message before this one.
-                if failure.author is not message:
+                failure = failed.failures[message.event_id]
+                # A statement that was still waiting belongs to an earlier message.
+                if failure.author.message_id != message.id:
                     raise
         self._reject(
             [message.id],
@@ -75,18 +75,18 @@ class Isolation:
 
     def suspects_more(self, failure: Failure) -> bool:
         """Return whether a new message has failed; all new ones are suspects from then on."""
-        if isinstance(failure.author, str) or failure.author.id not in self._new:
+        if failure.author.message_id not in self._new:
             return False
         self._suspects = self._new
         return True
 
     @property
     def has_several_late(self) -> bool:
-        """Whether more than one of the messages just applied is late, and not known to be good."""
+        """Whether several of the messages just applied are late, and not known as good."""
         return len(self._late) > 1
 
     def reject_late(self, failure: Failure) -> None:
-        """Reject the late messages, if each is to blame or a single one has had its attempts."""
+        """Reject several late messages at once, but a single one only after its last attempt."""
         self._attempts += 1
         if self.has_several_late or self._attempts == HANDLER_ATTEMPTS:
             self._reject(
@@ -99,9 +99,10 @@ class Isolation:
 
 
 def _broken(failure: Failure) -> str:
-    if isinstance(failure.author, str):
+    author = failure.author
+    if author.message_id is None:
         return f"the rows of its event cannot be removed: {failure}"
     return (
-        f"its event cannot be folded again: the handler of {failure.author.kind!r} failed for an "
-        f"older message, {failure.author.id!r}: {failure}"
+        f"its event cannot be folded again: the handler of {author.kind!r} failed for an older "
+        f"message, {author.message_id!r}: {failure}"
     )

@@ -8,9 +8,8 @@ rows are those of a fold of the whole stream.
 
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 
 from worker.deliveries import Folding
 from worker.fold import Addition, Apply, Turns, fold, position, replace_rows, stored
@@ -35,10 +34,10 @@ async def fold_late(
     folding: Callable[[Folding], None],
     apply: Apply,
 ) -> None:
-    """Fold these streams again, to each of which late messages have been added in the log.
+    """Fold streams again whose late messages have been added to the log.
 
     Sets each addition's snapshot. Reports to `folding` after each piece, and at the end of each
-    stream. What fails is in the transaction's register: the other streams are folded, too.
+    stream. Failures are in the transaction's register; the other streams are folded all the same.
     """
     await _LateFold(registry, tx, additions, folding, apply).run()
 
@@ -49,8 +48,7 @@ async def fold_whole(registry: Registry, tx: StoreTransaction, event_id: str, nu
     await replace_rows(registry, tx, event_id, {})
     async for piece in log.pieces(tx, {number: BEFORE_ALL}):
         for bodies in piece.values():
-            messages = [stored(registry, tx, event_id, body) for body in bodies]
-            await fold(registry, tx, messages, turns, sum(map(len, bodies)))
+            await fold(registry, tx, stored(registry, tx, event_id, bodies), turns)
 
 
 class _LateFold:
@@ -85,7 +83,7 @@ class _LateFold:
             self._folding(folded._replace(is_done=True))
 
     async def _pieces(self) -> AsyncIterator[Piece]:
-        """Put back the rows of each stream, and return all that comes after them."""
+        """Restore the rows of each stream's snapshot; return all messages that follow it."""
         starts: dict[int, Position] = {}
         events: dict[int, str] = {}
         remembered: dict[str, list[Entry]] = {}
@@ -114,13 +112,13 @@ class _LateFold:
                     piece[event_id] = self._entries(event_id, of_event)
         return piece
 
-    def _entries(self, event_id: str, bodies: Iterable[str]) -> list[Entry]:
+    def _entries(self, event_id: str, bodies: Sequence[str]) -> list[Entry]:
         """Return messages of one stream in the order of position."""
-        read = partial(stored, self._registry, self._tx, event_id)
-        return sorted(((read(body), body) for body in bodies), key=_position)
+        messages = stored(self._registry, self._tx, event_id, bodies)
+        return sorted(zip(messages, bodies, strict=True), key=_position)
 
     async def _fold(self, piece: Piece) -> None:
-        """Fold a piece; where the newest late message is in it, remember the rows after that."""
+        """Fold a piece; remember the rows of each stream right after its newest late message."""
         after: Piece = {}
         for event_id, entries in piece.items():
             newest_late = self._additions[event_id].newest_late
@@ -136,10 +134,9 @@ class _LateFold:
 
     async def _apply(self, entries: list[Entry]) -> None:
         messages = [message for message, _ in entries]
-        size = sum(len(body) for _, body in entries)
         # What fails is in the register.
         with suppress(HandlersFailed):
-            await fold(self._registry, self._tx, messages, self._turns, size, self._apply_one)
+            await fold(self._registry, self._tx, messages, self._turns, self._apply_one)
 
     async def _remember(self, event_ids: list[str]) -> None:
         rows = await tables.lone_rows(self._tx, self._registry.versions, event_ids)
@@ -153,7 +150,7 @@ class _LateFold:
             )
 
     def _report(self, piece: Piece, seconds: float) -> None:
-        """Report how far the streams of a piece are; its time is shared by its messages."""
+        """Report the progress of a piece's streams; its messages share its time equally."""
         of_message = seconds / max(1, sum(map(len, piece.values())))
         for event_id, entries in piece.items():
             before = self._folded.get(event_id, Folding(event_id, 0, 0.0))

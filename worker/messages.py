@@ -1,4 +1,4 @@
-"""The wire: what a message is, and what is wrong with a delivery that is none.
+"""The wire: what a message is, and why a delivery is not one.
 
 Turns bytes into a typed `Message` or a `Rejected` value; raises nothing. Knows no AMQP, no SQL and
 no kind: which kinds there are comes from the registry, as one pydantic union.
@@ -38,7 +38,7 @@ _DATE_TIME = re.compile(
 _JSON_TYPE = re.compile(r"(application|text)/([\w.+-]+\+)?json", re.IGNORECASE)
 
 
-# The times of one message are mostly the same time.
+# The times within one message are usually equal.
 @lru_cache(maxsize=256)
 def _utc(text: str) -> str:
     if text[4:20:3] == "--T::." and text[23:] == "Z" and text[11:13] < "24" and "\0" not in text:
@@ -116,14 +116,14 @@ Wire = TypeAdapter[AnyMessage]
 
 
 class Arrival(NamedTuple):
-    """A delivery, and the message in it or why there is none."""
+    """A delivery with its message, or with the reason why it has none."""
 
     delivery: Delivery
     content: AnyMessage | Rejected
 
 
 def canonical_json(value: object) -> str:
-    """One text for one JSON value: sorted keys, no spaces."""
+    """Return the one text of a JSON value: sorted keys, no spaces."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 

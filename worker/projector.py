@@ -1,8 +1,8 @@
 """One batch of deliveries -> one transaction -> one outcome for each delivery.
 
-Needs no broker: takes deliveries, gives outcomes. Promises: when `project` returns, the effect of
+Needs no broker: takes deliveries, returns outcomes. Promises: when `project` returns, the effect of
 every outcome but a rejection is on the disk; when it raises, nothing is. A message that fails is
-found by itself, and its neighbours commit.
+rejected alone, and its neighbours commit.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,9 +20,9 @@ from worker.store.failures import Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
 
-# So many arrive together only where a backlog is worked off.
+# Batches are this large only while a backlog is worked off.
 BACKLOG_MESSAGES = 800
-# To look for duplicates costs a twentieth of a batch, not to have looked a whole one.
+# Looking for duplicates costs a twentieth of a batch; a batch that was written in vain costs all.
 WARY_BATCHES = 100
 APPLIED = (Verdict.APPLIED, Verdict.LATE)
 
@@ -41,9 +41,9 @@ class Projector:
         clock: Callable[[], str] = now,
         folding: Callable[[Folding], None] = lambda _: None,
     ) -> None:
-        """Project by the handlers of a registry into the writer's file.
+        """Project with the registry's handlers into the writer's file.
 
-        `folding` is told how far the fold of each stream is to which late messages have come.
+        `folding` is called with the progress of each stream that is folded again.
         """
         self._registry = registry
         self._writer = writer
@@ -79,8 +79,8 @@ class Projector:
     async def _commit(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
-        # Where nothing was delivered before, nearly every batch is all new: the log's key would
-        # refuse a message that is not.
+        # If nothing was redelivered, nearly every batch is all new; the log's key refuses a message
+        # that is not.
         must_look = self._wary_batches > 0 or any(d.redelivered for d, _, _ in messages)
         self._wary_batches = max(0, self._wary_batches - 1)
         try:
@@ -111,7 +111,7 @@ class Projector:
     async def _commit_apart(
         self, messages: Sequence[_Message], failures: Mapping[str, Failure]
     ) -> list[Outcome]:
-        """Commit a batch without the messages that fail, which are found stream by stream."""
+        """Commit a batch without the messages that fail; find those stream by stream."""
         streams_of_batch: dict[str, list[_Message]] = {}
         for each in messages:
             streams_of_batch.setdefault(each[2], []).append(each)
@@ -127,7 +127,7 @@ class Projector:
                     left = [each for each in messages if each[1].id not in rejected[each[2]]]
                     outcomes = iter(await self._write(tx, left, streams))
             except HandlersFailed as failed:
-                # A handler that fails now and then.
+                # Some handler fails only now and then.
                 failures = failed.failures
             else:
                 break
@@ -142,7 +142,7 @@ class Projector:
     async def _transaction(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None = None
     ) -> AsyncIterator[tuple[StoreTransaction, Streams]]:
-        """Begin and commit; what is remembered of streams is dropped if that fails."""
+        """Begin and commit; forget all streams if that fails."""
         streams, self._streams = self._streams, Streams()
         in_bulk = len(messages) >= BACKLOG_MESSAGES
         async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
@@ -157,9 +157,9 @@ class Projector:
         good: Sequence[_Message],
         messages: Sequence[_Message],
     ) -> Mapping[str, Rejected]:
-        """Return which messages of a stream cannot be applied after some good ones; write nothing.
+        """Return the messages of a stream that cannot be applied after good ones; write nothing.
 
-        They are given by their ids, with the reasons.
+        Maps message id -> reason.
         """
         while left := _without(isolation.rejected, messages):
             try:
@@ -173,7 +173,7 @@ class Projector:
                 continue
             event_id = messages[0][2]
             if isolation.has_several_late and await self._can_be_folded(tx, event_id, streams):
-                # One of them breaks an older message: which, shows when fewer are tried at once.
+                # One of them breaks an older message. Trials of fewer at once show which.
                 middle = len(left) // 2
                 for half in (left[:middle], left[middle:]):
                     apart = isolation.after(each[1].id for each in good)
@@ -195,9 +195,11 @@ class Projector:
     ) -> list[Outcome]:
         found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
         additions = {event_id: Addition(stream) for event_id, stream in found.items()}
-        keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
-        known = await log.known(tx, keys) if looks_first else {}
-        outcomes = self._accept(tx, list(zip(keys, messages, strict=True)), known, additions)
+        known: dict[log.Key, str] = {}
+        if looks_first:
+            keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
+            known = await log.known(tx, keys)
+        outcomes = self._accept(tx, messages, known, additions)
         if isolation is not None:
             for addition in additions.values():
                 isolation.begin(addition.messages, addition.stream.head)
@@ -217,43 +219,34 @@ class Projector:
     def _accept(
         self,
         tx: StoreTransaction,
-        messages: Sequence[tuple[log.Key, _Message]],
+        messages: Sequence[_Message],
         known: dict[log.Key, str],
         additions: dict[str, Addition],
     ) -> list[Outcome]:
-        """Append what is new to the log, in the order of arrival; tell duplicates and conflicts."""
+        """Append new messages to the log, in the order of arrival; judge the others."""
         appended_at = self._clock()
         outcomes: list[Outcome] = []
         entries: list[log.Entry] = []
-        for key, (delivery, message, event_id) in messages:
-            body = delivery.body.decode()
+        for delivery, message, event_id in messages:
+            body, kind, message_id = delivery.body.decode(), message.kind, message.id
+            addition = additions[event_id]
+            key = (addition.stream.number, message_id)
             if key in known:
                 verdict, rejected = _judge_again(message, body, known[key])
             else:
                 known[key] = body
-                is_late = additions[event_id].accept(message, body)
+                is_late = addition.accept(message, body)
                 verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
-                entries.append(
-                    (
-                        *key,
-                        message.sequence,
-                        message.occurred_at,
-                        message.kind,
-                        int(is_late),
-                        appended_at,
-                        body,
-                    )
-                )
-            outcomes.append(
-                Outcome(delivery, verdict, rejected, message.kind, event_id, message.id)
-            )
+                sequence, at = message.sequence, message.occurred_at
+                entries.append((*key, sequence, at, kind, int(is_late), appended_at, body))
+            outcomes.append(Outcome(delivery, verdict, rejected, kind, event_id, message_id))
         log.append(tx, entries)
         return outcomes
 
     async def _apply(
         self, tx: StoreTransaction, additions: dict[str, Addition], isolation: Isolation | None
     ) -> set[str]:
-        """Bring the rows of the streams up to their logs; return the events that have no row then.
+        """Bring the rows up to the log; return the changed events that have no row.
 
         Raises `HandlersFailed` with all streams that fail; `TrialEnded` if messages are isolated.
         """
@@ -267,17 +260,16 @@ class Projector:
             if event_id in late:
                 continue
             try:
-                size = sum(map(len, addition.bodies))
-                await fold(self._registry, tx, addition.messages, turns, size, one)
+                await fold(self._registry, tx, addition.messages, turns, one)
                 addition.follow_snapshot()
             except HandlersFailed:
-                # It is in the register. The other streams are tried, to find all that fail.
+                # The register has it. The other streams are tried, too, to find all failures.
                 continue
         tx.register.require_no_failure()
         if isolation is not None:
             await tx.flush()
             raise TrialEnded
-        # What has been written for all of them is run by this.
+        # This also runs all statements that wait.
         with_rows = await tables.with_rows(tx, self._registry.versions, changed)
         tx.register.require_no_failure()
         return changed.keys() - with_rows

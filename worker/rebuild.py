@@ -32,7 +32,7 @@ class Audit:
     messages: int
     rows: int
     differing: int
-    """Events whose rows are not the same."""
+    """Events whose rows differ."""
     differences: tuple[Difference, ...]
     """The first of them."""
     dropped_indexes: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Audit:
 
 
 def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | None:
-    """Say why the rows of a file that notes these versions must be folded anew; None if not."""
+    """Return why the rows of a file that notes these versions must be rebuilt; None if not."""
     versions = registry.versions
     changed = sorted(
         table for table in {*noted, *versions} if noted.get(table) != versions.get(table)
@@ -74,14 +74,14 @@ async def require_same_columns(source: Database, registry: Registry) -> None:
 
 
 async def create_tables(writer: Writer, registry: Registry) -> None:
-    """Give a file that has no projections yet their empty tables."""
+    """Create the projections' empty tables in a file that has none yet."""
     await tables.replace_tables(writer, _schema(registry), registry.versions)
 
 
 async def rebuild(
     writer: Writer, database: Path, registry: Registry, progress: Progress, examples: int = 0
 ) -> Audit:
-    """Put the fold of the log in place of the live rows; say how many of them differed.
+    """Put the fold of the log in place of the live rows; return how many of them differed.
 
     The caller holds the writer's lock. Raises `StoreUnusable` for a message in the log that
     cannot be folded, naming it, and `StoreUnavailable` if the log is no longer the one that was
@@ -103,7 +103,7 @@ async def rebuild(
 async def audit(database: Path, registry: Registry, progress: Progress, examples: int) -> Audit:
     """Compare the live rows with the fold of the log, on one snapshot, and change nothing.
 
-    `examples` bounds the differences that are given in full.
+    `examples` is the greatest number of differences that are returned in full.
     """
     async with FreshTables(database, _schema(registry)) as fresh:
         await require_known_kinds(fresh, registry)
@@ -121,16 +121,15 @@ async def _fold_log(
         async for events in fresh.streams():
             async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
                 for number, bodies in piece.items():
-                    read = [stored(registry, fresh.tx, events[number], body) for body in bodies]
-                    size = sum(map(len, bodies))
-                    await fold(registry, fresh.tx, read, turns, size)
+                    read = stored(registry, fresh.tx, events[number], bodies)
+                    await fold(registry, fresh.tx, read, turns)
                     folded += len(read)
-                # Statements run with the next read, and their failures stop none.
+                # Statements run with the next read, and those that fail do not stop the others.
                 fresh.tx.register.require_no_failure()
                 progress(folded, messages)
         await fresh.tx.flush()
     except HandlersFailed as error:
-        # Statements of streams before may be waiting, and fail as well.
+        # Statements of earlier streams may still wait, and fail as well.
         with suppress(HandlersFailed):
             await fresh.tx.flush()
         raise _unfoldable(fresh.tx.register.of_handlers, events) from error

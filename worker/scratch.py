@@ -4,7 +4,6 @@ For commands that show an event. A message that the handlers cannot apply does n
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from worker.fold import Turns, fold, stored
 from worker.registry import Registry
@@ -34,10 +33,8 @@ class ScratchStream:
         bodies = [entry["body"] for entry in entries]
         try:
             async with self._tx.savepoint():
-                read = partial(stored, self._registry, self._tx, self._event_id)
-                messages = [read(body) for body in bodies]
-                size = sum(map(len, bodies))
-                await fold(self._registry, self._tx, messages, self._turns, size)
+                messages = stored(self._registry, self._tx, self._event_id, bodies)
+                await fold(self._registry, self._tx, messages, self._turns)
         except HandlersFailed as failed:
             return str(failed)
         return None

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.projecting import rows
 from worker.store.connection import Writer
-from worker.store.failures import HandlersFailed
+from worker.store.failures import Author, HandlersFailed
 from worker.store.guard import RESERVED
 
 
@@ -20,7 +20,7 @@ async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
 
 async def execute(writer: Writer, sql: str) -> None:
     async with writer.transaction() as tx:
-        await tx.of_stream("e").execute(sql)
+        await tx.for_author(Author("e")).execute(sql)
 
 
 class TestAHandlersStatement:
@@ -50,7 +50,7 @@ class TestAHandlersStatement:
     async def test_reads_all_and_writes_its_rows(self, writer: Writer) -> None:
         """Any SQL will do, in a query as well, even if a text looks like another statement."""
         async with writer.transaction() as tx:
-            stream = tx.of_stream("e")
+            stream = tx.for_author(Author("e"))
             await stream.execute("INSERT INTO t VALUES ('e', 'DELETE FROM log')")
             await stream.fetch_all("UPDATE t SET v = v || count FROM (SELECT count(*) AS count "
                                    "FROM log) RETURNING v")  # fmt: skip
@@ -87,9 +87,11 @@ class TestOneCall:
         async def write() -> None:
             async with writer.transaction() as tx:
                 for stream, value in [("a", "1"), ("b", "1"), ("c", "2"), ("d", "1"), ("d", "2")]:
-                    await tx.of_stream(stream).execute("INSERT INTO t VALUES ('e', ?)", (value,))
+                    await tx.for_author(Author(stream)).execute(
+                        "INSERT INTO t VALUES ('e', ?)", (value,)
+                    )
                 for stream in ("x", "y"):
-                    await tx.of_stream(stream).execute("INSERT INTO nowhere VALUES (1)")
+                    await tx.for_author(Author(stream)).execute("INSERT INTO nowhere VALUES (1)")
 
         with pytest.raises(HandlersFailed) as failed:
             await write()
@@ -101,11 +103,11 @@ class TestOneCall:
     async def test_lets_other_streams_read_on(self, writer: Writer) -> None:
         """One stream reads correct rows although another stream's statement has failed."""
         async with writer.transaction() as tx:
-            await tx.of_stream("a").execute("INSERT INTO nowhere VALUES (1)")
-            await tx.of_stream("b").execute("INSERT INTO t VALUES ('b', 'x')")
-            found = await tx.of_stream("b").fetch_one("SELECT v FROM t")
+            await tx.for_author(Author("a")).execute("INSERT INTO nowhere VALUES (1)")
+            await tx.for_author(Author("b")).execute("INSERT INTO t VALUES ('b', 'x')")
+            found = await tx.for_author(Author("b")).fetch_one("SELECT v FROM t")
             with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-                await tx.of_stream("a").fetch_one("SELECT v FROM t")
+                await tx.for_author(Author("a")).fetch_one("SELECT v FROM t")
             tx.forget()
 
         assert found is not None

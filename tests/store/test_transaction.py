@@ -10,7 +10,7 @@ import pytest
 from tests.unit.projecting import rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.connection import Writer
-from worker.store.failures import HandlersFailed, Refused
+from worker.store.failures import Author, HandlersFailed, Refused
 from worker.store.faults import fault
 from worker.store.transaction import StoreTransaction
 
@@ -33,7 +33,7 @@ class Boom(Exception):
 async def insert(tx: StoreTransaction, *values: str, fails: bool = False) -> None:
     """Run the first statement and defer the others; fail at the end if told to."""
     for number, value in enumerate(values):
-        await tx.of_stream("e").execute(INSERT, (value,))
+        await tx.for_author(Author("e")).execute(INSERT, (value,))
         if not number:
             await tx.flush()
     if fails:
@@ -54,7 +54,7 @@ class TestCommit:
     async def test_is_on_the_disk_after_the_block(self, writer: Writer) -> None:
         """Statements that were executed but not flushed are written, too."""
         async with writer.transaction() as tx:
-            await tx.of_stream("e").execute(INSERT, ("a",))
+            await tx.for_author(Author("e")).execute(INSERT, ("a",))
             tx.add(INSERT, [("b",), ("c",)])
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
@@ -132,7 +132,7 @@ class TestParameters:
         async with writer.transaction() as tx:
             for value in "abc":
                 values[0] = value
-                await tx.of_stream("e").execute(INSERT, values)
+                await tx.for_author(Author("e")).execute(INSERT, values)
             values.clear()
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
@@ -146,7 +146,7 @@ class TestParameters:
         async with writer.transaction() as tx:
             for value in "abc":
                 values["v"] = value
-                await tx.of_stream("e").execute("INSERT INTO t VALUES (:v)", values)
+                await tx.for_author(Author("e")).execute("INSERT INTO t VALUES (:v)", values)
             values.clear()
 
         assert rows(Path(writer.path), VALUES) == [("a",), ("b",), ("c",)]
@@ -156,7 +156,7 @@ class TestParameters:
         """An unordered collection or an iterator is not accepted as parameters."""
         async with writer.transaction() as tx:
             with pytest.raises(TypeError, match=f"not {type(values).__name__}"):
-                await tx.of_stream("e").execute(INSERT, values)
+                await tx.for_author(Author("e")).execute(INSERT, values)
 
         assert rows(Path(writer.path), VALUES) == []
 
@@ -165,7 +165,7 @@ class TestWhatHandlersSee:
     async def test_is_three_methods(self, writer: Writer) -> None:
         """A handler can neither end the transaction nor see behind it."""
         async with writer.transaction() as tx:
-            seen = [name for name in dir(tx.of_stream("e")) if not name.startswith("_")]
+            seen = [name for name in dir(tx.for_author(Author("e"))) if not name.startswith("_")]
 
         assert seen == ["execute", "fetch_all", "fetch_one"]
 
@@ -174,7 +174,7 @@ class TestWhatHandlersSee:
 
         async def write() -> None:
             async with writer.transaction() as tx:
-                stream = tx.of_stream("e")
+                stream = tx.for_author(Author("e"))
                 await stream.execute(INSERT, ("a",))
                 await stream.execute(INSERT, ("a",))
                 with pytest.raises(sqlite3.IntegrityError):
@@ -190,7 +190,7 @@ class TestWhatHandlersSee:
     async def test_never_ends_the_transaction(self, writer: Writer, sql: str) -> None:
         """This holds however the statement is written, and literals are not mistaken for one."""
         async with writer.transaction() as tx:
-            stream = tx.of_stream("e")
+            stream = tx.for_author(Author("e"))
             with pytest.raises(ValueError, match="must not begin or end transactions"):
                 await stream.execute(sql)
             with pytest.raises(ValueError, match="must not begin or end transactions"):
@@ -221,7 +221,7 @@ class TestFetch:
     async def test_sees_every_earlier_write(self, writer: Writer) -> None:
         """Deferred statements run before anything is read."""
         async with writer.transaction() as tx:
-            stream = tx.of_stream("e")
+            stream = tx.for_author(Author("e"))
             await stream.execute(INSERT, ("a",))
             first = await stream.fetch_one(VALUES)
             await stream.execute("UPDATE t SET v = 'b'")
@@ -261,10 +261,12 @@ class TestOrder:
         append = "UPDATE t SET v = v || {} WHERE v GLOB ?".format
         async with writer.transaction() as tx:
             for stream in "xyz":
-                await tx.of_stream(stream).execute(INSERT, (stream,))
+                await tx.for_author(Author(stream)).execute(INSERT, (stream,))
             for stream, letters in [("x", "abba"), ("y", "baab"), ("x", "ab"), ("z", "bbb")]:
                 for letter in letters:
-                    await tx.of_stream(stream).execute(append(f"'{letter}'"), (f"{stream}*",))
+                    await tx.for_author(Author(stream)).execute(
+                        append(f"'{letter}'"), (f"{stream}*",)
+                    )
 
         assert rows(Path(writer.path), VALUES) == [("xabbaab",), ("ybaab",), ("zbbb",)]
 

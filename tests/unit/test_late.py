@@ -11,7 +11,7 @@ from tests.unit.projecting import arrivals, audited, project, projecting, projec
 from tests.unit.projecting import rows as rows_of
 from tests.unit.tales import TALES, Word, expected, telling, word
 from worker import Message as Message_
-from worker import Transaction, fold, late
+from worker import Transaction, late
 from worker.deliveries import Folding
 from worker.errors import StoreUnavailable
 from worker.fold import Addition
@@ -27,7 +27,7 @@ from worker.store.transaction import StoreTransaction
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every bound so small that a few messages exceed it."""
     piece = 3 * (log.MESSAGE_SIZE + 200)
-    for module in (log, late, fold):
+    for module in (log, late):
         monkeypatch.setattr(module, "PIECE_SIZE", piece)
     monkeypatch.setattr(log, "PLACES_AT_ONCE", 4)
     monkeypatch.setattr(streams, "TAIL_BYTES", 700)

@@ -1,4 +1,4 @@
-"""Tolerant decoders of AMQP properties: what a publisher put there must not cost the connection.
+"""Tolerant decoders of AMQP properties: nothing that a publisher sends may end the connection.
 
 The library decodes properties while it reads, before any code of ours sees the message; an error
 there ends the connection, and the message comes again and ends the next one.
@@ -10,10 +10,10 @@ from contextlib import suppress
 from pamqp import decode
 from pamqp.common import FieldTable, FieldValue
 
-# Under this name stand the bytes of headers behind one whose end cannot be told.
+# The name for the bytes that follow a header whose end cannot be found.
 UNDECODED = "x-undecoded-headers"
-# pamqp copies what is left of a table for each of its elements, so that its time grows with the
-# square of the size: 16 KB of empty values take 7 ms, a full frame of 128 KB would take half a
+# pamqp copies the rest of a table for each of its elements, so its time grows with the square of
+# the size: 16 KB of empty values take 7 ms, a full frame of 128 KB would take half a
 # second.
 MAX_TABLE_BYTES = 32 * 1024
 # Values that say their length: tables, arrays, strings, bytes (rabbitmq.com/amqp-0-9-1-errata,
@@ -33,10 +33,10 @@ def install() -> None:
 
 
 def headers(value: bytes) -> tuple[int, FieldValue]:
-    """Decode a table; what cannot be decoded in it is given as its bytes.
+    """Decode a table; a value that cannot be decoded is returned as its bytes.
 
-    That is what is nested deeper than Python recurses, is longer than `MAX_TABLE_BYTES`, or is of a
-    type that AMQP does not know; keys that are not UTF-8 are escaped.
+    Such a value is nested deeper than Python recurses, longer than `MAX_TABLE_BYTES`, or of a type
+    that AMQP does not know. Keys that are not UTF-8 are escaped.
     """
     end = 4 + int.from_bytes(value[:4])
     if end <= MAX_TABLE_BYTES:

@@ -1,4 +1,4 @@
-"""The way in: takes deliveries out of the broker's bytes before the client library reads them.
+"""The intake: takes deliveries out of the broker's bytes before the client library reads them.
 
 The library spends some 30 microseconds on a delivery: it reads each of its three frames with three
 calls, decodes every field, and starts a task for the message. Little of that is needed for a
@@ -19,7 +19,7 @@ from worker.broker.decoders import UNDECODABLE
 from worker.deliveries import Delivery, Outcome
 from worker.messages import Arrival
 
-# A frame is its type, its channel, its size, so many bytes, and an end (AMQP 0-9-1, 2.3.5).
+# A frame is a type, a channel, a size, that many bytes, and an end (AMQP 0-9-1, 2.3.5).
 FRAME = struct.Struct(">BHI")
 FRAME_END = 0xCE
 FRAME_BYTES = FRAME.size + 1
@@ -33,8 +33,8 @@ DELIVER = struct.Struct(">QBB")
 # The size of the body stands behind the class and the weight (2.3.5.2).
 BODY_SIZE = struct.Struct(">Q")
 # What is decoded without a pause, and committed together: large bodies must not keep the loop from
-# the heartbeats, nor all the others from being acked. JSON of empty arrays takes 28 times its bytes
-# once it is decoded. A thousand usual messages have less than this.
+# its heartbeats, nor delay the acks of all other messages. JSON of empty arrays takes 28 times its
+# bytes once it is decoded. A thousand usual messages have less than this.
 BATCH_BYTES = 1024 * 1024
 # Above this, deliveries are read slowly: the largest prefetch of messages of 16 KB comes to it.
 # Above twice as much, they are not kept.
@@ -48,13 +48,13 @@ MOST_FRAME_BYTES = 16 * 1024 * 1024
 
 
 class Intake:
-    """What has arrived and has not been taken yet; belongs to one consumer.
+    """The deliveries that have arrived and have not been taken yet; belongs to one consumer.
 
-    It also counts the bytes of what has not been settled yet, and says when it is full.
+    It also counts the bytes of all deliveries that are not settled, and says when it is full.
     """
 
     def __init__(self, decode: Callable[[Delivery], Arrival]) -> None:
-        """Decode deliveries so, but only when they are taken, or when there is time before."""
+        """Call `decode` for each delivery when it is taken, or earlier when there is time."""
         self._decode = decode
         self._waiting: deque[Delivery] = deque()
         self._ready: deque[Arrival] = deque()
@@ -74,8 +74,8 @@ class Intake:
     def add(self, delivery: Delivery) -> None:
         """Keep a delivery until it is taken, and count its bytes until it is settled.
 
-        One for which there is no room at all is not kept, and must be given back to the broker; and
-        no later one is kept before, because an ack for it would be one for what is missing, too.
+        If there is no room at all, it is not kept and must be returned to the broker. No later
+        delivery is kept until then, because its ack would also be one for those that are missing.
         """
         if self._not_kept or self._held_bytes >= 2 * MOST_HELD_BYTES:
             self._not_kept.append(delivery.tag)
@@ -99,10 +99,10 @@ class Intake:
         return tags
 
     def look_ahead(self, most: int) -> None:
-        """Decode what has arrived, up to this number; large bodies only a few at a time."""
+        """Decode up to this many deliveries, or `BATCH_BYTES`."""
         ready = self._ready
         while self._waiting and len(ready) < most and self._ready_bytes < BATCH_BYTES:
-            # It stays where it is until it has been decoded: none may be missing in the order.
+            # It stays there until it is decoded, so that an error leaves no gap.
             ready.append(self._decode(self._waiting[0]))
             self._ready_bytes += len(self._waiting.popleft().body)
 
@@ -115,15 +115,15 @@ class Intake:
 
 
 class IntakeReader(asyncio.StreamReader):
-    """What the library reads from one connection; its deliveries go to the intake instead.
+    """The stream from which the library reads; deliveries go to the intake instead.
 
-    While the intake is full, little is read from the connection. The library still gets heartbeats
-    then, and sends its own, so that neither side takes the other for dead.
+    While the intake is full, the connection is read slowly. The library still gets heartbeats then,
+    and sends its own, so that neither side takes the other for dead.
     """
 
     def __init__(self, intake: Intake, clock: Callable[[], float] = time.monotonic) -> None:
         """Deliver to this intake; `clock` returns seconds."""
-        # Only the intake pauses the connection: what is left for the library is never much.
+        # Only the intake pauses the connection; little is left for the library.
         super().__init__(limit=MOST_FRAME_BYTES)
         self._intake = intake
         intake.on_room = self._go_on
@@ -151,7 +151,7 @@ class IntakeReader(asyncio.StreamReader):
         self._socket = cast("asyncio.ReadTransport", transport)
 
     def feed_eof(self) -> None:
-        """Take the end of the connection."""
+        """Note that the connection has ended."""
         self._is_paused = False
         super().feed_eof()
 
@@ -175,12 +175,12 @@ class IntakeReader(asyncio.StreamReader):
             super().feed_data(others)
 
     def _take_deliveries(self, data: bytes) -> bytes:
-        """Return the frames of no delivery; keep the last frame if it is not whole."""
+        """Return the frames that belong to no delivery; keep an incomplete last frame."""
         others: list[bytes] = []
         has_deliveries = False
         place, end = 0, len(data)
         self._wanted = FRAME_BYTES
-        # Each frame passes here, so the loop does by itself what it can.
+        # Every frame passes here, so little is left to calls.
         while end - place >= FRAME_BYTES:
             kind, channel, size = FRAME.unpack_from(data, place)
             begins = place + FRAME.size
@@ -214,7 +214,7 @@ class IntakeReader(asyncio.StreamReader):
         return b"".join(others)
 
     def _sign_of_life(self) -> list[bytes]:
-        """Return a heartbeat now and again: the library takes a silent peer for dead."""
+        """Return a heartbeat now and then, because the library takes a silent peer for dead."""
         now = self._clock()
         if now - self._beat_at < BEAT_SECONDS:
             return []
@@ -236,7 +236,7 @@ class IntakeReader(asyncio.StreamReader):
             self._socket.resume_reading()
 
     def _beat(self) -> None:
-        """Stand in for the broker's heartbeats during a pause, and let a little be read."""
+        """Replace the broker's heartbeats during a pause, and let a little be read."""
         self._beats = self._is_paused and self._socket is not None and not self._socket.is_closing()
         if self._beats and self._socket is not None:
             super().feed_data(BEAT)
@@ -245,14 +245,14 @@ class IntakeReader(asyncio.StreamReader):
             asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
 
     def _spend(self, size: int) -> None:
-        """Read no more in a pause once the allowance is spent."""
+        """Stop reading during a pause once the allowance is spent."""
         self._allowance -= size
         if self._allowance <= 0 and self._socket is not None:
             self._socket.pause_reading()
 
     def _begin(self, channel: int, method: bytes) -> None:
         if self._channel is not None:
-            raise ValueError("one begins before the one before is whole")
+            raise ValueError("one begins before the last one is complete")
         self._channel, self._method = channel, method
         # Only now, not as soon as it is full: while nothing is delivered, the broker's answers must
         # be read, such as the one for which a suspect's settlement waits.
@@ -260,10 +260,10 @@ class IntakeReader(asyncio.StreamReader):
             self._pause()
 
     def _add(self, kind: int, payload: bytes) -> None:
-        """Take a frame of the content; with the last one, the delivery is whole.
+        """Take a frame of the content; the last one completes the delivery.
 
-        Raises `ValueError` for one that is not in its place: an ack for all up to a later delivery
-        would also be one for what is missing.
+        Raises `ValueError` for a frame out of order: a delivery would be missing, and the ack of a
+        later one would also be its ack.
         """
         if (kind == HEADER) == bool(self._header):
             raise ValueError("its header does not stand before its body")

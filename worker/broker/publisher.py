@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, HeadersType
+import aiormq
+from aio_pika.abc import AbstractChannel, AbstractConnection, HeadersType
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
@@ -106,9 +107,17 @@ class Publisher:
         to = f"write to exchange {self._name or DEFAULT_EXCHANGE!r}"
         with loss_raised_as(_unconfirmed), requiring(self._needed, self._address, to):
             try:
-                exchange = await self._open()
+                channel = await self._open()
                 async with self._sharing_fate(message.message_id):
-                    await exchange.publish(message, _fitting(routing_key), mandatory=True)
+                    # Its confirm says that it was sent, so nobody waits for the socket.
+                    await channel.basic_publish(
+                        body,
+                        exchange=self._name,
+                        routing_key=_fitting(routing_key),
+                        properties=message.properties,
+                        mandatory=True,
+                        wait=False,
+                    )
             except aio_pika.exceptions.DeliveryError as error:
                 raise BrokerRefused(
                     f"The broker did not accept a message for exchange {self._name!r} "
@@ -139,14 +148,15 @@ class Publisher:
         if same.error is not None:
             raise same.error
 
-    async def _open(self) -> AbstractExchange:
-        """Return the exchange, on a new channel if a refusal has closed the previous one."""
+    async def _open(self) -> aiormq.Channel:
+        """Return the channel, a new one if a refusal has closed the previous one."""
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(
                     publisher_confirms=True, on_return_raises=True
                 )
-            return await self._channel.get_exchange(self._name, ensure=False)
+            # Its abstract class does not have all parameters of `basic_publish`.
+            return cast("aiormq.Channel", await self._channel.get_underlay_channel())
 
 
 def _unconfirmed(reason: str) -> SessionLost:

@@ -1,4 +1,4 @@
-"""sqlite3's connection, with which many statements are one call.
+"""A connection of sqlite3 that runs many statements in one call.
 
 Each call goes to SQLite's thread and back: some 60 microseconds, and several times that while all
 cores are busy. aiosqlite hands `factory` on to sqlite3, and the parameters of a call as they are.
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from worker.store.failures import (
-    Author,
     Failures,
     HandlersFailed,
+    PlainAuthor,
     Refused,
     TransactionEnded,
     WrittenByAnother,
@@ -32,20 +32,20 @@ COMMIT = "COMMIT"
 
 
 class Preceded(NamedTuple):
-    """The parameters of a statement, and what is to be run before it in the same call."""
+    """The parameters of a statement, and the groups that run before it in the same call."""
 
     groups: Sequence[Group]
     parameters: Parameters
     failures: Failures
-    """Those of handlers so far; the call adds to them."""
-    author: Author | None
-    """Whose the statement itself is; None for one of the store itself."""
+    """The handlers' failures so far; the call adds to them."""
+    author: PlainAuthor | None
+    """The author of the statement itself; None for the store's own."""
 
 
 class StatementsConnection(sqlite3.Connection):
-    """Runs what precedes a statement; where one fails, none behind it can commit anything.
+    """Runs the groups before a statement; if one fails, nothing after it can commit.
 
-    That is why they are no calls of their own, sent off together: after an error that made SQLite
+    That is why they are not separate calls, sent off together: after an error that made SQLite
     roll back by itself, each one behind it would commit alone
     (sqlite.org/lang_transaction.html, section 3).
     """
@@ -65,9 +65,9 @@ class StatementsConnection(sqlite3.Connection):
     ) -> sqlite3.Cursor:
         """Run a statement, as sqlite3 does; `parameters` may be `Preceded`.
 
-        A statement of a handler that fails is noted, and the other handlers' are run all the same:
-        one call finds all that fail. Behind it, the store itself may read; any other statement of
-        the store is not run, and `HandlersFailed` is raised instead.
+        A handler's statement that fails is noted, and the other handlers' statements still run, so
+        that one call finds all failures. After a failure, the store may read; instead of any other
+        statement of the store, `HandlersFailed` is raised.
         """
         if not isinstance(parameters, Preceded):
             return super().execute(sql, parameters)
@@ -85,13 +85,13 @@ class StatementsConnection(sqlite3.Connection):
             if group.sql == BEGIN:
                 self._begin()
             elif group.rows is None:
-                # sqlite3 runs no statement many times that controls a transaction.
+                # executemany refuses statements that control transactions.
                 super().execute(group.sql)
             else:
                 self.executemany(group.sql, group.rows)
 
     def _run_for_handlers(
-        self, group: Group, authors: Sequence[Author], failures: Failures
+        self, group: Group, authors: Sequence[PlainAuthor], failures: Failures
     ) -> None:
         rows = iter(group.rows or ())
         last_failed = -1
@@ -106,7 +106,7 @@ class StatementsConnection(sqlite3.Connection):
                 if not self.in_transaction:
                     raise TransactionEnded(str(error)) from error
                 failed = len(authors) - length_hint(rows) - 1
-                # Where it fails before it takes a row, it would fail for each of them.
+                # A statement that fails before it takes a row fails for all rows.
                 is_hopeless = failed == last_failed
                 blamed = authors[failed + 1 :] if is_hopeless else [authors[failed]]
                 for author in blamed:
@@ -118,8 +118,8 @@ class StatementsConnection(sqlite3.Connection):
     def _begin(self) -> None:
         """Begin; raise `WrittenByAnother`, once, if the file is not as this connection left it."""
         super().execute(BEGIN)
-        # Here it costs 2 microseconds, and as a call of its own some 60. Nobody else can commit
-        # from now on.
+        # Here it costs 2 microseconds, and as a call of its own some 60. From now on, nobody else
+        # can commit.
         ((version,),) = super().execute("PRAGMA data_version").fetchall()
         before, self._version = self._version, version
         if before not in (None, version):
@@ -128,7 +128,7 @@ class StatementsConnection(sqlite3.Connection):
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Raise `Refused` for a statement of the store itself that is at fault."""
+    """Raise `Refused` if a statement of the store itself is at fault."""
     try:
         yield
     except WrittenByAnother:

@@ -1,7 +1,7 @@
 """The log: every accepted message, in the transaction of its effect.
 
 One table is the inbox that finds duplicates, the order of each stream, the source of a rebuild and
-the history that people read. Knows no kinds: what it keeps is a stream, a position and a body.
+the history that people read. Knows no kinds: an entry is a stream, a position and a body.
 """
 
 import json
@@ -15,11 +15,11 @@ from worker.store.transaction import Row, StoreTransaction
 Position = tuple[int, str, str]
 """A message's place in its stream: sequence, occurred_at, id."""
 BEFORE_ALL: Position = (-1, "", "")
-# A message costs some time and memory of its own, beside that of its characters.
+# Each message costs some time and memory beside that of its characters.
 MESSAGE_SIZE = 2_000
-# What the event loop decodes and folds without a turn for others: some 10 ms, or one message.
+# What the event loop decodes without a turn for other tasks: some 10 ms, or one message.
 PIECE_SIZE = 1024 * 1024
-# Some 300 bytes each. Every time, the whole stream is looked through for those that come next.
+# Some 300 bytes each. Every query for the next ones searches the whole stream.
 PLACES_AT_ONCE = 25_000
 
 # The pairs travel as one parameter, so that a batch of any size is one query.
@@ -82,7 +82,7 @@ COUNT_OF_EVENT = "SELECT count(*) FROM messages WHERE event_id = ?"
 NUMBER = "SELECT number FROM streams WHERE event_id = ?"
 
 
-# Plain, as sqlite3 takes neither a named tuple nor a bool without asking around what they are.
+# Plain types: sqlite3 has to look for an adapter for a named tuple or a bool.
 Entry = tuple[int, str, int, str, str, int, str, str]
 """One message as the log keeps it: the table's columns, in order."""
 Key = tuple[int, str]
@@ -92,20 +92,20 @@ Piece = dict[int, list[str]]
 
 
 class Source(Protocol):
-    """What messages are read from: a database, or a transaction of it."""
+    """A source of messages: a database, or one of its transactions."""
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return all rows of a query."""
 
 
 async def known(tx: StoreTransaction, keys: Collection[Key]) -> dict[Key, str]:
-    """Give the bodies of those messages that are in the log already."""
+    """Return the bodies of those messages that are already in the log."""
     rows = await tx.fetch_all(KNOWN, (json.dumps(list(keys), ensure_ascii=False),))
     return {(stream, message_id): body for stream, message_id, body in rows}
 
 
 def append(tx: StoreTransaction, entries: Sequence[Entry]) -> None:
-    """Store messages for good, and note how far the file has come and which kinds it holds."""
+    """Add messages to the log; count the commit, and note the kinds that the log holds."""
     if not entries:
         return
     # In the order of the key, so that neighbours in the tree are written together.
@@ -177,7 +177,7 @@ async def kinds(source: Database) -> set[str]:
 
 
 async def is_empty(source: Database) -> bool:
-    """Tell whether no message has been accepted yet."""
+    """Return whether no message has been accepted yet."""
     return not await source.fetch_all("SELECT 1 FROM log LIMIT 1")
 
 

@@ -2,7 +2,7 @@
 
 Promise: every stream's statements stand in the order in which its handlers gave them. Those of
 different streams may overtake each other, which the contract of handlers makes invisible. The
-queue knows whose each statement is, so that the one to blame is found when it fails.
+queue knows the author of each statement, so that a failure is blamed on the right message.
 """
 
 import re
@@ -11,27 +11,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from worker.store.failures import Author
+from worker.store.failures import Author, PlainAuthor
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
 
 
 class Group(NamedTuple):
-    """Statements of one text, and the parameters of each."""
+    """Statements with the same text, and the parameters of each."""
 
     sql: str
     rows: Iterable[Parameters] | None
-    """None for a statement that is run once, without parameters."""
-    authors: Sequence[Author] = ()
-    """Whose each of them is; empty for statements of the store itself."""
+    """None for a statement that runs once, without parameters."""
+    authors: Sequence[PlainAuthor] = ()
+    """The author of each; empty for statements of the store itself."""
 
 
 _QUOTED = re.compile(
     r"""--[^\n]* | /\*.*?(\*/|\Z) | '([^']|'')*' | "([^"]|"")*" | `([^`]|``)*` | \[[^\]]*\]""",
     re.VERBOSE | re.DOTALL,
 )
-# What would end the transaction of all the batch (sqlite.org/lang_conflict.html, ROLLBACK).
+# These would end the whole batch's transaction (sqlite.org/lang_conflict.html, ROLLBACK).
 _ENDING = re.compile(
     r"^[\s;]*(BEGIN|COMMIT|END|ROLLBACK|SAVEPOINT|RELEASE)\b|\bOR\s+ROLLBACK\b", re.IGNORECASE
 )
@@ -53,7 +53,7 @@ def copied(parameters: Parameters) -> Parameters:
     )
 
 
-# Few texts, asked for again and again.
+# There are few texts, and each is checked again and again.
 @lru_cache(maxsize=256)
 def require_harmless(sql: str) -> None:
     """Raise `ValueError` for a statement that would end or begin a transaction."""
@@ -64,23 +64,22 @@ def require_harmless(sql: str) -> None:
 
 
 class Statements:
-    """What waits to be run: statements of the store, and between them groups of handlers'."""
+    """The statements that wait: the store's own, and between them groups of the handlers'."""
 
     def __init__(self) -> None:
         """Begin empty."""
         self._earlier: list[Group] = []
-        """What stands before the groups that may still grow."""
-        self.stream = ""
-        self.author: Author = ""
-        """Whose handler runs, in this stream."""
+        """Those before the groups that may still grow."""
+        self.author: PlainAuthor = Author("")
+        """The author of the statements that are added for handlers."""
         self._begin_groups()
 
     def _begin_groups(self) -> None:
-        self._growing: list[tuple[str, list[Parameters], list[Author]]] = []
+        self._growing: list[tuple[str, list[Parameters], list[PlainAuthor]]] = []
         self._places: dict[str, list[int]] = {}
-        """The text -> where its groups stand."""
+        """Text -> the places of its groups in `_growing`."""
         self._last: dict[str, int] = {}
-        """The stream -> where its last statement stands."""
+        """Stream -> the place of its last statement's group."""
 
     def add(self, sql: str, rows: Iterable[Parameters] | None) -> None:
         """Add a statement of the store itself, behind all that wait."""
@@ -89,7 +88,7 @@ class Statements:
     def add_for_handler(self, sql: str, parameters: Parameters) -> None:
         """Add a statement of the handler that runs, behind those of its stream.
 
-        It goes into the first group of its text that does not stand too early.
+        It joins the first group of its text that does not come before the stream's last statement.
 
         Raises `ValueError` for a statement that would begin or end a transaction.
         """
@@ -97,7 +96,8 @@ class Statements:
         if places is None:
             require_harmless(sql)
             places = self._places[sql] = []
-        stream = self.stream
+        author = self.author
+        stream = author[0]
         index = bisect_left(places, self._last.get(stream, 0))
         if index == len(places):
             places.append(len(self._growing))
@@ -105,10 +105,10 @@ class Statements:
         place = self._last[stream] = places[index]
         _, rows, authors = self._growing[place]
         rows.append(parameters)
-        authors.append(self.author)
+        authors.append(author)
 
     def take(self) -> list[Group]:
-        """Return what waits in the order in which it is to be run, and begin empty again."""
+        """Return all waiting statements in the order in which they must run, and forget them."""
         taken = [*self._earlier, *(Group(*each) for each in self._growing)]
         self._earlier = []
         self._begin_groups()

@@ -1,8 +1,8 @@
 """Streams: each one's number, and its head, the position of its last message.
 
 Streams are numbered as they appear, so that what is written now lies together in the file, however
-random the ids of events are. The head follows from the log and is stored nowhere else: those of the
-streams that live are remembered, the others are read from the log.
+random the ids of events are. The head follows from the log and is stored nowhere else: those of
+active streams are remembered, the others are read from the log.
 """
 
 import json
@@ -19,7 +19,7 @@ REMEMBERED = 10_000
 SNAPSHOTS_BYTES = 8 * 1024 * 1024
 SNAPSHOT_BYTES = 1024 * 1024
 SMALLEST_BYTES = 1_000
-# A longer tail is read from the log, which takes the time to look through the whole stream.
+# A longer tail is read from the log, for which the whole stream is searched.
 TAIL_BYTES = 256 * 1024
 FIND = """
     SELECT streams.event_id, streams.number, log.sequence, log.occurred_at, log.id
@@ -35,7 +35,7 @@ OPEN = "INSERT INTO streams (number, event_id) VALUES (?, ?)"
 
 
 class Snapshot(NamedTuple):
-    """A stream's rows as the messages up to a position make them."""
+    """A stream's rows after all messages up to a position."""
 
     position: Position
     rows: Mapping[str, Values]
@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What it takes of memory, roughly."""
+        """The memory that it takes, roughly."""
         return self.rows_bytes + self.tail_bytes + SMALLEST_BYTES
 
 
@@ -77,23 +77,23 @@ class Stream(NamedTuple):
     head: Position | None
     """None for a stream without messages."""
     snapshot: Snapshot | None = None
-    """Set for some of those to which late messages have come."""
+    """Set for some of the streams that had late messages."""
 
 
 class Streams:
-    """What is known of streams as of the last commit; drop it when a transaction fails."""
+    """What is known of streams since the last commit; drop it when a transaction fails."""
 
     def __init__(self) -> None:
         """Know none."""
-        # The one that was asked for longest ago comes first.
+        # In the order of use, the least recent first.
         self._remembered: dict[str, Stream] = {}
         self._snapshots: dict[str, int] = {}
-        """Event -> the size of its snapshot; the one that was noted longest ago comes first."""
+        """Event -> the size of its snapshot, in the order of noting, the oldest first."""
         self._snapshots_bytes = 0
         self._last_number: int | None = None
 
     async def of(self, tx: StoreTransaction, event_ids: Iterable[str]) -> dict[str, Stream]:
-        """Give the streams of these events; those that are new are opened."""
+        """Return the streams of these events; new ones are opened."""
         streams: dict[str, Stream] = {}
         others: list[str] = []
         for event_id in event_ids:
@@ -122,7 +122,7 @@ class Streams:
         streams.update((event_id, Stream(number, None)) for number, event_id in numbered)
 
     def remember(self, streams: Mapping[str, Stream]) -> None:
-        """Note streams as they are now; forget those that nobody has asked for longest."""
+        """Note streams as they are now; forget the least recently used."""
         for event_id, stream in streams.items():
             self._remembered.pop(event_id, None)
             self._remembered[event_id] = stream

@@ -1,8 +1,8 @@
 """One SQLite transaction: what handlers see of it, and the store's own part.
 
-A handler's `execute` costs no call of SQLite: statements wait until they are needed. Those of one
-text are then run with one `executemany` (statements.py), and all in one call (driver.py). What
-fails is noted in a register (failures.py).
+A handler's `execute` does not call SQLite: statements wait until they are needed. Those with the
+same text then run with one `executemany` (statements.py), and all of them in one call (driver.py).
+Failures are noted in a register (failures.py).
 """
 
 import asyncio
@@ -13,13 +13,12 @@ from pathlib import Path
 
 import aiosqlite
 
-from worker.messages import AnyMessage
 from worker.store.driver import COMMIT, Preceded
-from worker.store.failures import Author, Register
+from worker.store.failures import PlainAuthor, Register
 from worker.store.statements import Parameters, Statements, copied, require_harmless
 
 Row = sqlite3.Row
-# Stands behind the statements that wait where nothing is asked.
+# Follows the statements that wait when nothing is asked.
 NOTHING = "SELECT 1 WHERE FALSE"
 COMMITS = "SELECT commits FROM file"
 
@@ -28,7 +27,7 @@ class Transaction:
     """What the handler of one message writes and reads through.
 
     Writes are deferred: SQLite runs them when something is fetched or the batch commits. So
-    `try: await tx.execute(...)` catches no error of the statement. Say in the statement what is to
+    `try: await tx.execute(...)` catches no error of the statement. Say in the statement what should
     happen instead (`ON CONFLICT ... DO ...`), or fetch first and then decide.
     """
 
@@ -72,16 +71,15 @@ class StoreTransaction:
         """Work on a connection to this file, on which a transaction begins or has begun."""
         self._connection = connection
         self.statements = Statements()
-        """Those that wait."""
+        """The statements that wait."""
         self.register = Register(path)
         """What has gone wrong."""
         self._for_handlers = Transaction(self)
         self._depth = 0
 
-    def of_stream(self, event_id: str, message: AnyMessage | None = None) -> Transaction:
-        """Return what the handler of a stream's message writes and reads through until the next."""
-        self.statements.stream = event_id
-        self.statements.author = message or event_id
+    def for_author(self, author: PlainAuthor) -> Transaction:
+        """Return what an author writes and reads through, until this is called for the next one."""
+        self.statements.author = author
         return self._for_handlers
 
     async def fetch_for_handler(self, sql: str, parameters: Parameters) -> list[Row]:
@@ -92,8 +90,8 @@ class StoreTransaction:
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run what waits, and return all rows of a query of the store itself.
 
-        It goes on where handlers have failed: rows of their streams may be wrong, those of others
-        are right. Raises `Refused` for a statement of the store.
+        It also works after handlers have failed: rows of their streams may be wrong, those of other
+        streams are right. Raises `Refused` for a statement of the store.
         """
         return await self._call(sql, parameters)
 
@@ -106,7 +104,7 @@ class StoreTransaction:
         self.register.require_no_failure()
 
     def forget(self) -> None:
-        """Drop the statements that wait, and the failures of those before; undo those yourself."""
+        """Drop the statements that wait, and forget failures; the caller undoes what has run."""
         self.statements.take()
         self.register.forget()
 
@@ -120,7 +118,7 @@ class StoreTransaction:
 
         Raises what `flush` does for statements of the block, or for some that waited before it.
         """
-        # A name of its own: what undoes this one must not be taken for one within it.
+        # Each level has a name of its own, so that no rollback is taken for that of an inner one.
         name = f"part_{self._depth}"
         await self.run(f"SAVEPOINT {name}")
         self._depth += 1
@@ -129,7 +127,7 @@ class StoreTransaction:
             await self.flush()
         except Exception:
             self.forget()
-            # Also where a handler has caught it and raised another: no message is at fault.
+            # Even if a handler caught it and raised another error, no message is at fault.
             self.register.require_house()
             self.add(f"ROLLBACK TO {name}")
             raise
@@ -163,10 +161,10 @@ class StoreTransaction:
         await self.flush()
 
     async def _call(
-        self, sql: str, parameters: Parameters = (), author: Author | None = None
+        self, sql: str, parameters: Parameters = (), author: PlainAuthor | None = None
     ) -> list[Row]:
         register = self.register
-        # A handler that catches an error must not make the batch look whole.
+        # A handler that catches an error must not make the batch look complete.
         register.require_none_for(author)
         before = self.statements.take()
         try:
