@@ -12,8 +12,9 @@ Apart from the places that tests/unit/test_tasks.py lists with their reasons, `.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -60,6 +61,48 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
         if not task.done():
             await end(task)
     raise TimeoutError
+
+
+@types.coroutine
+def contained(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Do other people's work; raise `RuntimeError` if it cancels the task in which it runs.
+
+    A cancellation from elsewhere arrives between two steps of the work, and is passed to it.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("There is no task that could be cancelled.")
+    step: Callable[[Any], Any] = work.send
+    value: Any = None
+    while True:
+        before = task.cancelling()
+        try:
+            waits_for = step(value)
+        except StopIteration as ended:
+            return cast("T", ended.value)
+        finally:
+            if task.cancelling() > before:
+                yield from _refuse(task, before, work)
+        try:
+            step, value = work.send, (yield waits_for)
+        except BaseException as error:  # noqa: BLE001 - the work is told
+            step, value = work.throw, error
+
+
+def _refuse(
+    task: asyncio.Task[Any], before: int, work: Coroutine[Any, Any, object]
+) -> Generator[None, None, None]:
+    """Take back the cancellations that work has asked for, end the work, and raise."""
+    while task.cancelling() > before:
+        task.uncancel()
+    try:
+        # Before Python 3.13, a cancellation that was taken back is raised all the same, once.
+        yield
+    except asyncio.CancelledError:
+        if task.cancelling() > before:
+            raise
+    work.close()
+    raise RuntimeError("A handler must not cancel the task in which it runs.")
 
 
 async def first_of(
