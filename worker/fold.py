@@ -23,7 +23,6 @@ from worker.store.log import Position
 from worker.store.streams import Snapshot, Stream
 from worker.store.tables import Values, insertion
 from worker.store.transaction import StoreTransaction
-from worker.tasks import contained
 
 # Other tasks wait no longer than 50 milliseconds, some of which a piece of the log may take to be
 # decoded, and a single message to be applied.
@@ -130,11 +129,8 @@ def _author(event_id: str, body: str) -> Author:
 def apply(
     registry: Registry, tx: StoreTransaction, author: PlainAuthor, message: AnyMessage
 ) -> Awaitable[None]:
-    """Run the handler of a message; raises whatever the handler raises.
-
-    Raises `RuntimeError` if it cancels the task that runs it.
-    """
-    return contained(registry.handlers[message.kind](tx.for_author(author), message))
+    """Run the handler of a message; raises whatever the handler raises."""
+    return registry.handlers[message.kind](tx.for_author(author), message)
 
 
 async def fold(

@@ -19,6 +19,7 @@ from worker.store.connection import Writer
 from worker.store.failures import Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
+from worker.tasks import SelfCancelled, contained
 
 # Batches are this large only while a backlog is worked off.
 BACKLOG_MESSAGES = 800
@@ -222,7 +223,12 @@ class Projector:
         if isolation is not None:
             for addition in additions.values():
                 isolation.begin(addition)
-        orphans = await self._apply(tx, additions, isolation)
+        try:
+            orphans = await contained(self._apply(tx, additions, isolation))
+        except SelfCancelled as error:
+            # Or an earlier one; it is found when it is alone.
+            tx.register.raise_for_handler(error, tx.statements.author)
+            raise
         streams.remember(
             {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
         )

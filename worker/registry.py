@@ -7,7 +7,7 @@ order (fold.py), and no SQL beyond the tables' definitions.
 
 import inspect
 import typing
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -21,7 +21,7 @@ from worker.store.schemas import SchemaMistake, require_schemas
 from worker.store.tables import REMOVAL, may_be_named
 from worker.store.transaction import Transaction
 
-Handler = Callable[[Transaction, Message[P]], Coroutine[Any, Any, None]]
+Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
 H = TypeVar("H", bound=Callable[..., Any])
 
 LARGEST_VERSION = 2**63 - 1  # the largest integer in SQLite
@@ -61,7 +61,7 @@ class Registry:
     def __init__(self) -> None:
         """Start empty."""
         self._kinds: dict[str, _Registration] = {}
-        self.handlers: dict[str, Callable[[Transaction, Any], Coroutine[Any, Any, None]]] = {}
+        self.handlers: dict[str, Callable[[Transaction, Any], Awaitable[None]]] = {}
         """Kind -> handler; filled by `on`."""
         self._projections: dict[str, Projection] = {}
 

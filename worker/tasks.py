@@ -14,7 +14,7 @@ Apart from the places that tests/unit/test_tasks.py lists with their reasons, `.
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -63,36 +63,42 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
     raise TimeoutError
 
 
+class SelfCancelled(Exception):
+    """Other people's code has cancelled the task in which it runs."""
+
+
 @types.coroutine
 def contained(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Do other people's work; raise `RuntimeError` if it cancels the task in which it runs.
+    """Do work that runs other people's code; raise `SelfCancelled` if it cancels its own task.
 
-    A cancellation from elsewhere arrives between two steps of the work, and is passed to it.
+    Such a cancellation is taken back, and the work goes on to its end. One from elsewhere arrives
+    between two steps of the work, and is passed to it.
     """
     task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("There is no task that could be cancelled.")
     step: Callable[[Any], Any] = work.send
     value: Any = None
+    has_cancelled = False
     while True:
-        before = task.cancelling()
+        before = task.cancelling() if task else 0
         try:
             waits_for = step(value)
         except StopIteration as ended:
-            return cast("T", ended.value)
+            result: T = ended.value
+            break
         finally:
-            if task.cancelling() > before:
-                yield from _refuse(task, before, work)
+            if task and task.cancelling() > before:
+                has_cancelled = True
+                yield from _take_back(task, before)
         try:
             step, value = work.send, (yield waits_for)
-        except BaseException as error:  # noqa: BLE001 - the work is told
+        except BaseException as error:  # noqa: BLE001 - the work gets it
             step, value = work.throw, error
+    if has_cancelled:
+        raise SelfCancelled("A handler must not cancel the task in which it runs.")
+    return result
 
 
-def _refuse(
-    task: asyncio.Task[Any], before: int, work: Coroutine[Any, Any, object]
-) -> Generator[None, None, None]:
-    """Take back the cancellations that work has asked for, end the work, and raise."""
+def _take_back(task: asyncio.Task[Any], before: int) -> Generator[None, None, None]:
     while task.cancelling() > before:
         task.uncancel()
     try:
@@ -101,8 +107,6 @@ def _refuse(
     except asyncio.CancelledError:
         if task.cancelling() > before:
             raise
-    work.close()
-    raise RuntimeError("A handler must not cancel the task in which it runs.")
 
 
 async def first_of(
