@@ -70,8 +70,10 @@ class Rejected:
     detail: str
 
     def __post_init__(self) -> None:
-        """Truncate a long detail, because it goes into a header and a log line."""
-        object.__setattr__(self, "detail", self.detail[:DETAIL_MAX_CHARACTERS])
+        """Truncate a long detail and escape lone surrogates: it goes into a header and a log."""
+        start = self.detail[:DETAIL_MAX_CHARACTERS]
+        sendable = start.encode(errors="backslashreplace").decode()
+        object.__setattr__(self, "detail", sendable[:DETAIL_MAX_CHARACTERS])
 
 
 class Verdict(StrEnum):

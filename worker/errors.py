@@ -5,6 +5,17 @@ Anything else is a bug and shows its traceback.
 """
 
 
+def described(error: BaseException) -> str:
+    """Return the type and text of an error of other people's code, whatever its `__str__` does."""
+    try:
+        text = str(error)
+    except MemoryError:
+        raise
+    except BaseException as failed:  # noqa: BLE001 - also SystemExit and the like
+        text = f"(its text cannot be read: {type(failed).__name__})"
+    return f"{type(error).__name__}: {text}"
+
+
 class WorkerError(Exception):
     """Something went wrong; `hint` says what to do about it."""
 

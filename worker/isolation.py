@@ -5,14 +5,13 @@ its own from then on, and rejected after its last attempt. If it is an older mes
 late message has come before it: the late one is rejected, with the name of the one that it breaks.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from worker.deliveries import Reason, Rejected
-from worker.fold import Turns, apply, fold, is_late, position
+from worker.fold import Addition, Turns, apply, fold, is_late, position
 from worker.messages import AnyMessage
 from worker.registry import Registry
 from worker.store.failures import Author, Failure, HandlersFailed, PlainAuthor
-from worker.store.log import Position
 from worker.store.transaction import StoreTransaction
 
 # A handler sees only the message and the database, so a failure usually repeats itself. But other
@@ -30,11 +29,12 @@ class Isolation:
     def __init__(self, suspect: Author, good: Iterable[str] = ()) -> None:
         """Begin with the author of the first failure, and with the ids of good new messages."""
         self.rejected: dict[str, Rejected] = {}
-        """Message id -> why."""
+        """Body -> why. A publisher may use an id again for other content, which may not fail."""
         self._suspect = suspect
         self._suspects: Collection[str | None] = [suspect.message_id]
         self._good = frozenset(good)
-        self._new: frozenset[str] = frozenset()
+        self._new: Mapping[str, str] = {}
+        """Message id -> body."""
         self._late: Sequence[str] = ()
         self._attempts = 0
 
@@ -42,9 +42,10 @@ class Isolation:
         """Return a fresh start for a trial of other messages after these good ones."""
         return Isolation(self._suspect, good)
 
-    def begin(self, accepted: Sequence[AnyMessage], head: Position | None) -> None:
-        """Note which new messages are about to be applied, to a stream with this head."""
-        self._new = frozenset(each.id for each in accepted)
+    def begin(self, addition: Addition) -> None:
+        """Note which new messages are about to be applied to the stream."""
+        accepted, head = addition.messages, addition.stream.head
+        self._new = {each.id: body for each, body in zip(accepted, addition.bodies, strict=True)}
         self._late = [
             each.id
             for each in accepted
@@ -69,7 +70,7 @@ class Isolation:
                     raise
         self._reject(
             [message.id],
-            f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: {failure}",
+            rejection(message, failure),
         )
         return None
 
@@ -89,13 +90,25 @@ class Isolation:
         """Reject several late messages at once, but a single one only after its last attempt."""
         self._attempts += 1
         if self.has_several_late or self._attempts == HANDLER_ATTEMPTS:
-            self._reject(
-                self._late or self._new - self._good, f"The message is late, and {_broken(failure)}"
-            )
+            self._reject(self._late or self._new.keys() - self._good, _rejection_of_late(failure))
 
-    def _reject(self, ids: Iterable[str], detail: str) -> None:
+    def _reject(self, ids: Iterable[str], rejected: Rejected) -> None:
         for each in ids:
-            self.rejected[each] = Rejected(Reason.HANDLER_FAILED, detail)
+            self.rejected[self._new[each]] = rejected
+
+
+def rejection(message: AnyMessage, failure: Failure) -> Rejected:
+    """Return why a message is rejected whose last attempt ended with this failure."""
+    if failure.author.message_id != message.id:
+        return _rejection_of_late(failure)
+    return Rejected(
+        Reason.HANDLER_FAILED,
+        f"The handler of {message.kind!r} failed {HANDLER_ATTEMPTS} times: {failure}",
+    )
+
+
+def _rejection_of_late(failure: Failure) -> Rejected:
+    return Rejected(Reason.HANDLER_FAILED, f"The message is late, and {_broken(failure)}")
 
 
 def _broken(failure: Failure) -> str:

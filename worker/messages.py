@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from worker.deliveries import Delivery, Reason, Rejected
+from worker.errors import described
 from worker.strict_json import require_strict
 
 DETAIL_MAX_ERRORS = 3
@@ -164,7 +165,7 @@ def decode(wire: Wire, delivery: Delivery, max_bytes: int) -> AnyMessage | Rejec
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a model's own validator, which may raise anything
-        detail = f"The model of its payload failed: {type(error).__name__}: {error}"
+        detail = f"The model of its payload failed: {described(error)}"
         return Rejected(Reason.BAD_PAYLOAD, detail)
     return message
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
 from worker.fold import Addition, Turns, apply, fold
-from worker.isolation import Isolation, TrialEnded
+from worker.isolation import HANDLER_ATTEMPTS, Isolation, TrialEnded, rejection
 from worker.late import fold_late, fold_whole
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
@@ -19,6 +19,7 @@ from worker.store.connection import Writer
 from worker.store.failures import Failure, HandlersFailed, Refused
 from worker.store.streams import Stream, Streams
 from worker.store.transaction import StoreTransaction
+from worker.tasks import SelfCancelled, contained
 
 # Batches are this large only while a backlog is worked off.
 BACKLOG_MESSAGES = 800
@@ -92,7 +93,11 @@ class Projector:
                     self._wary_batches = WARY_BATCHES
             return await self._commit_together(messages, meanwhile)
         except HandlersFailed as failed:
-            return await self._commit_apart(messages, failed.failures)
+            failures = failed.failures
+        try:
+            return await self._commit_apart(messages, failures)
+        except HandlersFailed:
+            return await self._commit_in_parts(messages)
 
     async def _commit_unseen(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
@@ -111,32 +116,47 @@ class Projector:
     async def _commit_apart(
         self, messages: Sequence[_Message], failures: Mapping[str, Failure]
     ) -> list[Outcome]:
-        """Commit a batch without the messages that fail; find those stream by stream."""
+        """Commit a batch without the messages that fail; find those stream by stream.
+
+        Raises `HandlersFailed` if a message fails now that was not found, as by chance.
+        """
         streams_of_batch: dict[str, list[_Message]] = {}
         for each in messages:
             streams_of_batch.setdefault(each[2], []).append(each)
-        rejected: dict[str, dict[str, Rejected]] = {event_id: {} for event_id in streams_of_batch}
-        while True:
-            try:
-                async with self._transaction(messages) as (tx, streams):
-                    for event_id, failure in failures.items():
-                        left = _without(rejected[event_id], streams_of_batch[event_id])
-                        isolation = Isolation(failure.author)
-                        found = await self._find_failing(tx, streams, isolation, [], left)
-                        rejected[event_id].update(found)
-                    left = [each for each in messages if each[1].id not in rejected[each[2]]]
-                    outcomes = iter(await self._write(tx, left, streams))
-            except HandlersFailed as failed:
-                # Some handler fails only now and then.
-                failures = failed.failures
-            else:
-                break
+        rejected: dict[str, Rejected] = {}
+        async with self._transaction(messages) as (tx, streams):
+            for event_id, failure in failures.items():
+                isolation, of_stream = Isolation(failure.author), streams_of_batch[event_id]
+                rejected |= await self._find_failing(tx, streams, isolation, [], of_stream)
+            left = _without(rejected, messages)
+            outcomes = iter(await self._write(tx, left, streams))
         return [
-            _rejected(each, rejected[each[2]][each[1].id])
-            if each[1].id in rejected[each[2]]
-            else next(outcomes)
+            _rejected(each, rejected[body]) if (body := _body(each)) in rejected else next(outcomes)
             for each in messages
         ]
+
+    async def _commit_in_parts(self, messages: Sequence[_Message]) -> list[Outcome]:
+        """Commit a batch whose messages fail by chance, or only beside others."""
+        async with self._transaction(messages) as (tx, streams):
+            return await self._keep(tx, messages, streams)
+
+    async def _keep(
+        self, tx: StoreTransaction, messages: Sequence[_Message], streams: Streams
+    ) -> list[Outcome]:
+        """Write messages; write each half by itself if that fails, and reject a single message."""
+        is_single = len(messages) == 1
+        for _ in range(HANDLER_ATTEMPTS if is_single else 1):
+            try:
+                async with tx.savepoint():
+                    return await self._write(tx, messages, streams)
+            except HandlersFailed as failed:
+                failure = next(iter(failed.failures.values()))
+        if is_single:
+            (each,) = messages
+            return [_rejected(each, rejection(each[1], failure))]
+        middle = len(messages) // 2
+        first = await self._keep(tx, messages[:middle], streams)
+        return [*first, *await self._keep(tx, messages[middle:], streams)]
 
     @asynccontextmanager
     async def _transaction(
@@ -159,7 +179,7 @@ class Projector:
     ) -> Mapping[str, Rejected]:
         """Return the messages of a stream that cannot be applied after good ones; write nothing.
 
-        Maps message id -> reason.
+        Maps body -> reason.
         """
         while left := _without(isolation.rejected, messages):
             try:
@@ -202,8 +222,13 @@ class Projector:
         outcomes = self._accept(tx, messages, known, additions)
         if isolation is not None:
             for addition in additions.values():
-                isolation.begin(addition.messages, addition.stream.head)
-        orphans = await self._apply(tx, additions, isolation)
+                isolation.begin(addition)
+        try:
+            orphans = await contained(self._apply(tx, additions, isolation))
+        except SelfCancelled as error:
+            # Or an earlier one; it is found when it is alone.
+            tx.register.raise_for_handler(error, tx.statements.author)
+            raise
         streams.remember(
             {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
         )
@@ -286,7 +311,11 @@ class Projector:
 
 
 def _without(rejected: Mapping[str, Rejected], messages: Sequence[_Message]) -> list[_Message]:
-    return [each for each in messages if each[1].id not in rejected]
+    return [each for each in messages if _body(each) not in rejected]
+
+
+def _body(each: _Message) -> str:
+    return each[0].body.decode()
 
 
 def _rejected(each: _Message, rejected: Rejected) -> Outcome:

@@ -12,7 +12,8 @@ Apart from the places that tests/unit/test_tasks.py lists with their reasons, `.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,6 +61,52 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
         if not task.done():
             await end(task)
     raise TimeoutError
+
+
+class SelfCancelled(Exception):
+    """Other people's code has cancelled the task in which it runs."""
+
+
+@types.coroutine
+def contained(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Do work that runs other people's code; raise `SelfCancelled` if it cancels its own task.
+
+    Such a cancellation is taken back, and the work goes on to its end. One from elsewhere arrives
+    between two steps of the work, and is passed to it.
+    """
+    task = asyncio.current_task()
+    step: Callable[[Any], Any] = work.send
+    value: Any = None
+    has_cancelled = False
+    while True:
+        before = task.cancelling() if task else 0
+        try:
+            waits_for = step(value)
+        except StopIteration as ended:
+            result: T = ended.value
+            break
+        finally:
+            if task and task.cancelling() > before:
+                has_cancelled = True
+                yield from _take_back(task, before)
+        try:
+            step, value = work.send, (yield waits_for)
+        except BaseException as error:  # noqa: BLE001 - the work gets it
+            step, value = work.throw, error
+    if has_cancelled:
+        raise SelfCancelled("A handler must not cancel the task in which it runs.")
+    return result
+
+
+def _take_back(task: asyncio.Task[Any], before: int) -> Generator[None, None, None]:
+    while task.cancelling() > before:
+        task.uncancel()
+    try:
+        # Before Python 3.13, a cancellation that was taken back is raised all the same, once.
+        yield
+    except asyncio.CancelledError:
+        if task.cancelling() > before:
+            raise
 
 
 async def first_of(

@@ -1,6 +1,7 @@
 import asyncio
 import random
 from asyncio import CancelledError
+from collections import Counter as Counted
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from worker.deliveries import Outcome
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.registry import Registry
 
+# Far beyond what any batch here takes.
+ENDLESS_RUNS = 5_000
 NOTES = "SELECT event_id, text FROM notes ORDER BY event_id"
 LOGGED = "SELECT id FROM log ORDER BY id"
 FORBIDDEN = "CREATE TRIGGER kept BEFORE DELETE ON notes BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -94,6 +97,13 @@ def flaky_notebook(left: Failures) -> Registry:
             raise TimeoutError("not yet")
 
     return registry
+
+
+class Unspeakable(Exception):
+    """An error that cannot be put into words."""
+
+    def __str__(self) -> str:
+        raise SystemExit
 
 
 def detail_of(outcome: Outcome) -> str:
@@ -181,6 +191,19 @@ class TestHandlerThatFails:
 
         assert verdicts(outcomes) == ["handler_failed", "applied"]
 
+    @pytest.mark.parametrize("second", ["written", "raised"])
+    async def test_takes_no_other_content_of_its_id_along(
+        self, tmp_path: Path, second: str
+    ) -> None:
+        """The other message is tried by itself, as it would be in the next batch."""
+        batch = [said("raised", "a", "one", id="i"), said(second, "a", "two", id="i")]
+
+        outcomes = await project(tmp_path / "a.db", batch, registry=notebook())
+        one_by_one = await project(tmp_path / "b.db", *([e] for e in batch), registry=notebook())
+
+        assert verdicts(outcomes) == verdicts(one_by_one)
+        assert [o.rejected for o in outcomes] == [o.rejected for o in one_by_one]
+
     async def test_decides_the_rest_of_the_batch_as_ever(self, tmp_path: Path) -> None:
         """Duplicates, late messages and conflicts are found one by one, too."""
         first = said("written", "a", "2", id="m", sequence=2)
@@ -265,6 +288,51 @@ class TestRetry:
         assert verdicts(outcomes) == ["handler_failed"]
         assert counted.runs == 4
 
+    async def test_ends_if_handlers_fail_at_random(self, tmp_path: Path) -> None:
+        """No batch is so large that none of its passes succeeds."""
+        registry, random_ = notebook(), random.Random(1)
+
+        @registry.on("flaky")
+        async def flaky(tx: Transaction, message: Message[Text]) -> None:
+            await written(tx, message)
+            if counter.runs > ENDLESS_RUNS:
+                pytest.exit("The batch is tried without end.")
+            if random_.random() < 0.1:
+                raise TimeoutError("now and then")
+
+        counter = Counter(registry)
+        streams = [f"e-{n % 30}" for n in range(200)]
+
+        outcomes = await project(
+            tmp_path / "p.db", [said("flaky", each, "1") for each in streams], registry=registry
+        )
+
+        failed = {o.message_id for o in outcomes if o.rejected}
+        applied = Counted(o.event_id for o in outcomes if o.message_id not in failed)
+        assert len(failed) <= 2
+        assert dict(rows(tmp_path / "p.db", NOTES)) == {e: "1" * n for e, n in applied.items()}
+        assert (await audited(tmp_path / "p.db", flaky_notebook(Failures(0)))).differing == 0
+
+    async def test_ends_if_a_handler_fails_beside_another_stream(self, tmp_path: Path) -> None:
+        """The first of two that tolerate no neighbour is applied, in spite of the contract."""
+        registry = notebook()
+
+        @registry.on("alone")
+        async def alone(tx: Transaction, message: Message[Text]) -> None:
+            if counter.runs > ENDLESS_RUNS:
+                pytest.exit("The batch is tried without end.")
+            if await tx.fetch_one("SELECT 1 FROM notes"):
+                raise LookupError("a crowd")
+            await written(tx, message)
+
+        counter = Counter(registry)
+        batch = [said("alone", "a", "1"), said("alone", "b", "1"), said("written", "c", "1")]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied", "handler_failed", "applied"]
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "1"), ("c", "1")]
+
 
 class TestOutcomeOfAHandler:
     @pytest.mark.parametrize(
@@ -326,6 +394,67 @@ class TestOutcomeOfAHandler:
 
         assert before == []
         assert verdicts(outcomes) == ["applied", "applied"]
+
+    async def test_is_a_failure_if_it_cancels_its_task(self, tmp_path: Path) -> None:
+        """The task goes on, and its neighbours commit, whether or not the handler awaits."""
+        registry = notebook()
+
+        @registry.on("cancelled")
+        async def cancelled(tx: Transaction, message: Message[Text]) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            if message.payload.text:
+                await tx.fetch_all("SELECT 1")
+
+        batch = [said("written", "a", "1"), said("cancelled", "x"), said("cancelled", "y", "2")]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied", "handler_failed", "handler_failed"]
+        assert "must not cancel the task" in detail_of(outcomes[1])
+        assert rows(tmp_path / "p.db", NOTES) == [("a", "1")]
+
+    @pytest.mark.parametrize(
+        ("error", "detail"),
+        [
+            (Unspeakable(), "Unspeakable: (its text cannot be read: SystemExit)"),
+            (ValueError("\ud800"), "ValueError: \\ud800"),
+        ],
+        ids=["raises", "surrogate"],
+    )
+    async def test_has_a_text_that_can_be_sent(
+        self, tmp_path: Path, error: Exception, detail: str
+    ) -> None:
+        """Whatever the text of an error is, its message gets a detail for a header."""
+        registry = notebook()
+
+        @registry.on("exploded")
+        async def exploded(tx: Transaction, message: Message[Text]) -> None:
+            raise error
+
+        (outcome,) = await project(tmp_path / "p.db", [said("exploded", "x")], registry=registry)
+
+        assert detail_of(outcome).endswith(f" failed 3 times: {detail}")
+
+    async def test_is_a_failure_if_a_parameter_ends_the_process(self, tmp_path: Path) -> None:
+        """SQLite's thread asks a parameter for its value, which may raise anything."""
+        registry = notebook()
+
+        class Exits:
+            def __conform__(self, protocol: object) -> None:
+                raise SystemExit(3)
+
+        @registry.on("exploded")
+        async def exploded(tx: Transaction, message: Message[Text]) -> None:
+            parameters: Any = ("x", Exits())
+            await tx.execute("INSERT INTO notes VALUES (?, ?)", parameters)
+
+        batch = [said("written", "a", "1"), said("exploded", "x")]
+
+        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
+
+        assert verdicts(outcomes) == ["applied", "handler_failed"]
 
 
 class Counter:

@@ -100,7 +100,8 @@ class StatementsConnection(sqlite3.Connection):
                 with self._guard.guarding(group.sql):
                     self.executemany(group.sql, rows)
                 return
-            except Exception as error:
+            except BaseException as error:
+                # Also SystemExit and the like, which the class of a parameter may raise.
                 if not blames_statement(error):
                     raise
                 if not self.in_transaction:

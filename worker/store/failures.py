@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from worker.errors import StoreUnusable
+from worker.errors import StoreUnusable, described
 from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory, written_by_another
 
 
@@ -46,7 +46,7 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         """Return the error's type and text, for people."""
-        return f"{type(self.error).__name__}: {self.error}"
+        return described(self.error)
 
 
 Failures = dict[str, Failure]

@@ -38,7 +38,7 @@ def primary_code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def blames_statement(error: Exception) -> bool:
+def blames_statement(error: BaseException) -> bool:
     """Return whether the statement is at fault, not the moment, the file, or a lack of memory."""
     if isinstance(error, sqlite3.Error):
         return primary_code(error) not in _MOMENT | _DAMAGE
