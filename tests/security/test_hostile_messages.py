@@ -11,7 +11,7 @@ from tests.chaos.footprint import Footprint
 from tests.cli.commands import run_command
 from tests.database import change, locked, rows
 from tests.oracle import expected_rows
-from tests.processes import StartWorker, environment, worker_process
+from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.queues import Queues
 from tests.waiting import eventually
 
@@ -97,11 +97,7 @@ class TestLargeMessages:
                 await worker.wait_for_log("resumed", times=len(worker.said("holding")))
                 holds = len(worker.said("holding"))
                 with locked(database):
-                    await eventually(
-                        lambda holds=holds: (
-                            len(worker.said("holding")) > holds or worker.settled == 1_001
-                        )
-                    )
+                    await eventually(partial(has_held, worker, holds + 1, 1_001))
             await worker.wait_until_settled(1_001)
 
             assert rows(database) == expected_rows([first, *others])
@@ -124,6 +120,11 @@ class TestLargeMessages:
         assert worker.total("rejected") == 150
         assert {letter.body for letter in letters} == {large}
         assert Footprint.of(worker.pid).peak_kibibytes < MAX_KIBIBYTES
+
+
+def has_held(worker: WorkerProcess, holds: int, messages: int) -> bool:
+    """Return whether it has held so often, or has settled all messages and so cannot."""
+    return len(worker.said("holding")) == holds or worker.settled == messages
 
 
 async def is_empty(queues: Queues) -> bool:
