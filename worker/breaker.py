@@ -9,9 +9,9 @@ dead-lettered. The limit is
 - `FAILURES_OF_A_PROVEN_KIND` (1,000) otherwise: the handler works, so a burst of bad messages is
   more likely than a bad deployment, and must not hold up all other messages.
 
-A message that is redelivered counts once. A batch in which any message of the kind is applied
-resets the count to zero. So a few bad messages hold up nobody, and no kind makes more dead letters
-in a row than its limit.
+A message that is redelivered counts once. A batch in which any message of the kind is applied, or
+was applied earlier (a duplicate), resets the count to zero. So a few bad messages hold up nobody,
+and no kind makes more dead letters in a row than its limit and one batch.
 
 While the breaker is open, the same batch is retried with backoff. The breaker closes when a message
 of the kind is applied, or when the count falls below the limit. A fixed release starts with a
@@ -30,7 +30,7 @@ FAILURES_OF_A_PROVEN_KIND = 1_000
 Key = tuple[str | None, str | None]
 """A message's event and its id."""
 
-_HANDLED = (Verdict.APPLIED, Verdict.LATE, Verdict.ORPHAN)
+_APPLIED = (Verdict.APPLIED, Verdict.LATE, Verdict.ORPHAN)
 
 
 class Breaker:
@@ -49,13 +49,13 @@ class Breaker:
         """
         if not self._failures:
             return
-        applied = {each.kind for each in outcomes if each.verdict in _HANDLED}
-        self._proven |= applied
-        for kind in self._in_a_row.keys() & applied:
+        self._proven |= {each.kind for each in outcomes if each.verdict in _APPLIED}
+        good = {each.kind for each in outcomes if each.verdict is not Verdict.REJECTED}
+        for kind in self._in_a_row.keys() & good:
             del self._in_a_row[kind]
         failed: dict[str | None, list[Outcome]] = {}
         for each in outcomes:
-            if each.verdict is Verdict.REJECTED and each.kind not in applied and _failed(each):
+            if each.verdict is Verdict.REJECTED and each.kind not in good and _failed(each):
                 failed.setdefault(each.kind, []).append(each)
         for kind, failures in failed.items():
             self._count(kind, failures)

@@ -156,6 +156,21 @@ class TestATopologyThatChanged:
         assert "topology apply" in line["hint"]
         assert len(worker.said("connected")) == 1
 
+    async def test_gets_the_binding_of_its_dead_letters_again(
+        self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess
+    ) -> None:
+        """Dead letters have a route again within seconds after somebody has removed it."""
+        async with queues.channel() as channel:
+            queue = await channel.get_queue(queues.dead_letters)
+            await queue.unbind(queues.dead_letters, "")
+
+        async def is_bound() -> bool:
+            return f"{queues.dead_letters}\t{queues.dead_letters}" in await bindings(node)
+
+        await eventually(is_bound, every=0.5)
+        await queues.publish([b"no JSON"])
+        await worker.wait_for_log("dead_lettered")
+
     async def test_without_its_binding_stays_so_until_it_is_applied(
         self, queues: Queues, node: RabbitMQNode, worker: WorkerProcess, start_command: StartWorker
     ) -> None:

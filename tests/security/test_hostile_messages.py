@@ -11,13 +11,14 @@ from tests.chaos.footprint import Footprint
 from tests.cli.commands import run_command
 from tests.database import change, locked, rows
 from tests.oracle import expected_rows
-from tests.processes import StartWorker, environment, worker_process
+from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.queues import Queues
 from tests.waiting import eventually
 
 MEBIBYTE = 2**20
 # A worker takes 58 MiB before the first message, and may hold another 64 of messages.
 MAX_KIBIBYTES = 160 * 1024
+LIMIT = 3
 NASTY = [
     "'; DROP TABLE events; --",
     '"; DELETE FROM log; --',
@@ -78,9 +79,11 @@ class TestLargeMessages:
     async def test_for_which_there_is_no_room_come_again(
         self, queues: Queues, database: Path, tmp_path: Path
     ) -> None:
-        """They are requeued in the same session, and no ack for other messages covers them."""
-        first, *others = (planned(f"e-{n}", payload={"note": "x" * 1_000}) for n in range(201))
-        settings = environment(**queues.settings, database=database, secrets_dir=tmp_path)
+        """They are requeued in the same session, but never up to the broker's delivery limit."""
+        first, *others = (planned(f"e-{n}", payload={"note": "x" * 1_000}) for n in range(1_001))
+        settings = environment(
+            **queues.settings, database=database, secrets_dir=tmp_path, delivery_limit=LIMIT
+        )
         cramped = worker_process("run", settings=settings, folder=tmp_path, module="tests.cramped")
         async with cramped as worker:
             await worker.wait_for_log("connected")
@@ -90,11 +93,17 @@ class TestLargeMessages:
                 await queues.publish(others)
                 await worker.wait_for_log("holding")
                 await eventually(partial(is_empty, queues))
-            await worker.wait_until_settled(201)
+            for _ in range(2 * LIMIT):
+                await worker.wait_for_log("resumed", times=len(worker.said("holding")))
+                holds = len(worker.said("holding"))
+                with locked(database):
+                    await eventually(partial(has_held, worker, holds + 1, 1_001))
+            await worker.wait_until_settled(1_001)
 
             assert rows(database) == expected_rows([first, *others])
-            assert worker.total("applied") == 201
+            assert worker.total("applied") == 1_001
             assert worker.total("redelivered") > 0
+            assert await queues.take_dead_letters() == []
             assert len(worker.said("connected")) == 1
 
     async def test_are_dead_lettered_whole_within_the_same_bound(
@@ -111,6 +120,11 @@ class TestLargeMessages:
         assert worker.total("rejected") == 150
         assert {letter.body for letter in letters} == {large}
         assert Footprint.of(worker.pid).peak_kibibytes < MAX_KIBIBYTES
+
+
+def has_held(worker: WorkerProcess, holds: int, messages: int) -> bool:
+    """Return whether it has held so often, or has settled all messages and so cannot."""
+    return len(worker.said("holding")) == holds or worker.settled == messages
 
 
 async def is_empty(queues: Queues) -> bool:

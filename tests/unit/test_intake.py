@@ -296,12 +296,15 @@ class TestAFullIntake:
             reader.feed_data(frames(tag, b"x" * 500))
         filled.settled(applied(filled.take(1)))
         reader.feed_data(frames(6, b"x"))
-        while_full = filled.to_give_back()
+        while_full = filled.room_for_returns()
         taken = filled.take(10)
         filled.arrived.clear()
         filled.settled(applied(taken))
 
-        assert (while_full, filled.to_give_back(), filled.to_give_back()) == ([], [4, 5, 6], [])
+        assert while_full is None
+        assert filled.room_for_returns() == 1  # of 1,000 bytes, beside 500 and their headers
+        assert (filled.take_returns(), filled.take_returns()) == ([4, 5, 6], [])
+        assert filled.room_for_returns() is None
         assert [each.delivery.tag for each in taken] == [2, 3]
         assert filled.arrived.is_set()
 

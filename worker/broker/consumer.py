@@ -3,7 +3,7 @@
 It knows neither SQLite nor kinds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -53,6 +53,8 @@ class Consumer:
         self._queue = queue
         self._reception = reception
         self._quarantine = Quarantine(channel, life, queue)
+        self._settled_since_resize: int | None = None
+        """Set while the window is smaller than the prefetch."""
         # One event for arrivals and for the end, because waiting for two would cost tasks for each
         # batch.
         life.call_when_it_ends(intake.arrived.set)
@@ -90,21 +92,32 @@ class Consumer:
         """Return what has arrived, at least one and at most a batch."""
         while not self._life.drains:
             self._life.require()
-            await self._give_back()
+            await self._fit_window()
             if batch := self._intake.take(self._reception.batch_size):
                 return batch
             self._intake.arrived.clear()
             await self._intake.arrived.wait()
         raise StopAsyncIteration
 
-    async def _give_back(self) -> None:
+    async def _fit_window(self) -> None:
         """Return to the queue the deliveries that arrived while there was no room for them.
 
-        This comes before any later delivery is taken, because the ack of a batch includes all
-        earlier deliveries.
+        The broker counts each return as a lost delivery. So the window shrinks first, and the
+        messages find room when they come again. It widens once a full window has been settled.
         """
+        if (room := self._intake.room_for_returns()) is not None:
+            self._settled_since_resize = 0
+            # Until it has shrunk, the intake keeps no later delivery: the ack of a batch includes
+            # all earlier deliveries.
+            await self._quarantine.resize(min(room, self._reception.prefetch))
+            await self._give_back(self._intake.take_returns())
+        elif (self._settled_since_resize or 0) > self._reception.prefetch:
+            self._settled_since_resize = None
+            await self._quarantine.resize(self._reception.prefetch)
+
+    async def _give_back(self, tags: Iterable[int]) -> None:
         with self._life.depends_on_channel():
-            for tag in self._intake.to_give_back():
+            for tag in tags:
                 await self._channel.basic_nack(tag, requeue=True)
 
     def look_ahead(self) -> None:
@@ -117,6 +130,8 @@ class Consumer:
             await self._quarantine.end()
         settled = await self._settlement.settle(outcomes)
         self._intake.settled(settled)
+        if self._settled_since_resize is not None:
+            self._settled_since_resize += len(settled)
         if len(settled) < len(outcomes):
             # The worker has survived this suspect. While its dead letter is blocked, it must not
             # hold up all other messages.

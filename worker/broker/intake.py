@@ -61,6 +61,7 @@ class Intake:
         self._ready_bytes = 0
         self._held_bytes = 0
         self._not_kept: list[int] = []
+        self._largest_not_kept = 0
         self.arrived = asyncio.Event()
         """Set whenever something arrives; whoever waits for it clears it."""
         self.on_room: Callable[[], None] = _nothing
@@ -79,6 +80,7 @@ class Intake:
         """
         if self._not_kept or self._held_bytes >= 2 * MOST_HELD_BYTES:
             self._not_kept.append(delivery.tag)
+            self._largest_not_kept = max(self._largest_not_kept, delivery.size)
             return
         self._waiting.append(delivery)
         self._held_bytes += delivery.size
@@ -91,11 +93,19 @@ class Intake:
             if self._not_kept:
                 self.arrived.set()
 
-    def to_give_back(self) -> list[int]:
-        """Return the tags of deliveries that were not kept, once there is room for them again."""
-        if self.is_full:
-            return []
+    def room_for_returns(self) -> int | None:
+        """Return how many deliveries like those that were not kept may be held at once.
+
+        Returns None if all were kept, or as long as there is no room for any of them.
+        """
+        if self.is_full or not self._not_kept:
+            return None
+        return max(1, MOST_HELD_BYTES // self._largest_not_kept)
+
+    def take_returns(self) -> list[int]:
+        """Return the tags of the deliveries that were not kept, to be given back to the broker."""
         tags, self._not_kept = self._not_kept, []
+        self._largest_not_kept = 0
         return tags
 
     def look_ahead(self, most: int) -> None:

@@ -8,6 +8,7 @@ other message loses more than two deliveries to it.
 """
 
 import asyncio
+from collections.abc import Coroutine
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
@@ -27,6 +28,7 @@ class Quarantine:
         self._life = life
         self._queue = queue
         self._narrow_tag: str | None = None
+        self._wide_tag = ""
 
     @property
     def is_on(self) -> bool:
@@ -39,7 +41,7 @@ class Quarantine:
         # have to wait, RabbitMQ 3 activates the first one, and RabbitMQ 4 the one with the higher
         # priority or, if equal, the larger prefetch.
         self._narrow_tag = await self._consume(prefetch=1, priority=1)
-        await self._consume(prefetch, priority=0)
+        self._wide_tag = await self._consume(prefetch, priority=0)
 
     async def end(self) -> None:
         """Leave the queue to the wide window, unless that has been done already.
@@ -50,15 +52,27 @@ class Quarantine:
         if self._narrow_tag is None or self._life.drains:
             return
         narrow_tag, self._narrow_tag = self._narrow_tag, None
-        cancelling = asyncio.create_task(self._cancel(narrow_tag))
-        cancelling.add_done_callback(self._life.end_with)
+        await self._ask(self._cancel(narrow_tag))
+
+    async def resize(self, prefetch: int) -> None:
+        """Replace the wide window by one of this size; unacked deliveries stay unacked."""
+        await self._ask(self._replace(prefetch))
+
+    async def _ask(self, request: Coroutine[None, None, None]) -> None:
+        asking = asyncio.create_task(request)
+        asking.add_done_callback(self._life.end_with)
         # A drain ends the wait, because a silent broker never answers. The request itself is not
         # cancelled: that would close the channel, which still has a delivery to ack.
-        await self._life.wait(cancelling)
+        await self._life.wait(asking)
 
     async def _cancel(self, tag: str) -> None:
         with self._life.depends_on_channel():
             await self._channel.basic_cancel(tag)
+
+    async def _replace(self, prefetch: int) -> None:
+        with self._life.depends_on_channel():
+            replaced, self._wide_tag = self._wide_tag, await self._consume(prefetch, priority=0)
+            await self._channel.basic_cancel(replaced)
 
     async def _consume(self, prefetch: int, priority: int) -> str:
         # The broker applies a prefetch to consumers that start after it is set

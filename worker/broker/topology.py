@@ -168,8 +168,9 @@ class Topology:
     ) -> Verification:
         """Verify that everything exists as declared; creates no exchange and no queue.
 
-        Bindings are not verified, because no client can list them. `binds` creates them, for a
-        first start only: later, that would silently undo what an operator did to stop the inflow.
+        Bindings cannot be verified, because no client can list them. The one of the dead letters is
+        restored. `binds` also creates the one through which messages arrive, for a first start
+        only: later, that would silently undo what an operator did to stop the inflow.
         `not_permitted` lists what the user may not see, from an earlier verification. Raises
         `BrokerRefused` for what is missing or differs.
         """
@@ -177,9 +178,10 @@ class Topology:
             try:
                 waiting = await self._look(questions)
                 await self._compare(questions)
-                for exchange, queue, routing_key in self.bindings if binds else ():
-                    subject = f"the binding of queue {queue!r} to exchange {exchange!r}"
-                    await questions.ask(subject, _bind, exchange, queue, routing_key)
+                for exchange, queue, routing_key in self.bindings:
+                    if binds or exchange == self.dead_letters:
+                        subject = f"the binding of queue {queue!r} to exchange {exchange!r}"
+                        await questions.ask(subject, _bind, exchange, queue, routing_key)
             except ChannelNotFoundEntity as error:
                 raise BrokerRefused(
                     f"An exchange or queue of the worker is missing on the broker ({error}).",

@@ -45,6 +45,11 @@ def main() -> None:
             "check that standard output can be written to, and that files and folders exist.",
         )
         discard(1)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # Python would replace the exit code by 120.
+        discard(2)
     sys.exit(code)
 
 
