@@ -1,3 +1,5 @@
+"""Handlers that fail, and what becomes of their messages and of the others."""
+
 import asyncio
 import random
 from asyncio import CancelledError
@@ -9,94 +11,26 @@ from typing import Any
 import pytest
 
 from tests.builders import Message as Wire
-from tests.builders import message
-from tests.unit.projecting import (
-    arrivals,
-    audited,
-    change,
-    project,
-    projecting,
-    rows,
-    verdicts,
+from tests.unit.notebook import (
+    FAILING,
+    LOGGED,
+    NOTES,
+    Counter,
+    Failures,
+    Text,
+    detail_of,
+    flaky_notebook,
+    notebook,
+    said,
+    written,
 )
-from worker import Message, Payload, Transaction
-from worker.deliveries import Outcome
+from tests.unit.projecting import arrivals, audited, project, projecting, rows, verdicts
+from worker import Message, Transaction
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.registry import Registry
 
 # Far beyond what any batch here takes.
 ENDLESS_RUNS = 5_000
-NOTES = "SELECT event_id, text FROM notes ORDER BY event_id"
-LOGGED = "SELECT id FROM log ORDER BY id"
-FORBIDDEN = "CREATE TRIGGER kept BEFORE DELETE ON notes BEGIN SELECT RAISE(ABORT, 'no'); END"
-TABLE = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT NOT NULL CHECK (text <> 'bad'))"
-
-
-class Text(Payload):
-    """Some text."""
-
-    text: str = ""
-
-
-class Failures:
-    """How often a handler ran, and how often it is to fail."""
-
-    def __init__(self, failures: int) -> None:
-        """Fail this many times."""
-        self.left = failures
-        self.runs = 0
-
-
-async def written(tx: Transaction, message: Message[Text]) -> None:
-    sql = "INSERT INTO notes VALUES (?, ?) ON CONFLICT DO UPDATE SET text = text || ?"
-    await tx.execute(sql, (message.event_id, message.payload.text, message.payload.text))
-
-
-def notebook() -> Registry:
-    """Return a projection with one handler for each way in which a handler can fail."""
-    registry = Registry()
-    registry.projection(table="notes", version=1, schema=(TABLE,))
-    registry.on("written")(written)
-
-    @registry.on("ran_sql")
-    async def ran_sql(tx: Transaction, message: Message[Text]) -> None:
-        await tx.execute("INSERT INTO notes VALUES (?, 'x') ON CONFLICT DO NOTHING", ("half",))
-        await tx.execute(message.payload.text)
-
-    @registry.on("asked_sql")
-    async def asked_sql(tx: Transaction, message: Message[Text]) -> None:
-        await tx.fetch_all(message.payload.text)
-
-    @registry.on("raised")
-    async def raised(tx: Transaction, message: Message[Text]) -> None:
-        await tx.execute("INSERT INTO notes VALUES (?, 'x') ON CONFLICT DO NOTHING", ("half",))
-        raise KeyError(message.payload.text)
-
-    @registry.on("needs_row")
-    async def needs_row(tx: Transaction, message: Message[Text]) -> None:
-        if not await tx.fetch_one("SELECT 1 FROM notes WHERE event_id = ?", (message.event_id,)):
-            raise LookupError("no row")
-
-    @registry.on("removed")
-    async def removed(tx: Transaction, message: Message[Text]) -> None:
-        await tx.execute("DELETE FROM notes WHERE event_id = ?", (message.event_id,))
-
-    return registry
-
-
-def flaky_notebook(left: Failures) -> Registry:
-    """Return a projection whose handler fails a given number of times."""
-    registry = notebook()
-
-    @registry.on("flaky")
-    async def flaky(tx: Transaction, message: Message[Text]) -> None:
-        left.runs += 1
-        await written(tx, message)
-        if left.left:
-            left.left -= 1
-            raise TimeoutError("not yet")
-
-    return registry
 
 
 class Unspeakable(Exception):
@@ -104,42 +38,6 @@ class Unspeakable(Exception):
 
     def __str__(self) -> str:
         raise SystemExit
-
-
-def detail_of(outcome: Outcome) -> str:
-    assert outcome.rejected is not None
-    return outcome.rejected.detail
-
-
-def said(kind: str, event_id: str, text: str = "", **envelope: Any) -> Wire:
-    return message(kind, {"event_id": event_id, "text": text}, **envelope)
-
-
-FAILING = {
-    "raises": (said("raised", "x", "why"), "KeyError: 'why'"),
-    "constraint": (said("written", "x", "bad"), "IntegrityError: CHECK constraint failed"),
-    "no table": (said("ran_sql", "x", "DELETE FROM nowhere"), "no such table: nowhere"),
-    "no parameter": (said("ran_sql", "x", "DELETE FROM notes WHERE text = ?"), "ProgrammingError"),
-    "no sql": (said("ran_sql", "x", "nonsense"), "syntax error"),
-    "query to execute": (said("ran_sql", "x", "SELECT 1"), "ProgrammingError"),
-    "no table to ask": (said("asked_sql", "x", "SELECT * FROM nowhere"), "no such table: nowhere"),
-    "commit": (said("ran_sql", "x", "commit"), "must not begin or end transactions"),
-    "commit to ask": (said("asked_sql", "x", " COMMIT"), "must not begin or end transactions"),
-    "rollback": (
-        said("ran_sql", "x", "INSERT OR ROLLBACK INTO notes VALUES ('x', 'bad')"),
-        "must not begin or end transactions",
-    ),
-    "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
-    "log": (said("ran_sql", "x", "DELETE FROM log"), "may only read, and"),
-    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "may only read, and"),
-    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "may only read, and"),
-    "from a query": (
-        said("ran_sql", "x", "WITH x AS (SELECT 'x') INSERT INTO kinds SELECT * FROM x"),
-        "may only read, and",
-    ),
-    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "may only read, and"),
-    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "may only read, and"),
-}
 
 
 class TestHandlerThatFails:
@@ -455,174 +353,3 @@ class TestOutcomeOfAHandler:
         outcomes = await project(tmp_path / "p.db", batch, registry=registry)
 
         assert verdicts(outcomes) == ["applied", "handler_failed"]
-
-
-class Counter:
-    """How often handlers ran."""
-
-    def __init__(self, registry: Registry) -> None:
-        """Count the runs of a registry's handlers."""
-        self.runs = 0
-        for kind, handler in registry.handlers.items():
-            registry.handlers[kind] = self._counted(handler)
-
-    def _counted(self, handler: Any) -> Any:
-        async def counted(tx: Transaction, message: Any) -> None:
-            self.runs += 1
-            await handler(tx, message)
-
-        return counted
-
-
-class TestTheCostOfAFailure:
-    @pytest.mark.parametrize("failing", ["raises", "constraint", "no sql", "no table to ask"])
-    async def test_is_a_second_pass_for_the_others(self, tmp_path: Path, failing: str) -> None:
-        """This holds however many streams fail, and in whatever way."""
-        bad, _ = FAILING[failing]
-        good = [said("written", f"g-{n}", "1") for n in range(90)]
-        fails = [said(bad["kind"], f"x-{n}", bad["payload"]["text"]) for n in range(10)]
-        batch = [each for n in range(10) for each in (*good[9 * n : 9 * n + 9], fails[n])]
-        registry = notebook()
-        counter = Counter(registry)
-
-        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
-
-        assert verdicts(outcomes) == (["applied"] * 9 + ["handler_failed"]) * 10
-        assert counter.runs <= 2 * len(good) + (1 + 3) * len(fails)
-
-    async def test_is_a_few_folds_of_its_own_stream(self, tmp_path: Path) -> None:
-        """This also holds among many late messages, which are all applied."""
-        old = [said("written", "a", "1", sequence=n) for n in range(1000, 1100)]
-        late = [said("written", "a", "1", sequence=n) for n in range(100)]
-        late[50] = said("raised", "a", sequence=50)
-        registry = notebook()
-        await project(tmp_path / "p.db", old, registry=registry)
-        counter = Counter(registry)
-
-        outcomes = await project(tmp_path / "p.db", late, registry=registry)
-
-        assert verdicts(outcomes) == ["late"] * 50 + ["handler_failed"] + ["late"] * 49
-        assert counter.runs <= 4 * len(old + late)
-        assert rows(tmp_path / "p.db", NOTES) == [("a", "1" * 199)]
-
-    async def test_is_a_few_folds_if_all_fail(self, tmp_path: Path) -> None:
-        """A hundred bad messages of one stream are found in one pass."""
-        registry = notebook()
-        counter = Counter(registry)
-        good = [said("written", "a", "1") for _ in range(20)]
-        batch = [*good, *(said("raised", "a") for _ in range(100))]
-
-        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
-
-        assert verdicts(outcomes) == ["applied"] * 20 + ["handler_failed"] * 100
-        assert counter.runs <= 5 * len(batch)
-
-
-class TestALateMessage:
-    async def test_is_rejected_if_it_breaks_an_older_one(self, tmp_path: Path) -> None:
-        """The rows and the log stay as without it, and the error names the older message."""
-        registry = notebook()
-        before = [said("written", "a", "1", sequence=1), said("needs_row", "a", id="o", sequence=3)]
-        late = said("removed", "a", sequence=2)
-
-        outcomes = await project(
-            tmp_path / "p.db", before, [late, said("written", "b", "2")], registry=registry
-        )
-
-        assert verdicts(outcomes) == ["applied", "applied", "handler_failed", "applied"]
-        assert detail_of(outcomes[2]) == (
-            "The message is late, and its event cannot be folded again: the handler of "
-            "'needs_row' failed for an older message, 'o': LookupError: no row"
-        )
-        assert rows(tmp_path / "p.db", NOTES) == [("a", "1"), ("b", "2")]
-        assert rows(tmp_path / "p.db", "SELECT count(*) FROM log") == [(3,)]
-        assert (await audited(tmp_path / "p.db", registry)).differing == 0
-
-    async def test_that_breaks_an_older_one_is_found_among_others(self, tmp_path: Path) -> None:
-        """The other late messages of the same stream are applied."""
-        registry = notebook()
-        before = [said("written", "a", "1", sequence=1), said("needs_row", "a", sequence=50)]
-        late = [said("written", "a", "2", sequence=n) for n in range(2, 9)]
-        late.insert(3, said("removed", "a", sequence=40))
-
-        outcomes = await project(tmp_path / "p.db", before, late, registry=registry)
-
-        assert verdicts(outcomes[2:]) == ["late"] * 3 + ["handler_failed"] + ["late"] * 4
-        assert rows(tmp_path / "p.db", NOTES) == [("a", "1" + "2" * 7)]
-        assert (await audited(tmp_path / "p.db", registry)).differing == 0
-
-    async def test_names_an_older_one_that_fails_without_it(self, tmp_path: Path) -> None:
-        """All late ones are rejected in a few folds; messages in order are applied."""
-        before = [said("written", "a", "1", sequence=n) for n in range(50, 60)]
-        before[3] = said("flaky", "a", "f", id="o", sequence=53)
-        await project(tmp_path / "p.db", before, registry=flaky_notebook(Failures(0)))
-        batch = [said("written", "a", "2", sequence=n) for n in (*range(20), 99)]
-        registry = flaky_notebook(Failures(1_000))
-        counter = Counter(registry)
-
-        outcomes = await project(tmp_path / "p.db", batch, registry=registry)
-
-        assert verdicts(outcomes) == ["handler_failed"] * 20 + ["applied"]
-        assert "'flaky' failed for an older message, 'o': TimeoutError" in detail_of(outcomes[7])
-        assert counter.runs <= 5 * len(before + batch)
-
-    async def test_names_an_older_one_that_fits_no_model(self, tmp_path: Path) -> None:
-        """A release may have a stricter model than the one that accepted the old message."""
-        strict = Registry()
-        strict.projection(table="notes", version=1, schema=(TABLE,))
-
-        class Strict(Payload):
-            text: int
-
-        @strict.on("written")
-        async def written_strictly(tx: Transaction, message: Message[Strict]) -> None:
-            await tx.fetch_all("SELECT 1")
-
-        old = said("written", "a", "old", id="o", sequence=2)
-        late = message("written", {"event_id": "a", "text": 1}, sequence=1)
-        await project(tmp_path / "p.db", [old], registry=notebook())
-
-        (outcome,) = await project(tmp_path / "p.db", [late], registry=strict)
-
-        assert "'written' failed for an older message, 'o': Validation" in detail_of(outcome)
-
-    async def test_names_the_rows_that_cannot_be_removed(self, tmp_path: Path) -> None:
-        """A user's trigger may prevent what a fold needs."""
-        old, late = said("written", "a", "2", sequence=2), said("written", "a", "1", sequence=1)
-        await project(tmp_path / "p.db", [old], registry=notebook())
-        change(tmp_path / "p.db", FORBIDDEN)
-
-        (outcome,) = await project(tmp_path / "p.db", [late], registry=notebook())
-
-        assert "the rows of its event cannot be removed: IntegrityError: no" in detail_of(outcome)
-
-
-def speaking(letter: str) -> Any:
-    sql = f"INSERT INTO notes VALUES (:e, '{letter}') ON CONFLICT DO UPDATE SET text = text || "
-
-    async def spoken(tx: Transaction, message: Message[Payload]) -> None:
-        await tx.execute(f"{sql} '{letter}'", {"e": message.event_id})
-        if letter == "c":
-            await tx.execute(f"{sql} 'd'", {"e": message.event_id})
-
-    return spoken
-
-
-class TestRegrouping:
-    async def test_keeps_the_order_of_each_stream(self, tmp_path: Path) -> None:
-        """Statements of many streams run together, but each stream's run in order."""
-        registry = Registry()
-        registry.projection(table="notes", version=1, schema=(TABLE,))
-        for letter in "abc":
-            registry.on(letter)(speaking(letter))
-        random_ = random.Random(7)
-        streams = [f"e-{random_.randrange(20):02}" for _ in range(300)]
-        batch = [message(random_.choice("abc"), {"event_id": e}) for e in streams]
-        spoken: dict[str, str] = {}
-        for each in batch:
-            event_id = each["payload"]["event_id"]
-            spoken[event_id] = spoken.get(event_id, "") + each["kind"].replace("c", "cd")
-
-        await project(tmp_path / "p.db", batch, registry=registry)
-
-        assert rows(tmp_path / "p.db", NOTES) == sorted(spoken.items())
