@@ -149,7 +149,7 @@ def _unfoldable(failures: Failures, events: Mapping[int, str]) -> StoreUnusable:
     return StoreUnusable(
         f"The log cannot be folded: the stream of event {event_id!r} fails "
         f"({type(failure.error).__name__}: {cause}).",
-        "see 'projection-worker show' for the stream; run the version that wrote it, or mend "
+        "see 'projection-worker show' for the stream; run the version that wrote it, or correct "
         "its handlers.",
     )
 

@@ -82,7 +82,7 @@ class TestCommit:
                 with pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute("BEGIN IMMEDIATE")
 
-    async def test_names_the_house_if_it_cannot_begin(self, writer: Writer) -> None:
+    async def test_names_the_file_if_it_cannot_begin(self, writer: Writer) -> None:
         """No message is at fault if another process is writing, and a later try succeeds."""
         with closing(sqlite3.connect(writer.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -247,7 +247,7 @@ class Writer(Database):
                 await self._watch.ended()
             if isinstance(error, Exception):
                 # Also if the block has turned the fault into another error.
-                tx.register.require_house()
+                tx.register.require_no_store_fault()
             raise
 
     async def _checkpoint_after(self, tx: StoreTransaction, pages: int) -> None:

@@ -1,4 +1,4 @@
-"""What went wrong in one transaction, and whose fault it is: a handler's, the log's or the house's.
+"""What went wrong in one transaction, and whose fault it is: a handler's, the log's or the store's.
 
 The register decides what may continue. After a handler's failure the other streams do, so that one
 pass finds all failures; after any other failure, nothing does. Either way nothing is committed.
@@ -86,7 +86,7 @@ class Register:
     def __init__(self, path: Path | str) -> None:
         """Begin without failures, for a transaction in this file."""
         self._path = path
-        self.of_house: StoreFault | None = None
+        self.store_fault: StoreFault | None = None
         """Set once the moment or the file is at fault, and no message."""
         self.casts_doubt = False
         """Whether the file must be opened again before anything is believed."""
@@ -94,18 +94,18 @@ class Register:
         self._refused: Refused | None = None
 
     def forget(self) -> None:
-        """Forget what the rollback of a savepoint undoes: all failures but a fault of the house."""
+        """Forget what the rollback of a savepoint undoes: all failures but a store fault."""
         self.of_handlers = {}
         self._refused = None
 
-    def require_house(self) -> None:
-        """Raise the fault of the house, if there is one, even if a handler has caught it."""
-        if self.of_house is not None:
-            raise self.of_house from self.of_house.__cause__
+    def require_no_store_fault(self) -> None:
+        """Raise the store fault, if there is one, even if a handler has caught it."""
+        if self.store_fault is not None:
+            raise self.store_fault from self.store_fault.__cause__
 
     def require_none_for(self, author: PlainAuthor | None) -> None:
         """Raise the failure that stops this author; None stands for the store itself."""
-        self.require_house()
+        self.require_no_store_fault()
         if self._refused is not None:
             raise self._refused
         if author is not None and (failure := self.of_handlers.get(author[0])):
@@ -123,8 +123,8 @@ class Register:
         if isinstance(error, Refused):
             self._refused = error
             return error
-        if found := self._house_fault(error):
-            self.of_house = found
+        if found := self._store_fault(error):
+            self.store_fault = found
             return found
         if author is not None:
             note(self.of_handlers, author, error)
@@ -137,7 +137,7 @@ class Register:
         cancellation of the task, or a failure that has been noted already, for which this returns,
         and the lack of memory.
         """
-        self.require_house()
+        self.require_no_store_fault()
         if self._refused is not None:
             raise self._refused
         if isinstance(error, HandlersFailed):
@@ -145,12 +145,12 @@ class Register:
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return
         if isinstance(error, MemoryError):
-            self.of_house = out_of_memory(self._path, f"no memory for {Author(*author)}")
-            raise self.of_house from error
+            self.store_fault = out_of_memory(self._path, f"no memory for {Author(*author)}")
+            raise self.store_fault from error
         note(self.of_handlers, author, error)
         raise HandlersFailed(self.of_handlers) from error
 
-    def _house_fault(self, error: Exception) -> StoreFault | None:
+    def _store_fault(self, error: Exception) -> StoreFault | None:
         if isinstance(error, WrittenByAnother):
             return written_by_another(self._path)
         if isinstance(error, MemoryError):

@@ -128,7 +128,7 @@ class StoreTransaction:
         except Exception:
             self.forget()
             # Even if a handler caught it and raised another error, no message is at fault.
-            self.register.require_house()
+            self.register.require_no_store_fault()
             self.add(f"ROLLBACK TO {name}")
             raise
         finally:
