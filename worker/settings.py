@@ -254,7 +254,7 @@ def load_settings() -> Settings:
     try:
         return Settings.model_validate(found)
     except ValidationError as error:
-        problems = map(_told, error.errors(include_url=False))
+        problems = map(_described, error.errors(include_url=False))
         raise SettingsError(
             f"Settings cannot be used: {'; '.join(problems)}.",
             CORRECT,
@@ -266,7 +266,7 @@ def unknown_variables() -> list[str]:
     return sources.unknown_variables(NAMES)
 
 
-def _told(problem: ErrorDetails) -> str:
+def _described(problem: ErrorDetails) -> str:
     """Return which setting is wrong, the rule it breaks, and its value unless that is secret."""
     rule = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
