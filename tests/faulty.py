@@ -22,6 +22,6 @@ async def look(self: Topology, connection: AbstractConnection, **_: object) -> V
 looks: list[int] = []
 
 if __name__ == "__main__":
-    service.VERIFY_SECONDS = 0
+    service.VERIFY_EVERY_SECONDS = 0
     setattr(Topology, "verify", look)  # noqa: B010 - mypy lets nobody assign to a method
     main()

@@ -46,7 +46,10 @@ T = TypeVar("T")
 # session takes about one second.
 STANDBY_SECONDS = 0.5
 OPEN_SECONDS = 10
-VERIFY_SECONDS = 5
+VERIFY_EVERY_SECONDS = 5
+# A verification asks some sixteen questions, one after the other. Giving up costs the session, and
+# on a slow link the next one may not open in time.
+VERIFICATION_SECONDS = 30
 # The log stores the message, and a row stores most of it again.
 COPIES_OF_A_MESSAGE = 2
 
@@ -245,9 +248,9 @@ class Service:
 
     async def _verify(self, opened: Session) -> None:
         """Verify the topology at intervals for as long as the session lasts."""
-        while await opened.lasts(VERIFY_SECONDS):
+        while await opened.lasts(VERIFY_EVERY_SECONDS):
             try:
-                verified = await answer_within(opened.verify(), OPEN_SECONDS)
+                verified = await answer_within(opened.verify(), VERIFICATION_SECONDS)
             except (BrokerRefused, SessionLost) as error:
                 self._report.topology(error)
             else:

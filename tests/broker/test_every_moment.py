@@ -171,7 +171,7 @@ async def make(
 
     monkeypatch.setattr(connection, "Transport", Noted)
     # No verification, except in the tests of it.
-    monkeypatch.setattr(service, "VERIFY_SECONDS", 3_600)
+    monkeypatch.setattr(service, "VERIFY_EVERY_SECONDS", 3_600)
     settings = Settings(
         amqp_url=SecretStr(queues.url),
         exchange=queues.exchange,
@@ -305,7 +305,7 @@ class TestAVerification:
         self, make: Make, ending: Ending, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It opens a channel, asks and closes it, while the session consumes."""
-        monkeypatch.setattr(service, "VERIFY_SECONDS", 0)
+        monkeypatch.setattr(service, "VERIFY_EVERY_SECONDS", 0)
 
         await ends_at_every_moment(make, "session", "verified", ending, sampled(ending))
 

@@ -141,7 +141,7 @@ class TestLiveness:
                 is_live, reason = await ask("/livez")
                 return None if is_live else reason
 
-            assert "one step" in await eventually(reason)
+            assert "One step" in await eventually(reason)
             worker.terminate()
 
             assert await worker.exit_code() == 1
