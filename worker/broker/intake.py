@@ -63,7 +63,7 @@ class Intake:
         self._not_kept: list[int] = []
         self._largest_not_kept = 0
         self.arrived = asyncio.Event()
-        """Set whenever something arrives; whoever waits for it clears it."""
+        """Set whenever something arrives. The consumer clears it before it waits."""
         self.on_room: Callable[[], None] = _nothing
         """Called when deliveries have been settled and the intake is not full."""
 
@@ -200,8 +200,8 @@ class IntakeReader(asyncio.StreamReader):
                 or size > MOST_FRAME_BYTES
                 or (ends < end and data[ends] != FRAME_END)
             ):
-                # Left to the library with all that follows: it ends the connection, and whoever
-                # waits for what came before in these bytes hears of that.
+                # The library gets this frame and everything after it, and ends the connection. That
+                # also wakes up anyone who waits for the frames before it.
                 self._understands = False
                 others.append(data[place:])
                 return b"".join(others)

@@ -1,8 +1,8 @@
 """Streams: each one's number, and its head, the position of its last message.
 
-Streams are numbered as they appear, so that what is written now lies together in the file, however
-random the ids of events are. The head follows from the log and is stored nowhere else: those of
-active streams are remembered, the others are read from the log.
+Streams are numbered in the order in which they first appear. So new entries lie together in the
+file, even if the ids of events are random. The head is not stored: it follows from the log. Heads
+of active streams are remembered; all others are read from the log.
 """
 
 import json
@@ -14,7 +14,7 @@ from worker.store.log import Position
 from worker.store.tables import Values
 from worker.store.transaction import StoreTransaction
 
-# Some 500 bytes each. A stream that has been forgotten costs a read of all its entries.
+# Some 500 bytes each, and at most 2.5 KB with the longest ids. A stream that has been forgotten costs a read of all its entries.
 REMEMBERED = 10_000
 SNAPSHOTS_BYTES = 8 * 1024 * 1024
 SNAPSHOT_BYTES = 1024 * 1024

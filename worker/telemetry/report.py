@@ -1,8 +1,8 @@
 """What the worker reports: each change of state once, as a log line, a fact and a metric.
 
 The service says what happens; this module decides how to report it, so that log lines, /readyz and
-/metrics cannot disagree. Facts change before the line is logged, so whoever has read the line may
-rely on them.
+/metrics cannot disagree. Facts change before the line is logged, so they are already true for
+anyone who has read the line.
 """
 
 import os
