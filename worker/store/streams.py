@@ -14,7 +14,8 @@ from worker.store.log import Position
 from worker.store.tables import Values
 from worker.store.transaction import StoreTransaction
 
-# Some 500 bytes each, and at most 2.5 KB with the longest ids. A stream that has been forgotten costs a read of all its entries.
+# Some 500 bytes each, and at most 2.5 KB with the longest ids. A stream that has been forgotten
+# costs a read of all its entries.
 REMEMBERED = 10_000
 SNAPSHOTS_BYTES = 8 * 1024 * 1024
 SNAPSHOT_BYTES = 1024 * 1024
