@@ -72,6 +72,11 @@ class Addition:
             self.newest_late = max(place, self.newest_late or place)
         return True
 
+    def result(self) -> Stream:
+        """Return the stream as it is once the addition is applied."""
+        stream = self.stream
+        return Stream(stream.key, self.head, self.snapshot, stream.messages + len(self.messages))
+
     def follow_snapshot(self) -> None:
         """Add the new messages, none of which is late, to the tail of the remembered snapshot."""
         if self.snapshot is not None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from worker.rebuild import create_tables
 from worker.registry import Registry
 from worker.scratch import ScratchStream
-from worker.store import log
-from worker.store.connection import Database, Writer
-from worker.store.file import SCRATCH
-from worker.store.transaction import Row
+from worker.store import engines
+from worker.store.database import Database
+from worker.store.statements import Row
 
 LOGGED = ("id", "kind", "sequence", "occurred_at", "appended_at")
 
@@ -52,14 +51,14 @@ async def history(
 
     There are none if the log has no messages of the event.
     """
-    messages = await log.count(source, event_id)
+    messages = await source.count(event_id)
     hidden = 0 if limit is None else max(0, messages - limit)
     steps: list[Step] = []
-    async with Writer(SCRATCH) as scratch:
+    async with engines.scratch() as scratch:
         await create_tables(scratch, registry)
         async with scratch.transaction() as tx:
             stream = ScratchStream(registry, tx, event_id)
-            async for entries in log.history(source, event_id):
+            async for entries in source.history(event_id):
                 await stream.apply(entries[:hidden])
                 steps += await _steps(stream, entries[hidden:])
                 hidden = max(0, hidden - len(entries))

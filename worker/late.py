@@ -15,9 +15,8 @@ from worker.deliveries import Folding
 from worker.fold import Addition, Apply, Turns, fold, position, replace_rows, stored
 from worker.messages import AnyMessage
 from worker.registry import Registry
-from worker.store import log, tables
 from worker.store.failures import HandlersFailed
-from worker.store.log import BEFORE_ALL, MESSAGE_SIZE, PIECE_SIZE, Position
+from worker.store.log import BEFORE_ALL, MESSAGE_SIZE, PIECE_SIZE, Key, Position
 from worker.store.streams import Snapshot
 from worker.store.transaction import StoreTransaction
 
@@ -42,11 +41,11 @@ async def fold_late(
     await _LateFold(registry, tx, additions, folding, apply).run()
 
 
-async def fold_whole(registry: Registry, tx: StoreTransaction, event_id: str, number: int) -> None:
+async def fold_whole(registry: Registry, tx: StoreTransaction, event_id: str, stream: Key) -> None:
     """Fold all that the log has of one stream; raises `HandlersFailed`."""
     turns = Turns()
     await replace_rows(registry, tx, event_id, {})
-    async for piece in log.pieces(tx, {number: BEFORE_ALL}):
+    async for piece in tx.pieces({stream: BEFORE_ALL}):
         for bodies in piece.values():
             await fold(registry, tx, stored(registry, tx, event_id, bodies), turns)
 
@@ -84,8 +83,8 @@ class _LateFold:
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         """Restore the rows of each stream's snapshot; return all messages that follow it."""
-        starts: dict[int, Position] = {}
-        events: dict[int, str] = {}
+        starts: dict[Key, Position] = {}
+        events: dict[Key, str] = {}
         remembered: dict[str, list[Entry]] = {}
         for event_id, addition in self._additions.items():
             snapshot = addition.usable_snapshot()
@@ -96,11 +95,11 @@ class _LateFold:
                 new = zip(addition.messages, addition.bodies, strict=True)
                 remembered[event_id] = sorted([*new, *tail], key=_position)
             else:
-                starts[addition.stream.number] = snapshot.position if snapshot else BEFORE_ALL
-                events[addition.stream.number] = event_id
+                starts[addition.stream.key] = snapshot.position if snapshot else BEFORE_ALL
+                events[addition.stream.key] = event_id
         for piece in _cut(remembered):
             yield piece
-        async for bodies in log.pieces(self._tx, starts):
+        async for bodies in self._tx.pieces(starts):
             yield self._decoded({events[stream]: each for stream, each in bodies.items()})
 
     def _decoded(self, bodies: Mapping[str, list[str]]) -> Piece:
@@ -139,7 +138,7 @@ class _LateFold:
             await fold(self._registry, self._tx, messages, self._turns, self._apply_one)
 
     async def _remember(self, event_ids: list[str]) -> None:
-        rows = await tables.lone_rows(self._tx, self._registry.versions, event_ids)
+        rows = await self._tx.lone_rows(self._registry.versions, event_ids)
         for event_id in event_ids:
             newest_late = self._additions[event_id].newest_late
             of_event = rows[event_id]

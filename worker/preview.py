@@ -13,11 +13,10 @@ from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.registry import Registry
 from worker.scratch import ScratchStream
-from worker.store import log, tables
-from worker.store.connection import Database, Writer
-from worker.store.file import SCRATCH
-from worker.store.streams import Streams
-from worker.store.transaction import Row
+from worker.store import engines
+from worker.store.database import Database, Writer
+from worker.store.log import Entry, Key
+from worker.store.statements import Row
 
 TableRows = Mapping[str, Mapping[str, object] | None]
 """Table -> an event's row in it, or None."""
@@ -38,10 +37,10 @@ async def preview(
 ) -> Preview:
     """Project a delivery onto a copy of its event; `source` is the live database, if any."""
     message = decode(registry.wire, delivery, max_message_bytes)
-    async with Writer(SCRATCH) as scratch:
+    async with engines.scratch() as scratch:
         await create_tables(scratch, registry)
         if source is not None and not isinstance(message, Rejected):
-            async for entries in log.history(source, message.event_id):
+            async for entries in source.history(message.event_id):
                 await _copy(scratch, registry, message.event_id, entries)
         before = await _rows(scratch, registry, message)
         (outcome,) = await Projector(registry, scratch).project([Arrival(delivery, message)])
@@ -51,9 +50,14 @@ async def preview(
 async def _copy(scratch: Writer, registry: Registry, event_id: str, entries: Sequence[Row]) -> None:
     """Append part of the event's stream to the copy's log and fold it."""
     async with scratch.transaction() as tx:
-        opened = (await Streams().of(tx, [event_id]))[event_id]
-        log.append(tx, [(opened.number, *entry) for entry in entries])
+        opened = (await tx.streams([event_id]))[event_id]
+        tx.append([_entry(opened.key, row) for row in entries])
         await ScratchStream(registry, tx, event_id).apply(entries)
+
+
+def _entry(stream: Key, row: Row) -> Entry:
+    message_id, sequence, occurred_at, kind, is_late, appended_at, body = row
+    return (stream, message_id, sequence, occurred_at, kind, is_late, appended_at, body)
 
 
 async def _rows(
@@ -62,8 +66,5 @@ async def _rows(
     if isinstance(message, Rejected):
         return {}
     async with scratch.transaction() as tx:
-        found = {
-            table: await tables.rows_of(tx, [table], message.event_id)
-            for table in registry.versions
-        }
+        found = {table: await tx.rows_of([table], message.event_id) for table in registry.versions}
     return {table: rows[0] if rows else None for table, rows in found.items()}

@@ -11,7 +11,7 @@ from worker.broker_settings import address_of
 from worker.registry import Registry
 from worker.service import Service
 from worker.settings import Settings
-from worker.store.library import dotted
+from worker.store.sqlite.library import dotted
 from worker.tasks import end
 from worker.telemetry.health import Facts
 from worker.telemetry.http import HealthServer

@@ -14,10 +14,9 @@ from worker.isolation import HANDLER_ATTEMPTS, Isolation, TrialEnded, rejection
 from worker.late import fold_late, fold_whole
 from worker.messages import AnyMessage, Arrival, now, same_content
 from worker.registry import Registry
-from worker.store import log, tables
-from worker.store.connection import Writer
+from worker.store.database import Writer
 from worker.store.failures import Failure, HandlersFailed, Refused
-from worker.store.streams import Stream, Streams
+from worker.store.log import Entry, MessageKey
 from worker.store.transaction import StoreTransaction
 from worker.tasks import SelfCancelled, contained
 
@@ -42,7 +41,7 @@ class Projector:
         clock: Callable[[], str] = now,
         folding: Callable[[Folding], None] = lambda _: None,
     ) -> None:
-        """Project with the registry's handlers into the writer's file.
+        """Project with the registry's handlers into the writer's database.
 
         `folding` is called with the progress of each stream that is folded again.
         """
@@ -50,7 +49,6 @@ class Projector:
         self._writer = writer
         self._clock = clock
         self._folding = folding
-        self._streams = Streams()
         self._wary_batches = 0
 
     async def project(
@@ -103,15 +101,15 @@ class Projector:
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
         """Commit a batch of new messages; raises `Refused` if the log knows one of them."""
-        async with self._transaction(messages, meanwhile) as (tx, streams):
-            return await self._write(tx, messages, streams, looks_first=False)
+        async with self._transaction(messages, meanwhile) as tx:
+            return await self._write(tx, messages, looks_first=False)
 
     async def _commit_together(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
     ) -> list[Outcome]:
         """Commit a batch, whatever the log knows of it; raises `HandlersFailed`."""
-        async with self._transaction(messages, meanwhile) as (tx, streams):
-            return await self._write(tx, messages, streams)
+        async with self._transaction(messages, meanwhile) as tx:
+            return await self._write(tx, messages)
 
     async def _commit_apart(
         self, messages: Sequence[_Message], failures: Mapping[str, Failure]
@@ -124,12 +122,12 @@ class Projector:
         for each in messages:
             streams_of_batch.setdefault(each[2], []).append(each)
         rejected: dict[str, Rejected] = {}
-        async with self._transaction(messages) as (tx, streams):
+        async with self._transaction(messages) as tx:
             for event_id, failure in failures.items():
                 isolation, of_stream = Isolation(failure.author), streams_of_batch[event_id]
-                rejected |= await self._find_failing(tx, streams, isolation, [], of_stream)
+                rejected |= await self._find_failing(tx, isolation, [], of_stream)
             left = _without(rejected, messages)
-            outcomes = iter(await self._write(tx, left, streams))
+            outcomes = iter(await self._write(tx, left))
         return [
             _rejected(each, rejected[body]) if (body := _body(each)) in rejected else next(outcomes)
             for each in messages
@@ -137,42 +135,38 @@ class Projector:
 
     async def _commit_in_parts(self, messages: Sequence[_Message]) -> list[Outcome]:
         """Commit a batch whose messages fail by chance, or only beside others."""
-        async with self._transaction(messages) as (tx, streams):
-            return await self._keep(tx, messages, streams)
+        async with self._transaction(messages) as tx:
+            return await self._keep(tx, messages)
 
-    async def _keep(
-        self, tx: StoreTransaction, messages: Sequence[_Message], streams: Streams
-    ) -> list[Outcome]:
+    async def _keep(self, tx: StoreTransaction, messages: Sequence[_Message]) -> list[Outcome]:
         """Write messages; write each half by itself if that fails, and reject a single message."""
         is_single = len(messages) == 1
         for _ in range(HANDLER_ATTEMPTS if is_single else 1):
             try:
                 async with tx.savepoint():
-                    return await self._write(tx, messages, streams)
+                    return await self._write(tx, messages)
             except HandlersFailed as failed:
                 failure = next(iter(failed.failures.values()))
         if is_single:
             (each,) = messages
             return [_rejected(each, rejection(each[1], failure))]
         middle = len(messages) // 2
-        first = await self._keep(tx, messages[:middle], streams)
-        return [*first, *await self._keep(tx, messages[middle:], streams)]
+        first = await self._keep(tx, messages[:middle])
+        return [*first, *await self._keep(tx, messages[middle:])]
 
     @asynccontextmanager
     async def _transaction(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None = None
-    ) -> AsyncIterator[tuple[StoreTransaction, Streams]]:
-        """Begin and commit; forget all streams if that fails."""
-        streams, self._streams = self._streams, Streams()
+    ) -> AsyncIterator[StoreTransaction]:
+        """Begin, with the streams of all messages locked, and commit."""
         in_bulk = len(messages) >= BACKLOG_MESSAGES
         async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
-            yield tx, streams
-        self._streams = streams
+            await tx.lock({event_id for _, _, event_id in messages})
+            yield tx
 
     async def _find_failing(
         self,
         tx: StoreTransaction,
-        streams: Streams,
         isolation: Isolation,
         good: Sequence[_Message],
         messages: Sequence[_Message],
@@ -184,7 +178,7 @@ class Projector:
         while left := _without(isolation.rejected, messages):
             try:
                 async with tx.savepoint():
-                    await self._write(tx, [*good, *left], streams, isolation=isolation)
+                    await self._write(tx, [*good, *left], isolation=isolation)
             except TrialEnded:
                 return isolation.rejected
             except HandlersFailed as failed:
@@ -192,12 +186,12 @@ class Projector:
             if isolation.suspects_more(failure):
                 continue
             event_id = messages[0][2]
-            if isolation.has_several_late and await self._can_be_folded(tx, event_id, streams):
+            if isolation.has_several_late and await self._can_be_folded(tx, event_id):
                 # One of them breaks an older message. Trials of fewer at once show which.
                 middle = len(left) // 2
                 for half in (left[:middle], left[middle:]):
                     apart = isolation.after(each[1].id for each in good)
-                    found = await self._find_failing(tx, streams, apart, good, half)
+                    found = await self._find_failing(tx, apart, good, half)
                     good = [*good, *_without(found, half)]
                     isolation.rejected.update(found)
                 return isolation.rejected
@@ -208,17 +202,16 @@ class Projector:
         self,
         tx: StoreTransaction,
         messages: Sequence[_Message],
-        streams: Streams,
         *,
         looks_first: bool = True,
         isolation: Isolation | None = None,
     ) -> list[Outcome]:
-        found = await streams.of(tx, dict.fromkeys(event_id for _, _, event_id in messages))
+        found = await tx.streams(dict.fromkeys(event_id for _, _, event_id in messages))
         additions = {event_id: Addition(stream) for event_id, stream in found.items()}
-        known: dict[log.Key, str] = {}
+        known: dict[MessageKey, str] = {}
         if looks_first:
-            keys = [(additions[event_id].stream.number, m.id) for _, m, event_id in messages]
-            known = await log.known(tx, keys)
+            keys = [(additions[event_id].stream.key, m.id) for _, m, event_id in messages]
+            known = await tx.known(keys)
         outcomes = self._accept(tx, messages, known, additions)
         if isolation is not None:
             for addition in additions.values():
@@ -229,9 +222,7 @@ class Projector:
             # Or an earlier one; it is found when it is alone.
             tx.register.raise_for_handler(error, tx.statements.author)
             raise
-        streams.remember(
-            {e: Stream(a.stream.number, a.head, a.snapshot) for e, a in additions.items()}
-        )
+        tx.remember({event_id: addition.result() for event_id, addition in additions.items()})
         if not orphans:
             return outcomes
         return [
@@ -245,17 +236,17 @@ class Projector:
         self,
         tx: StoreTransaction,
         messages: Sequence[_Message],
-        known: dict[log.Key, str],
+        known: dict[MessageKey, str],
         additions: dict[str, Addition],
     ) -> list[Outcome]:
         """Append new messages to the log, in the order of arrival; judge the others."""
         appended_at = self._clock()
         outcomes: list[Outcome] = []
-        entries: list[log.Entry] = []
+        entries: list[Entry] = []
         for delivery, message, event_id in messages:
             body, kind, message_id = delivery.body.decode(), message.kind, message.id
             addition = additions[event_id]
-            key = (addition.stream.number, message_id)
+            key = (addition.stream.key, message_id)
             if key in known:
                 verdict, rejected = _judge_again(message, body, known[key])
             else:
@@ -265,7 +256,7 @@ class Projector:
                 sequence, at = message.sequence, message.occurred_at
                 entries.append((*key, sequence, at, kind, int(is_late), appended_at, body))
             outcomes.append(Outcome(delivery, verdict, rejected, kind, event_id, message_id))
-        log.append(tx, entries)
+        tx.append(entries)
         return outcomes
 
     async def _apply(
@@ -295,16 +286,16 @@ class Projector:
             await tx.flush()
             raise TrialEnded
         # This also runs all statements that wait.
-        with_rows = await tables.with_rows(tx, self._registry.versions, changed)
+        with_rows = await tx.with_rows(self._registry.versions, changed)
         tx.register.require_no_failure()
         return changed.keys() - with_rows
 
-    async def _can_be_folded(self, tx: StoreTransaction, event_id: str, streams: Streams) -> bool:
+    async def _can_be_folded(self, tx: StoreTransaction, event_id: str) -> bool:
         """Return whether the fold of a stream succeeds without any new message."""
-        stream = (await streams.of(tx, [event_id]))[event_id]
+        stream = (await tx.streams([event_id]))[event_id]
         try:
             async with tx.savepoint():
-                await fold_whole(self._registry, tx, event_id, stream.number)
+                await fold_whole(self._registry, tx, event_id, stream.key)
         except HandlersFailed:
             return False
         return True

@@ -7,19 +7,18 @@ new ones are complete, and a rebuild that is interrupted has changed nothing.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from worker.errors import StoreUnusable
 from worker.fold import Turns, fold, stored
 from worker.registry import Registry
-from worker.store import log, schemas, tables
-from worker.store.connection import Database, Writer
+from worker.store.database import Database, Writer
 from worker.store.failures import Failures, HandlersFailed
-from worker.store.file import rebuild_file, remove_rebuild_file
 from worker.store.fresh_tables import Difference, FreshTables
-from worker.store.log import BEFORE_ALL
+from worker.store.log import BEFORE_ALL, Key
+from worker.store.store import Store
+from worker.store.tables import Schema
 
 Progress = Callable[[int, int], None]
 """Called with the messages folded so far, and all there are."""
@@ -54,32 +53,32 @@ def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | Non
     )
 
 
-async def require_known_kinds(source: Database, registry: Registry) -> None:
+async def require_known_kinds(source: Database | FreshTables, registry: Registry) -> None:
     """Raise `StoreUnusable` if the log holds messages of a kind that has no handler.
 
     A newer release has put them there. Without their handlers, their streams cannot be folded: each
     late message of them would be dead-lettered, and a rebuild would fail.
     """
-    if unknown := await log.kinds(source) - registry.handlers.keys():
+    if unknown := await source.kinds() - registry.handlers.keys():
         raise StoreUnusable(
-            f"The log holds messages of kinds that this release does not know (path "
-            f"{source.named}: {', '.join(sorted(unknown))}).",
+            f"The log holds messages of kinds that this release does not know "
+            f"({source.named}: {', '.join(sorted(unknown))}).",
             "run the release that knows them; docs/upgrade.md, 'Upgrade and roll back', says more.",
         )
 
 
 async def require_same_columns(source: Database, registry: Registry) -> None:
     """Raise `StoreUnusable` if a schema was changed and its version was not."""
-    await schemas.require_columns(source, _schema(registry))
+    await source.require_columns(_schema(registry))
 
 
 async def create_tables(writer: Writer, registry: Registry) -> None:
-    """Create the projections' empty tables in a file that has none yet."""
-    await tables.replace_tables(writer, _schema(registry), registry.versions)
+    """Create the projections' empty tables in a database that has none yet."""
+    await writer.create_tables(_schema(registry), registry.versions)
 
 
 async def rebuild(
-    writer: Writer, database: Path, registry: Registry, progress: Progress, examples: int = 0
+    writer: Writer, registry: Registry, progress: Progress, examples: int = 0
 ) -> Audit:
     """Put the fold of the log in place of the live rows; return how many of them differed.
 
@@ -88,24 +87,18 @@ async def rebuild(
     folded, because somebody else has committed meanwhile: the live rows stay then.
     """
     await require_known_kinds(writer, registry)
-    await tables.require_no_triggers(writer, _schema(registry))
-    file = rebuild_file(database)
-    remove_rebuild_file(database)
-    try:
-        async with FreshTables(database, _schema(registry), file) as fresh:
-            audit = await _fold_log(fresh, registry, progress, examples)
-        gone = await tables.replace_tables(writer, _schema(registry), registry.versions, file)
-    finally:
-        remove_rebuild_file(database)
+    async with await writer.rebuilding(_schema(registry)) as fresh:
+        audit = await _fold_log(fresh, registry, progress, examples)
+        gone = await fresh.put_in_place(registry.versions)
     return replace(audit, dropped_indexes=gone)
 
 
-async def audit(database: Path, registry: Registry, progress: Progress, examples: int) -> Audit:
+async def audit(store: Store, registry: Registry, progress: Progress, examples: int) -> Audit:
     """Compare the live rows with the fold of the log, on one snapshot, and change nothing.
 
     `examples` is the greatest number of differences that are returned in full.
     """
-    async with FreshTables(database, _schema(registry)) as fresh:
+    async with store.auditing(_schema(registry)) as fresh:
         await require_known_kinds(fresh, registry)
         return await _fold_log(fresh, registry, progress, examples)
 
@@ -116,12 +109,12 @@ async def _fold_log(
     messages = await fresh.count_messages()
     folded = 0
     turns = Turns()
-    events: dict[int, str] = {}
+    events: dict[Key, str] = {}
     try:
         async for events in fresh.streams():
-            async for piece in log.pieces(fresh.tx, dict.fromkeys(events, BEFORE_ALL)):
-                for number, bodies in piece.items():
-                    read = stored(registry, fresh.tx, events[number], bodies)
+            async for piece in fresh.tx.pieces(dict.fromkeys(events, BEFORE_ALL)):
+                for key, bodies in piece.items():
+                    read = stored(registry, fresh.tx, events[key], bodies)
                     await fold(registry, fresh.tx, read, turns)
                     folded += len(read)
                 # Statements run with the next read, and those that fail do not stop the others.
@@ -136,10 +129,11 @@ async def _fold_log(
     return await _compare(fresh, registry, messages, examples)
 
 
-def _unfoldable(failures: Failures, events: Mapping[int, str]) -> StoreUnusable:
+def _unfoldable(failures: Failures, events: Mapping[Key, str]) -> StoreUnusable:
     """Return the error that names the first stream that fails; `events` are those read last."""
-    numbers = {event_id: number for number, event_id in events.items()}
-    event_id = min(failures, key=lambda each: numbers.get(each, 0))
+    # An event that is not among those read last failed earlier.
+    places = {event_id: place for place, event_id in enumerate(events.values(), 1)}
+    event_id = min(failures, key=lambda each: places.get(each, 0))
     failure = failures[event_id]
     cause = (
         failure.error.errors(include_url=False, include_input=False)
@@ -168,5 +162,5 @@ async def _compare(fresh: FreshTables, registry: Registry, messages: int, exampl
     return Audit(messages, rows, differing, tuple(shown))
 
 
-def _schema(registry: Registry) -> tables.Schema:
+def _schema(registry: Registry) -> Schema:
     return {projection.table: projection.schema for projection in registry.projections}

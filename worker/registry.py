@@ -16,15 +16,14 @@ from pydantic import Field, PydanticUndefinedAnnotation, TypeAdapter, create_mod
 
 from worker.errors import RegistrationError
 from worker.messages import Message, P, Payload, Wire
-from worker.store.guard import RESERVED
-from worker.store.schemas import SchemaMistake, require_schemas
-from worker.store.tables import REMOVAL, may_be_named
+from worker.store.sqlite.schemas import SchemaMistake, require_schemas
+from worker.store.tables import REMOVAL, RESERVED, may_be_named
 from worker.store.transaction import Transaction
 
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
 H = TypeVar("H", bound=Callable[..., Any])
 
-LARGEST_VERSION = 2**63 - 1  # the largest integer in SQLite
+LARGEST_VERSION = 2**63 - 1  # the largest integer of either store
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Registry:
         """Create all tables together, in memory, as SQLite would in a file.
 
         Raises `RegistrationError` for a table that cannot be created, or that the worker could not
-        maintain (`worker/store/schemas.py` has the rules).
+        maintain (`worker/store/sqlite/schemas.py` has the rules).
         """
         try:
             require_schemas({each.table: each.schema for each in self.projections})
@@ -190,8 +189,8 @@ def _require_parts(table: object, version: object, schema: object, place: str) -
     if not may_be_named(table):
         raise RegistrationError(
             f"A projection's table cannot be named {table!r} ({place}).",
-            "choose a name of a-z, 0-9 and _ that begins with a letter and is not used by SQLite "
-            f"or the worker ({', '.join(sorted(RESERVED))}).",
+            "choose a name of a-z, 0-9 and _ that begins with a letter and is not used by the "
+            f"database or the worker ({', '.join(sorted(RESERVED))}).",
         )
     if type(version) is not int or not 0 < version <= LARGEST_VERSION:
         raise RegistrationError(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from worker.fold import Turns, fold, stored
 from worker.registry import Registry
-from worker.store import tables
 from worker.store.failures import HandlersFailed
-from worker.store.transaction import Row, StoreTransaction
+from worker.store.statements import Row
+from worker.store.transaction import StoreTransaction
 
 
 class ScratchStream:
@@ -41,4 +41,4 @@ class ScratchStream:
 
     async def rows(self) -> list[dict[str, object]]:
         """Return the event's rows from all tables."""
-        return await tables.rows_of(self._tx, self._registry.versions, self._event_id)
+        return await self._tx.rows_of(self._registry.versions, self._event_id)

@@ -33,11 +33,9 @@ from worker.rebuild import (
 from worker.registry import Registry
 from worker.settings import Settings
 from worker.sources import SettingsError
-from worker.store import log
-from worker.store.connection import Writer
-from worker.store.inspection import wal_bytes
-from worker.store.lock import WriterLock
-from worker.store.tables import noted_versions, require_log
+from worker.store.database import Writer
+from worker.store.engines import store_of
+from worker.store.store import Lock
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -72,6 +70,7 @@ class Service:
         `address` is called for each connection, so that a renewed password needs no restart.
         """
         self._settings = settings
+        self._store = store_of(settings.database)
         self._registry = registry
         self._report = report
         self._address = address
@@ -91,10 +90,10 @@ class Service:
         Raises errors that waiting would not cure: `StoreUnusable` and, until the worker has
         consumed once, `BrokerRefused`.
         """
-        lock = WriterLock(self._settings.database)
+        lock = self._store.lock()
         try:
             if await self._become_writer(lock):
-                writer = Writer(self._settings.database, lock)
+                writer = self._store.writer(lock)
                 try:
                     await self._write(writer)
                 finally:
@@ -102,7 +101,7 @@ class Service:
         finally:
             lock.release()
 
-    async def _become_writer(self, lock: WriterLock) -> bool:
+    async def _become_writer(self, lock: Lock) -> bool:
         """Wait until no other process writes the file; return False if told to stop first."""
 
         async def rival() -> str | None:
@@ -160,11 +159,11 @@ class Service:
 
     async def _prepare_tables(self, writer: Writer) -> None:
         """Create the tables, or rebuild those of other versions; refuse a file without its log."""
-        await require_log(writer)
+        await writer.require_log()
         await require_known_kinds(writer, self._registry)
-        is_new = await log.is_empty(writer)
-        self._file = DatabaseFile(self._settings.database, await writer.file_id(), is_new)
-        reason = reason_to_rebuild(await noted_versions(writer), self._registry)
+        is_new = await writer.is_log_empty()
+        self._file = DatabaseFile(self._settings.database, await writer.id(), is_new)
+        reason = reason_to_rebuild(await writer.noted_versions(), self._registry)
         if reason is None:
             await require_same_columns(writer, self._registry)
             return
@@ -173,9 +172,7 @@ class Service:
             return
         self._report.rebuilding(reason)
         started = time.monotonic()
-        audit = await rebuild(
-            writer, self._settings.database, self._registry, lambda done, total: None
-        )
+        audit = await rebuild(writer, self._registry, lambda done, total: None)
         self._report.rebuilt(
             audit.dropped_indexes,
             messages=audit.messages,
@@ -201,7 +198,7 @@ class Service:
                     # From now on a missing queue is an error. Creating it silently would hide that
                     # the messages published without it are lost.
                     self._file = replace(self._file, is_new=False)
-                    await stack.enter_async_context(opened.beside(self._verify(opened)))
+                    await stack.enter_async_context(opened.beside(self._verify(opened, writer)))
                     if not await self._begin(opened):
                         return
                     self._report.connected(self._settings.broker)
@@ -246,7 +243,7 @@ class Service:
             on_settled_late=self._report.settled,
         )
 
-    async def _verify(self, opened: Session) -> None:
+    async def _verify(self, opened: Session, writer: Writer) -> None:
         """Verify the topology at intervals for as long as the session lasts."""
         while await opened.lasts(VERIFY_EVERY_SECONDS):
             try:
@@ -255,8 +252,7 @@ class Service:
                 self._report.topology(error)
             else:
                 self._report.topology(None)
-                wal = wal_bytes(self._settings.database)
-                self._report.sizes(verified.queue, verified.dead_letters, wal)
+                self._report.sizes(verified.queue, verified.dead_letters, writer.wal_bytes())
 
     async def _begin(self, opened: Session) -> bool:
         """Consume once it is this worker's turn; return False if told to stop first."""

@@ -15,8 +15,8 @@ from worker.projections import load
 from worker.rebuild import create_tables
 from worker.settings import Settings
 from worker.store import log, streams
-from worker.store.connection import Writer
-from worker.store.opening import CHECKPOINT_PAGES_IN_BULK
+from worker.store.sqlite.opening import CHECKPOINT_PAGES_IN_BULK
+from worker.store.sqlite.store import Writer
 
 # The same as the worker's.
 BATCH: int = Settings.model_fields["batch_size"].default

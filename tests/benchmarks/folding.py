@@ -21,8 +21,8 @@ from worker.messages import receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
-from worker.store.connection import Writer
-from worker.store.lock import WriterLock
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.store import Writer
 
 CAP = 1024 * 1024
 TICK_SECONDS = 0.002

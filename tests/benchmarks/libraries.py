@@ -25,7 +25,7 @@ from worker.messages import receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables, rebuild
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 MAX_BYTES = 1_048_576
 MEASURE = """

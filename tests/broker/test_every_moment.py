@@ -34,7 +34,7 @@ from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.service import Service
 from worker.settings import Settings
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.report import Report

@@ -26,7 +26,7 @@ from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.registry import Registry
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 # Projects the bodies on its command line, in the package of the folder where it runs.
 APPLY = """
@@ -36,7 +36,7 @@ from worker.messages import receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import create_tables
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 async def main():
     async with Writer(pathlib.Path("projection.db")) as writer:

@@ -19,7 +19,8 @@ from worker.projections.events import get_event
 from worker.projector import Projector
 from worker.rebuild import rebuild
 from worker.store import checks
-from worker.store.connection import Reader, Writer
+from worker.store.sqlite.connection import Reader
+from worker.store.sqlite.store import Writer
 
 PAGE_BYTES = 4096
 MESSAGES = [make(f"e-{number}") for number in range(30) for make in (planned, started)]

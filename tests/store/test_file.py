@@ -11,9 +11,9 @@ from tests.unit.projecting import arrivals, audited, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections import load
 from worker.rebuild import rebuild
-from worker.store.connection import Writer
-from worker.store.inspection import wal_bytes
-from worker.store.lock import WriterLock
+from worker.store.sqlite.inspection import wal_bytes
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.store import Writer
 
 
 def modes(folder: Path) -> dict[str, str]:

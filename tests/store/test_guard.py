@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.projecting import rows
-from worker.store.connection import Writer
 from worker.store.failures import Author, HandlersFailed
-from worker.store.guard import RESERVED
+from worker.store.sqlite.store import Writer
+from worker.store.tables import RESERVED
 
 
 @pytest.fixture

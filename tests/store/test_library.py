@@ -10,9 +10,9 @@ import pytest
 
 from tests.processes import ROOT, environment
 from worker.errors import StoreUnusable
-from worker.store.connection import Writer
-from worker.store.file import SCRATCH
-from worker.store.library import SQLITE_VERSION, has_wal_reset_bug, require_safe_commits
+from worker.store.sqlite.file import SCRATCH
+from worker.store.sqlite.library import SQLITE_VERSION, has_wal_reset_bug, require_safe_commits
+from worker.store.sqlite.store import Writer
 
 needs_pysqlite3 = pytest.mark.skipif(
     importlib.util.find_spec("pysqlite3") is None, reason="there is no pysqlite3 for this machine"
@@ -30,7 +30,7 @@ main()
 WRITES = """
 import asyncio, sys
 from worker.errors import StoreUnusable
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 async def main():
     try:
@@ -43,7 +43,7 @@ asyncio.run(main())
 """
 READS = """
 import asyncio, sys
-from worker.store.connection import Reader
+from worker.store.sqlite.connection import Reader
 
 async def main():
     async with Reader(sys.argv[1]) as reader:

@@ -7,12 +7,12 @@ import pytest
 
 from tests.store.processes import line, process
 from worker.errors import StoreUnusable, WriterLocked
-from worker.store.lock import WriterLock
+from worker.store.sqlite.lock import WriterLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from worker.store.lock import WriterLock
+from worker.store.sqlite.lock import WriterLock
 with WriterLock(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -21,7 +21,7 @@ with WriterLock(Path(sys.argv[1])):
 HOLD_WITH_CHILD = """
 import subprocess, sys
 from pathlib import Path
-from worker.store.lock import WriterLock
+from worker.store.sqlite.lock import WriterLock
 WriterLock(Path(sys.argv[1])).acquire()
 child = subprocess.Popen(["sleep", "600"], close_fds=False)
 print(child.pid, flush=True)

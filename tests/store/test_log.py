@@ -6,8 +6,9 @@ import pytest
 from tests.builders import planned, started
 from tests.unit.projecting import project
 from worker.store import log
-from worker.store.connection import Reader, Writer
 from worker.store.log import BEFORE_ALL, Entry, Position
+from worker.store.sqlite.connection import Reader
+from worker.store.sqlite.store import Writer
 from worker.store.streams import FIND
 
 AT = "2026-04-27T10:00:00.000000Z"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tests.builders import planned, started
 from tests.unit.projecting import arrivals, change, projecting, rows
-from worker.store.connection import Writer
 from worker.store.log import kinds
-from worker.store.migrations import SCHEMA_VERSION
+from worker.store.sqlite.migrations import SCHEMA_VERSION
+from worker.store.sqlite.store import Writer
 
 LATER_TABLES = ("file", "kinds", "filler")
 
@@ -52,7 +52,9 @@ class TestAFileOfAnOlderSchema:
         """Each script is one transaction, so a new file may have only the first version."""
         path = tmp_path / "p.db"
         with sqlite3.connect(path) as made:
-            made.executescript(resources.files("worker.store").joinpath("schema.sql").read_text())
+            made.executescript(
+                resources.files("worker.store.sqlite").joinpath("schema.sql").read_text()
+            )
         made.close()
 
         async with Writer(path) as writer:

@@ -13,7 +13,7 @@ from tests.unit.projecting import EVENTS, audited, change, project, rows
 from worker.projections import load
 from worker.rebuild import Audit, Progress, audit, rebuild
 from worker.registry import Registry
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 # Prints its progress and waits for a line, or kills itself before a statement.
 REBUILD = """
@@ -21,7 +21,7 @@ import asyncio, logging, os, signal, sys
 from pathlib import Path
 from worker.projections import load
 from worker.rebuild import rebuild
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 path, deadly = Path(sys.argv[1]), sys.argv[2]
 class Kill(logging.Handler):
     def emit(self, record):

@@ -5,7 +5,7 @@ import pytest
 from tests.store.test_log import AT, STRANGE, entry
 from worker.store import log
 from worker.store import streams as module
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 from worker.store.streams import Stream, Streams
 
 LATER = "2026-04-27T10:00:00.000001Z"

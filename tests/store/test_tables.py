@@ -10,9 +10,9 @@ from worker import Message, Transaction
 from worker.errors import StoreUnusable
 from worker.rebuild import create_tables, rebuild
 from worker.registry import Registry
-from worker.store.connection import Reader, Writer
-from worker.store.guard import RESERVED
-from worker.store.tables import noted_versions, require_log
+from worker.store.sqlite.connection import Reader
+from worker.store.sqlite.store import Writer
+from worker.store.tables import RESERVED, noted_versions, require_log
 
 Replace = Callable[[Path, Registry], Awaitable[None]]
 CONTENT = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"

@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.projecting import rows
 from worker.errors import StoreUnavailable, StoreUnusable
-from worker.store.connection import Writer
 from worker.store.failures import Author, HandlersFailed, Refused
-from worker.store.faults import fault
+from worker.store.sqlite.faults import fault
+from worker.store.sqlite.store import Writer
 from worker.store.transaction import StoreTransaction
 
 INSERT = "INSERT INTO t VALUES (?)"

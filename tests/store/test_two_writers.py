@@ -15,7 +15,7 @@ from worker.messages import Arrival
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import rebuild
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 
 async def tried(projector: Projector, batch: list[Arrival]) -> tuple[list[Outcome], int]:

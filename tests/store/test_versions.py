@@ -10,7 +10,7 @@ from worker import Message, Payload, Transaction
 from worker.errors import StoreUnusable
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
 from worker.registry import Registry
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 from worker.store.tables import noted_versions
 
 

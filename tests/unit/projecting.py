@@ -14,8 +14,8 @@ from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import Audit, audit, create_tables
 from worker.registry import Registry
-from worker.store.connection import Writer
-from worker.store.lock import WriterLock
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.store import Writer
 from worker.store.tables import noted_versions
 
 CAP = 64 * 1024

@@ -18,7 +18,7 @@ from worker.fold import Addition
 from worker.projector import Projector
 from worker.registry import Registry
 from worker.store import log, streams
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 from worker.store.streams import Snapshot
 from worker.store.transaction import StoreTransaction
 

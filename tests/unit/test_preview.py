@@ -8,7 +8,7 @@ from tests.unit.projecting import CAP, LOG, change, project, rows, verdicts
 from worker.deliveries import Delivery
 from worker.preview import Preview, preview
 from worker.projections import load
-from worker.store.connection import Reader
+from worker.store.sqlite.connection import Reader
 
 LIFE = [
     planned("e-1", sequence=1),

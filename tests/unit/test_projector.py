@@ -16,7 +16,7 @@ from worker import Payload, Transaction
 from worker.deliveries import BatchReport
 from worker.errors import StoreUnavailable
 from worker.registry import Registry
-from worker.store.opening import BUSY_MILLISECONDS
+from worker.store.sqlite.opening import BUSY_MILLISECONDS
 
 
 class TestOutcomes:

@@ -15,7 +15,7 @@ from worker.errors import RegistrationError
 from worker.projections import events, load
 from worker.rebuild import rebuild
 from worker.registry import Registry
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 NOTES_TABLE = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT, count INTEGER)"
 

@@ -20,12 +20,11 @@ from worker.projections import load
 from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
 from worker.settings import Settings, load_settings, unknown_variables
 from worker.sources import variable_of
-from worker.store import inspection as store
-from worker.store.connection import Reader
-from worker.store.library import dotted, require_safe_commits
-from worker.store.lock import WriterLock
-from worker.store.migrations import SCHEMA_VERSION
-from worker.store.tables import noted_versions, require_log
+from worker.store.sqlite import inspection as store
+from worker.store.sqlite.connection import Reader
+from worker.store.sqlite.library import dotted, require_safe_commits
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.migrations import SCHEMA_VERSION
 from worker.telemetry.http import unavailable
 
 WARN_FREE_BYTES = 1024**3
@@ -153,9 +152,9 @@ async def _database(settings: Settings) -> Line:
             fix = "start the worker, which upgrades it."
             return Line("warn", "database", f"{path} has an older schema ({version}).", fix)
         await store.require_acked(reader, path)
-        await require_log(reader)
+        await reader.require_log()
         await require_known_kinds(reader, registry)
-        reason = reason_to_rebuild(await noted_versions(reader), registry)
+        reason = reason_to_rebuild(await reader.noted_versions(), registry)
         if reason is None:
             await require_same_columns(reader, registry)
     if reason:

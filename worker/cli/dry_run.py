@@ -17,7 +17,8 @@ from worker.preview import preview
 from worker.projections import load
 from worker.registry import Registry
 from worker.settings import Settings
-from worker.store.connection import Reader
+from worker.store.database import Database
+from worker.store.engines import store_of
 
 SKIPPED = "skipped"
 
@@ -36,8 +37,9 @@ async def dry_run(
     async with AsyncExitStack() as stack:
         # There is no database before the worker's first start; then no event has a row.
         reader = None
-        if settings.database.exists():
-            reader = await stack.enter_async_context(Reader(settings.database))
+        store = store_of(settings.database)
+        if await store.exists():
+            reader = await stack.enter_async_context(store.reader())
         queue = await stack.enter_async_context(
             dead_letter_queue(address_of(settings), topology_of(settings))
         )
@@ -61,7 +63,7 @@ async def dry_run(
 
 
 async def _foresee(
-    reader: Reader | None, registry: Registry, max_bytes: int, letter: DeadLetter
+    reader: Database | None, registry: Registry, max_bytes: int, letter: DeadLetter
 ) -> dict[str, Any]:
     """Return what would happen to a letter, and to the rows of its event."""
     delivery = Delivery(

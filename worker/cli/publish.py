@@ -25,8 +25,7 @@ from worker.messages import INT64_MAX, AnyMessage, decode, now
 from worker.plurals import counted
 from worker.projections import load
 from worker.settings import Settings, load_settings
-from worker.store import log
-from worker.store.connection import Reader
+from worker.store.engines import store_of
 
 SHOW_EVERY = 100
 NAME = "projection-worker publish"
@@ -116,8 +115,8 @@ async def _place(settings: Settings, message: AnyMessage, sequence: int | None) 
     given and the database cannot be read.
     """
     try:
-        async with Reader(settings.database) as reader:
-            head = await log.head(reader, message.event_id)
+        async with store_of(settings.database).reader() as reader:
+            head = await reader.head(message.event_id)
     except (StoreUnavailable, StoreUnusable) as error:
         if sequence is not None:
             return sequence

@@ -1,7 +1,6 @@
 """`rebuild`: fold the log again, and replace the live rows or only compare them."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,9 @@ from worker.rebuild import Audit, Progress, audit
 from worker.rebuild import rebuild as rebuild_tables
 from worker.registry import Registry
 from worker.settings import load_settings
-from worker.store.connection import Writer, read_only_uri
+from worker.store.engines import store_of
 from worker.store.fresh_tables import Difference
-from worker.store.lock import WriterLock
+from worker.store.store import Store
 
 
 @app.command()
@@ -35,13 +34,13 @@ def rebuild(
     Readers see the old rows until the new ones are complete; an interrupted rebuild changes
     nothing. --verify works while a worker runs; without it, the worker must be stopped.
     """
-    database = load_settings().database
+    store = store_of(load_settings().database)
     registry = load()
     with progress_bar("Folding messages") as bar:
         if verify:
-            found = asyncio.run(audit(database, registry, bar.show, limit))
+            found = asyncio.run(audit(store, registry, bar.show, limit))
         else:
-            found = asyncio.run(_rebuild(database, registry, bar.show, limit))
+            found = asyncio.run(_rebuild(store, registry, bar.show, limit))
     if as_json:
         print_json(_document(found))
     else:
@@ -50,13 +49,13 @@ def rebuild(
         raise typer.Exit(1)
 
 
-async def _rebuild(database: Path, registry: Registry, progress: Progress, limit: int) -> Audit:
-    read_only_uri(
-        database
-    )  # Raises if the file is missing, because then there is nothing to rebuild.
-    with WriterLock(database) as lock:
-        async with Writer(database, lock) as writer:
-            return await rebuild_tables(writer, database, registry, progress, limit)
+async def _rebuild(store: Store, registry: Registry, progress: Progress, limit: int) -> Audit:
+    async with store.reader():
+        # Raises if there is no database: a writer would make one.
+        pass
+    with store.lock() as lock:
+        async with store.writer(lock) as writer:
+            return await rebuild_tables(writer, registry, progress, limit)
 
 
 def _show(found: Audit, *, verify: bool) -> None:

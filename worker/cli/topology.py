@@ -13,7 +13,7 @@ from worker.cli.app import AsJson, Yes, app
 from worker.cli.output import confirm, print_json, say, table
 from worker.errors import StoreUnusable
 from worker.settings import Settings, load_settings
-from worker.store.inspection import file_id
+from worker.store.sqlite.inspection import file_id
 
 topology = typer.Typer(
     name="topology",

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from worker.messages import Identifier, Message, Payload, Timestamp, canonical_json
 from worker.registry import on, projection
-from worker.store.connection import Reader
-from worker.store.transaction import Row, Transaction
+from worker.store.database import Database
+from worker.store.statements import Row
+from worker.store.transaction import Transaction
 
 Status = Literal["planned", "active", "completed", "cancelled", "expired"]
 
@@ -160,19 +161,19 @@ async def end(tx: Transaction, message: Message[Ended], status: Status) -> None:
     )
 
 
-async def get_event(reader: Reader, event_id: str) -> dict[str, Any] | None:
+async def get_event(reader: Database, event_id: str) -> dict[str, Any] | None:
     """Return the row of an event with `props` parsed, or None."""
     rows = await reader.fetch_all("SELECT * FROM events WHERE event_id = ?", (event_id,))
     return _event(rows[0]) if rows else None
 
 
-async def list_active_events(reader: Reader, chat_id: str) -> list[dict[str, Any]]:
+async def list_active_events(reader: Database, chat_id: str) -> list[dict[str, Any]]:
     """Return the planned and active events of a chat, in the order of planning."""
     return _events(await reader.fetch_all(ONGOING, (chat_id,)))
 
 
 async def list_events_in_status(
-    reader: Reader, chat_id: str, status: Status
+    reader: Database, chat_id: str, status: Status
 ) -> list[dict[str, Any]]:
     """Return the events of a chat that have this status, in the order of planning."""
     return _events(await reader.fetch_all(IN_STATUS, (chat_id, status)))

@@ -5,13 +5,13 @@ pass finds all failures; after any other failure, nothing does. Either way nothi
 """
 
 import asyncio
-import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from worker.errors import StoreUnusable, described
-from worker.store.faults import StoreFault, casts_doubt, fault, out_of_memory, written_by_another
+from worker.errors import StoreUnavailable, StoreUnusable, described
+
+StoreFault = StoreUnavailable | StoreUnusable
 
 
 class Author(NamedTuple):
@@ -72,24 +72,16 @@ class Refused(Exception):
     """A statement of the store itself failed: the log's key has refused a message that is known."""
 
 
-class WrittenByAnother(Exception):
-    """Another connection has committed to the file since this one last began a transaction."""
-
-
-class TransactionEnded(Exception):
-    """A handler's statement failed in such a way that SQLite rolled the transaction back."""
-
-
-class Register:
+class Register(ABC):
     """What went wrong in one transaction."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Begin without failures, for a transaction in this file."""
-        self._path = path
+    def __init__(self, named: str) -> None:
+        """Begin without failures, for a transaction in the database that errors name so."""
+        self._named = named
         self.store_fault: StoreFault | None = None
         """Set once the moment or the file is at fault, and no message."""
         self.casts_doubt = False
-        """Whether the file must be opened again before anything is believed."""
+        """Whether the database must be opened again before anything is believed."""
         self.of_handlers: Failures = {}
         self._refused: Refused | None = None
 
@@ -145,27 +137,22 @@ class Register:
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return
         if isinstance(error, MemoryError):
-            self.store_fault = out_of_memory(self._path, f"no memory for {Author(*author)}")
+            self.store_fault = out_of_memory(self._named, f"no memory for {Author(*author)}")
             raise self.store_fault from error
         note(self.of_handlers, author, error)
         raise HandlersFailed(self.of_handlers) from error
 
+    @abstractmethod
     def _store_fault(self, error: Exception) -> StoreFault | None:
-        if isinstance(error, WrittenByAnother):
-            return written_by_another(self._path)
-        if isinstance(error, MemoryError):
-            # What Python makes of SQLITE_NOMEM; SQLite may have rolled back by itself.
-            return out_of_memory(self._path)
-        if isinstance(error, TransactionEnded):
-            # Later statements would each commit alone, and the earlier ones are undone.
-            return StoreUnusable(
-                f"The transaction of the whole batch was ended from within ({error}).",
-                "a table or trigger must not use ON CONFLICT ROLLBACK or RAISE(ROLLBACK).",
-            )
-        if isinstance(error, sqlite3.Error):
-            self.casts_doubt = self.casts_doubt or casts_doubt(error)
-            return fault(error, self._path)
-        return None
+        """Return the error to raise if a statement's error is not the statement's fault."""
+
+
+def out_of_memory(named: str, cause: str = "out of memory") -> StoreUnavailable:
+    """Return the error for a statement or a handler that ran out of memory."""
+    return StoreUnavailable(
+        f"The database cannot be used now ({named}, {cause}).",
+        "give the worker more memory, or set WORKER_BATCH_SIZE lower.",
+    )
 
 
 def _is_being_cancelled() -> bool:

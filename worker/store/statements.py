@@ -7,14 +7,30 @@ queue knows the author of each statement, so that a failure is blamed on the rig
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from worker.store.failures import Author, PlainAuthor
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
+
+
+class Row(Protocol):
+    """A row of a query: its values in order, each also by the name of its column."""
+
+    def __getitem__(self, column: int | str, /) -> Any:  # noqa: ANN401 - a `Value`, as queried
+        """Return the value of a column, by place or by name."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the values."""
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of the columns."""
 
 
 class Group(NamedTuple):

@@ -1,32 +1,27 @@
-"""One SQLite transaction: what handlers see of it, and the store's own part.
+"""One transaction: what handlers see of it, and what every store promises of its own.
 
-A handler's `execute` does not call SQLite: statements wait until they are needed. Those with the
-same text then run with one `executemany` (statements.py), and all of them in one call (driver.py).
-Failures are noted in a register (failures.py).
+A handler's `execute` does not call the database: statements wait until they are needed. Those with
+the same text then run together (statements.py). Failures are noted in a register (failures.py).
 """
 
-import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-import aiosqlite
-
-from worker.store.driver import COMMIT, Preceded
 from worker.store.failures import PlainAuthor, Register
-from worker.store.statements import Parameters, Statements, copied, require_harmless
+from worker.store.log import Entry, Log, MessageKey
+from worker.store.statements import Parameters, Row, Statements, copied, require_harmless
+from worker.store.streams import Stream
+from worker.store.tables import ROWS, Values
 
-Row = sqlite3.Row
 # Follows the statements that wait when nothing is asked.
 NOTHING = "SELECT 1 WHERE FALSE"
-COMMITS = "SELECT commits FROM file"
 
 
 class Transaction:
     """What the handler of one message writes and reads through.
 
-    Writes are deferred: SQLite runs them when something is fetched or the batch commits. So
+    Writes are deferred: they run when something is fetched or the batch commits. So
     `try: await tx.execute(...)` catches no error of the statement. Say in the statement what should
     happen instead (`ON CONFLICT ... DO ...`), or fetch first and then decide.
     """
@@ -51,7 +46,7 @@ class Transaction:
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Read: return all rows, with every earlier write of this transaction in them.
 
-        Raises what SQLite raises, for this statement or for one that was deferred until now.
+        Raises what the database raises, for this statement or for one that was deferred until now.
         """
         return await self._store.fetch_for_handler(sql, parameters)
 
@@ -61,18 +56,17 @@ class Transaction:
         return rows[0] if rows else None
 
 
-class StoreTransaction:
+class StoreTransaction(Log):
     """The transaction itself: it runs statements, undoes savepoints, and commits.
 
     Belongs to one task; ends with the batch.
     """
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path | str) -> None:
-        """Work on a connection to this file, on which a transaction begins or has begun."""
-        self._connection = connection
+    def __init__(self, register: Register) -> None:
+        """Begin with nothing to run, and nothing gone wrong."""
         self.statements = Statements()
         """The statements that wait."""
-        self.register = Register(path)
+        self.register = register
         """What has gone wrong."""
         self._for_handlers = Transaction(self)
         self._depth = 0
@@ -136,45 +130,65 @@ class StoreTransaction:
             # With the next call, before anything else.
             self.add(f"RELEASE {name}")
 
-    async def commit(self, meanwhile: Callable[[], None] | None = None) -> int:
-        """Run what waits, and commit; `meanwhile` is called while SQLite does.
-
-        Returns how many commits have appended to the log of this file.
-        """
-        self.add(COMMIT)
-        committing = asyncio.ensure_future(self._call(COMMITS))
-        try:
-            if meanwhile is not None:
-                # One turn of the loop hands the statement over; between it and the next, the loop
-                # lets go of Python's lock, and SQLite's thread takes it. Otherwise that thread
-                # would wait for the lock (sys.getswitchinterval, 5 ms) or for `meanwhile` to end.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                meanwhile()
-        finally:
-            ((commits,),) = await committing
-        return int(commits)
-
     async def run(self, sql: str) -> None:
         """Run what waits, and then one statement of the store itself; raises what `flush` does."""
         self.add(sql)
         await self.flush()
 
+    async def rows_of(self, tables: Iterable[str], event_id: str) -> list[dict[str, object]]:
+        """Return the rows of one event from all tables."""
+        return [
+            dict(row)
+            for table in tables
+            for row in await self.fetch_all(ROWS.format(table), (event_id,))
+        ]
+
+    @abstractmethod
+    async def commit(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run what waits, and commit; `meanwhile` is called while the database does."""
+
+    @abstractmethod
+    async def lock(self, event_ids: Collection[str]) -> None:
+        """Let no other writer add to the streams of these events until this transaction ends.
+
+        Called once, before anything else, with all events of the batch.
+        """
+
+    @abstractmethod
+    async def streams(self, event_ids: Iterable[str]) -> dict[str, Stream]:
+        """Return the streams of these events as they are now; new ones are opened."""
+
+    @abstractmethod
+    def remember(self, streams: Mapping[str, Stream]) -> None:
+        """Note streams as this transaction has left them."""
+
+    @abstractmethod
+    async def known(self, keys: Collection[MessageKey]) -> dict[MessageKey, str]:
+        """Return the bodies of those messages that are already in the log."""
+
+    @abstractmethod
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add messages to the log, and note the kinds that it holds.
+
+        `Refused` is raised when they are written, if the log has one of them already.
+        """
+
+    @abstractmethod
+    async def with_rows(self, tables: Iterable[str], event_ids: Collection[str]) -> set[str]:
+        """Return the events that have a row in any of the tables, once waiting statements ran."""
+
+    @abstractmethod
+    async def lone_rows(
+        self, tables: Iterable[str], event_ids: Sequence[str]
+    ) -> dict[str, dict[str, Values] | None]:
+        """Return event -> table -> its row; None for an event with several rows in one table."""
+
+    @abstractmethod
     async def _call(
         self, sql: str, parameters: Parameters = (), author: PlainAuthor | None = None
     ) -> list[Row]:
-        register = self.register
-        # A handler that catches an error must not make the batch look complete.
-        register.require_none_for(author)
-        before = self.statements.take()
-        try:
-            rows = await self._connection.execute_fetchall(
-                sql, Preceded(before, parameters, register.of_handlers, author)
-            )
-        except Exception as error:
-            blamed = register.of_statement(error, author)
-            if blamed is error:
-                raise
-            raise blamed from error
-        register.require_none_for(author)
-        return list(rows)
+        """Run what waits, and return all rows of a query; None stands for the store itself.
+
+        A handler's statement that fails is noted, and the other handlers' statements still run, so
+        that one call finds all failures. Raises the failure that stops this author.
+        """

@@ -11,7 +11,7 @@ from tests.benchmarks.database import Fold, connect, create, write
 from tests.benchmarks.traffic import Traffic
 from worker.projections import load
 from worker.rebuild import rebuild
-from worker.store.connection import Writer
+from worker.store.sqlite.store import Writer
 
 
 async def main(told: Arguments) -> None:

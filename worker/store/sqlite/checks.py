@@ -6,9 +6,10 @@ from pathlib import Path
 import aiosqlite
 
 from worker.errors import StoreUnusable
-from worker.store.faults import StoreFault, damaged, not_ours, primary_code
-from worker.store.file import cannot_open
-from worker.store.migrations import SCHEMA_VERSION
+from worker.store.failures import StoreFault
+from worker.store.sqlite.faults import damaged, not_ours, primary_code
+from worker.store.sqlite.file import cannot_open
+from worker.store.sqlite.migrations import SCHEMA_VERSION
 
 APPLICATION_ID = 0x70726A77
 

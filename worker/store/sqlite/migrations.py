@@ -11,7 +11,7 @@ SCHEMA_VERSION = len(SCRIPTS)
 
 def scripts_after(version: int) -> list[str]:
     """Return the scripts that upgrade a file from this version (0 if it is new)."""
-    folder = resources.files("worker.store")
+    folder = resources.files("worker.store.sqlite")
     return [folder.joinpath(script).read_text() for script in SCRIPTS[version:]]
 
 

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The names of the worker's own tables and views.
-RESERVED = frozenset({"log", "streams", "messages", "projections", "file", "kinds", "filler"})
+from worker.store.tables import RESERVED
+
 _READING = frozenset(
     {
         sqlite3.SQLITE_SELECT,

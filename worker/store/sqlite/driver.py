@@ -12,17 +12,10 @@ from typing import Any, NamedTuple
 
 import aiosqlite
 
-from worker.store.failures import (
-    Failures,
-    HandlersFailed,
-    PlainAuthor,
-    Refused,
-    TransactionEnded,
-    WrittenByAnother,
-    note,
-)
-from worker.store.faults import blames_statement
-from worker.store.guard import Guard
+from worker.store.failures import Failures, HandlersFailed, PlainAuthor, Refused, note
+from worker.store.sqlite.faults import blames_statement
+from worker.store.sqlite.guard import Guard
+from worker.store.sqlite.register import TransactionEnded, WrittenByAnother
 from worker.store.statements import Group, Parameters
 
 # A deferred transaction that comes to write fails at once, whatever the busy timeout

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from worker.errors import StoreUnusable, WriterLocked
 from worker.messages import now
-from worker.store.file import PRIVATE_FILE, PRIVATE_FOLDER, Place, is_gone, look_at, place
+from worker.store.sqlite.file import PRIVATE_FILE, PRIVATE_FOLDER, Place, is_gone, look_at, place
 
 NOTE_BYTES = 4096
 

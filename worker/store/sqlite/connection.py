@@ -1,9 +1,10 @@
-"""The database's connections: one writer, any number of readers.
+"""The connections to a file: one writer, any number of readers.
 
 Knows nothing about what the tables mean. opening.py sets a writer up.
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,39 +15,48 @@ from typing import Self
 import aiosqlite
 
 from worker.errors import StoreUnusable, WorkerError
-from worker.store.checks import (
+from worker.store.database import Database, Writer
+from worker.store.sqlite.checks import (
     READ_HINT,
     identity,
     opening_failed,
     reading_failed,
     require_ours,
 )
-from worker.store.driver import BEGIN, connect
-from worker.store.faults import casts_doubt, fault, incomplete
-from worker.store.file import SCRATCH, create_private, remove_rebuild_file
-from worker.store.library import require_safe_commits
-from worker.store.lock import WriterLock
-from worker.store.opening import (
+from worker.store.sqlite.driver import BEGIN, connect
+from worker.store.sqlite.faults import casts_doubt, fault, incomplete
+from worker.store.sqlite.file import SCRATCH, create_private, remove_rebuild_file
+from worker.store.sqlite.library import require_safe_commits
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.log import SqliteLog
+from worker.store.sqlite.opening import (
     BUSY_MILLISECONDS,
     CHECKPOINT_PAGES,
     CHECKPOINT_PAGES_IN_BULK,
     prepare,
 )
-from worker.store.statements import Parameters
-from worker.store.transaction import Row, StoreTransaction
-from worker.store.watch import FileWatch
+from worker.store.sqlite.schemas import require_columns
+from worker.store.sqlite.streams import Streams
+from worker.store.sqlite.transaction import SqliteTransaction
+from worker.store.sqlite.watch import FileWatch
+from worker.store.statements import Parameters, Row
+from worker.store.tables import Schema
 
 PROGRESS = "SELECT id, commits FROM file"
+OBJECTS = """
+    SELECT name, type FROM main.sqlite_schema
+    WHERE lower(name) IN (SELECT value FROM json_each(?)) ORDER BY name
+"""
 
 
-class Database:
+class FileDatabase(SqliteLog, Database):
     """What a writer and a reader have in common: a file that is open within `async with`."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Name the file; nothing is opened yet."""
+    def __init__(self, path: Path | str, blamed: Path | None = None) -> None:
+        """Name the file; nothing is opened yet. Errors name the file `blamed`, if there is one."""
         self.path = path
-        self.named = path
-        """The file that errors name."""
+        self._blamed = blamed or path
+        self.named = f"path {self._blamed}"
         self._connection: aiosqlite.Connection | None = None
 
     async def __aexit__(
@@ -86,16 +96,23 @@ class Database:
         except sqlite3.Error as error:
             raise self._fault(error) from error
 
-    async def file_id(self) -> str:
+    async def id(self) -> str:
         """Return the id that identifies this file: random, chosen when it was created."""
         ((file_id,),) = await self.fetch_all("SELECT id FROM file")
         return str(file_id)
 
+    async def require_columns(self, schema: Schema) -> None:
+        """Raise `StoreUnusable` if a table in the file has other columns than its schema."""
+        await require_columns(self, schema)
+
+    async def _existing(self, tables: list[str]) -> list[str]:
+        return [name for name, _ in await self.fetch_all(OBJECTS, (json.dumps(tables),))]
+
     def _fault(self, error: sqlite3.Error) -> Exception:
-        if blamed := fault(error, self.named):
+        if blamed := fault(error, self._blamed):
             return blamed
         if isinstance(error, sqlite3.OperationalError):
-            return incomplete(self.named, error)
+            return incomplete(self._blamed, error)
         return error
 
     async def _ready(self) -> aiosqlite.Connection:
@@ -107,7 +124,7 @@ class Database:
         return self._connection
 
 
-class Writer(Database):
+class FileWriter(FileDatabase, Writer):
     """The one connection that writes; `SCRATCH` is a database that nobody else sees.
 
     After a disk error the connection is not trusted: the next use closes and reopens the file.
@@ -122,6 +139,7 @@ class Writer(Database):
         self._watch = None if path == SCRATCH else FileWatch(Path(path), lock)
         self._is_in_doubt = False
         self._checkpoint_pages = CHECKPOINT_PAGES
+        self._streams = Streams()
 
     async def __aenter__(self) -> Self:
         """Open, as `open` does."""
@@ -208,7 +226,7 @@ class Writer(Database):
     @asynccontextmanager
     async def transaction(
         self, *, in_bulk: bool = False, meanwhile: Callable[[], None] | None = None
-    ) -> AsyncIterator[StoreTransaction]:
+    ) -> AsyncIterator[SqliteTransaction]:
         """Begin; commit at the end of the block, or roll back if it raises.
 
         `in_bulk` is for work in which nobody waits for a single part. One commit in many may then
@@ -222,7 +240,9 @@ class Writer(Database):
         file is damaged or no longer in its place.
         """
         connection = await self._ready()
-        tx = StoreTransaction(connection, self.path)
+        # What is remembered is dropped if the transaction fails.
+        streams, self._streams = self._streams, Streams()
+        tx = SqliteTransaction(connection, self.path, streams)
         try:
             await self._checkpoint_after(
                 tx, CHECKPOINT_PAGES_IN_BULK if in_bulk else CHECKPOINT_PAGES
@@ -233,10 +253,11 @@ class Writer(Database):
             # SQLite's index of it (wal.c, sqlite3WalFrames). Either the next commit overwrites
             # them, or the next opening finds them complete and counts them as committed. In both
             # cases the log shows, when the batch is tried again, which messages it already has.
-            commits = await tx.commit(meanwhile)
+            await tx.commit(meanwhile)
             if self._watch is not None:
                 # A file that was deleted meanwhile has lost the commit.
-                await self._watch.committed(commits)
+                await self._watch.committed(tx.commits)
+            self._streams = streams
         except BaseException as error:
             await self.interrupt_if_cancelled(error)
             await self._roll_back(connection)
@@ -250,7 +271,7 @@ class Writer(Database):
                 tx.register.require_no_store_fault()
             raise
 
-    async def _checkpoint_after(self, tx: StoreTransaction, pages: int) -> None:
+    async def _checkpoint_after(self, tx: SqliteTransaction, pages: int) -> None:
         if pages != self._checkpoint_pages:
             await tx.run(f"PRAGMA wal_autocheckpoint = {pages}")
             self._checkpoint_pages = pages
@@ -301,7 +322,7 @@ class Writer(Database):
             await self._watch.opened(file_id, commits)
 
 
-class Reader(Database):
+class Reader(FileDatabase):
     """A connection that can only read; works while the worker writes, and when it is stopped.
 
     Any version of SQLite will do. Only a checkpoint can lose commits, and a read-only connection
@@ -313,7 +334,7 @@ class Reader(Database):
         uri = read_only_uri(Path(self.path))
         try:
             self._connection = await connect(uri)
-            self._connection.row_factory = Row
+            self._connection.row_factory = sqlite3.Row
             await self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
             application_id, version, _ = await identity(self._connection)
             require_ours(self.path, application_id, version)

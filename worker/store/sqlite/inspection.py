@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 from worker.errors import StoreUnusable
-from worker.store.connection import PROGRESS, Database, Reader
-from worker.store.file import COMPANIONS, require_one_name
-from worker.store.lock import WriterLock
-from worker.store.watch import FileWatch
+from worker.store.database import Database
+from worker.store.sqlite.connection import PROGRESS, Reader
+from worker.store.sqlite.file import COMPANIONS, require_one_name
+from worker.store.sqlite.lock import WriterLock
+from worker.store.sqlite.watch import FileWatch
 
 
 async def schema_version(source: Database) -> int:
@@ -52,7 +53,7 @@ async def file_id(database: Path) -> str | None:
     async with Reader(database) as reader:
         # A file with the first schema gets an id when a worker opens it.
         has_id = await reader.fetch_all("SELECT 1 FROM sqlite_schema WHERE name = 'file'")
-        return await reader.file_id() if has_id else None
+        return await reader.id() if has_id else None
 
 
 def existing_folder(database: Path) -> Path:

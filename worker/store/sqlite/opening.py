@@ -1,15 +1,15 @@
 """How a writer's connection is set up: a checklist, each pragma with its reason."""
 
+import sqlite3
 from pathlib import Path
 
 import aiosqlite
 
-from worker.store.checks import identity, require_ours, require_sound
-from worker.store.driver import BEGIN, Preceded
-from worker.store.migrations import migrate
+from worker.store.sqlite.checks import identity, require_ours, require_sound
+from worker.store.sqlite.driver import BEGIN, Preceded
+from worker.store.sqlite.migrations import migrate
+from worker.store.sqlite.watch import WAL_BYTES_KEPT
 from worker.store.statements import Group
-from worker.store.transaction import Row
-from worker.store.watch import WAL_BYTES_KEPT
 
 # Short, because a shutdown cannot interrupt a wait inside SQLite. The worker waits by trying again.
 BUSY_MILLISECONDS = 1_000
@@ -43,7 +43,7 @@ async def prepare(connection: aiosqlite.Connection, path: Path | str, *, may_be_
     Raises `StoreUnusable` for a file that is not ours, has a newer schema or is damaged, and
     SQLite's own errors.
     """
-    connection.row_factory = Row
+    connection.row_factory = sqlite3.Row
     application_id, version, tables = await identity(connection)
     is_new = may_be_new and version == 0 and tables == 0
     if not is_new:

@@ -4,8 +4,8 @@ import sqlite3
 from pathlib import Path
 
 from worker.errors import StoreUnavailable, StoreUnusable
+from worker.store.failures import StoreFault
 
-StoreFault = StoreUnavailable | StoreUnusable
 # Primary result codes (sqlite.org/rescode.html) that are about the disk or another process, not
 # about the statement.
 _MOMENT = frozenset(
@@ -65,14 +65,6 @@ def no_room(place: Path | str, cause: object) -> StoreUnavailable:
         f"There is no room for the tables into which the log is folded (path {place}, {cause}).",
         "free as much space there as the projections' tables take. 'rebuild --verify' creates them "
         "in the folder that TMPDIR names, and 'rebuild' beside the database.",
-    )
-
-
-def out_of_memory(path: Path | str, cause: str = "out of memory") -> StoreUnavailable:
-    """Return the error for a statement or a handler that ran out of memory."""
-    return StoreUnavailable(
-        f"The database cannot be used now (path {path}, {cause}).",
-        "give the worker more memory, or set WORKER_BATCH_SIZE lower.",
     )
 
 

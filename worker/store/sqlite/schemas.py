@@ -12,10 +12,11 @@ from contextlib import closing
 from typing import Any, NoReturn
 
 from worker.errors import StoreUnusable
-from worker.store.connection import Database
-from worker.store.migrations import scripts_after
+from worker.store.database import Database
+from worker.store.sqlite.migrations import scripts_after
+from worker.store.sqlite.transaction import WITH_ROWS
 from worker.store.statements import keywords
-from worker.store.tables import COPY, REMOVAL, WITH_ROWS, Schema
+from worker.store.tables import REMOVAL, Schema
 
 # `CREATE TABLE ... AS SELECT` would insert rows that no handler wrote. `CREATE INDEX IF NOT EXISTS`
 # would create nothing if another index already has the name.
@@ -36,6 +37,9 @@ _UNREPEATABLE = frozenset(
     | {"random", "randomblob", "changes", "total_changes", "last_insert_rowid"}
     | {"sqlite_version", "sqlite_source_id"}
 )
+
+# Every name in this statement comes from a registered projection, never from input.
+COPY = "INSERT INTO main.{0} SELECT * FROM {1}.{0}"
 
 # Without the indexes that SQLite creates for the keys of a table.
 _OBJECTS = "SELECT type, name, tbl_name FROM sqlite_schema WHERE sql IS NOT NULL"
@@ -88,7 +92,7 @@ async def require_columns(source: Database, schemas: Schema) -> None:
             if found != wanted:
                 raise StoreUnusable(
                     f"The table {table} has other columns than its schema, and the same version "
-                    f"(path {source.named}).",
+                    f"({source.named}).",
                     "raise the version of the projection, so that the table is rebuilt.",
                 )
 

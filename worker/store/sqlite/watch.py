@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.errors import StoreUnavailable, StoreUnusable
-from worker.store.file import RESTORE, Place, is_gone, look_at, place, require_one_name
-from worker.store.lock import Progress, WriterLock
+from worker.store.sqlite.file import RESTORE, Place, is_gone, look_at, place, require_one_name
+from worker.store.sqlite.lock import Progress, WriterLock
 
 # A WAL that has grown beyond this is cut back to it (PRAGMA journal_size_limit).
 WAL_BYTES_KEPT = 64 * 1024 * 1024

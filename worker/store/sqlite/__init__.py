@@ -1,0 +1,1 @@
+"""The store in an SQLite file; the only code that knows SQLite."""

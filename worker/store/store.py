@@ -1,0 +1,50 @@
+"""A database of the worker, before it is opened: what can be done with it."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Protocol
+
+from worker.store.database import Database, Writer
+from worker.store.fresh_tables import FreshTables
+from worker.store.tables import Schema
+
+
+class Lock(AbstractContextManager["Lock"], Protocol):
+    """The right to write a database, where only one process may have it."""
+
+    def acquire(self) -> None:
+        """Take the lock, or raise `WriterLocked`, which names the process that holds it."""
+
+    def release(self) -> None:
+        """Let another process take the lock; releasing it twice is harmless."""
+
+
+class Store(ABC):
+    """A database that the settings name."""
+
+    named: str
+    """What errors call it."""
+
+    @abstractmethod
+    def lock(self) -> Lock:
+        """Return the lock of its writer; nothing is locked yet."""
+
+    @abstractmethod
+    def writer(self, lock: Lock) -> Writer:
+        """Return a writer, which is not open yet; the caller has acquired the lock."""
+
+    @abstractmethod
+    def reader(self) -> Database:
+        """Return a connection that can only read, and is not open yet.
+
+        It works while workers write, and when they are stopped. Opening it raises `StoreUnusable`
+        if there is no database, or it is not ours.
+        """
+
+    @abstractmethod
+    def auditing(self, schema: Schema) -> AbstractAsyncContextManager[FreshTables]:
+        """Return empty tables that are only compared with the live ones, on one snapshot."""
+
+    @abstractmethod
+    async def exists(self) -> bool:
+        """Return whether a worker has made it already."""
