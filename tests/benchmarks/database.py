@@ -14,7 +14,7 @@ from tests.oracle import COLUMNS, Row, step
 from worker.projections import load
 from worker.rebuild import create_tables
 from worker.settings import Settings
-from worker.store import log, streams
+from worker.store.sqlite import log, streams
 from worker.store.sqlite.opening import CHECKPOINT_PAGES_IN_BULK
 from worker.store.sqlite.store import Writer
 

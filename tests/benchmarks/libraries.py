@@ -57,7 +57,7 @@ async def _costs(path: Path, messages: int, batch: int) -> dict[str, list[float]
         for start in range(0, messages, batch):
             await projector.project(arrivals[start : start + batch])
         projected = _clocks()
-        audit = await rebuild(writer, path, registry, lambda done, total: None)
+        audit = await rebuild(writer, registry, lambda done, total: None)
         rebuilt = _clocks()
     assert (audit.messages, audit.differing) == (messages, 0)
     spans = {"projector": (began, projected), "rebuild": (projected, rebuilt)}

@@ -18,7 +18,7 @@ from worker.projections import load
 from worker.projections.events import get_event
 from worker.projector import Projector
 from worker.rebuild import rebuild
-from worker.store import checks
+from worker.store.sqlite import checks
 from worker.store.sqlite.connection import Reader
 from worker.store.sqlite.store import Writer
 
@@ -46,7 +46,7 @@ async def opened_by_a_writer(database: Path) -> None:
 
 async def rebuilt(database: Path) -> None:
     async with Writer(database) as writer:
-        await rebuild(writer, database, load(), lambda *_: None)
+        await rebuild(writer, load(), lambda *_: None)
 
 
 async def shown(database: Path) -> None:

@@ -27,9 +27,7 @@ class TestNewFiles:
         await project(database, [planned("e")])
         with WriterLock(database) as lock:
             async with Writer(database, lock) as writer:
-                await rebuild(
-                    writer, database, load(), lambda *_: seen.update(modes(tmp_path / "new"))
-                )
+                await rebuild(writer, load(), lambda *_: seen.update(modes(tmp_path / "new")))
 
         assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o700"
         names = ("p.db", "p.db-wal", "p.db-shm", "p.db.lock", "p.db.rebuild")

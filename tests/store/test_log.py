@@ -7,9 +7,10 @@ from tests.builders import planned, started
 from tests.unit.projecting import project
 from worker.store import log
 from worker.store.log import BEFORE_ALL, Entry, Position
+from worker.store.sqlite import log as queries
 from worker.store.sqlite.connection import Reader
 from worker.store.sqlite.store import Writer
-from worker.store.streams import FIND
+from worker.store.sqlite.streams import FIND
 
 AT = "2026-04-27T10:00:00.000000Z"
 # Characters that a list of ids must preserve through JSON.
@@ -24,9 +25,9 @@ class TestKnown:
     async def test_gives_the_bodies_of_those_in_the_log(self, tmp_path: Path) -> None:
         """An id is known only within its stream."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, [entry(1, "m", body="1"), entry(2, "n", body="2")])
+            tx.append([entry(1, "m", body="1"), entry(2, "n", body="2")])
 
-            known = await log.known(tx, [(1, "m"), (1, "n"), (2, "m"), (3, "m"), (2, "n")])
+            known = await tx.known([(1, "m"), (1, "n"), (2, "m"), (3, "m"), (2, "n")])
 
         assert known == {(1, "m"): "1", (2, "n"): "2"}
 
@@ -34,9 +35,9 @@ class TestKnown:
         """Ids are compared as text, byte by byte."""
         keys = {(number, other) for number in (1, 2**40) for other in STRANGE}
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, [entry(*key, body=str(key)) for key in keys])
+            tx.append([entry(*key, body=str(key)) for key in keys])
 
-            known = await log.known(tx, [*keys, (1, "1.0"), (1, "E\u0301"), (3, "1")])
+            known = await tx.known([*keys, (1, "1.0"), (1, "E\u0301"), (3, "1")])
 
         assert known == {key: str(key) for key in keys}
 
@@ -44,26 +45,24 @@ class TestKnown:
         """A batch of any size is one query, and an empty one finds nothing."""
         entries = [entry(number, "m") for number in range(5_000)]
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, entries)
+            tx.append(entries)
 
-            known = await log.known(
-                tx, [(stream, message_id) for stream, message_id, *_ in entries]
-            )
+            known = await tx.known([(stream, message_id) for stream, message_id, *_ in entries])
 
             assert len(known) == 5_000
-            assert await log.known(tx, []) == {}
+            assert await tx.known([]) == {}
 
     async def test_is_found_by_the_key(self, tmp_path: Path) -> None:
         """The cost of a message does not grow with the log."""
         async with Writer(tmp_path / "p.db") as writer:
             for sql, parameters in (
-                (log.KNOWN, ("[]",)),
+                (queries.KNOWN, ("[]",)),
                 (FIND, ("[]",)),
-                (log.WANTED + log.SIZES, ("[]", 0)),
-                (log.WANTED + log.BODIES, ("[]",)),
-                (log.PLACES, (0, 1, *log.BEFORE_ALL, 1)),
-                (log.BODIES_BY_ID, (1, "[]")),
-                (log.HISTORY_BY_ID, (1, "[]")),
+                (queries.WANTED + queries.SIZES, ("[]", 0)),
+                (queries.WANTED + queries.BODIES, ("[]",)),
+                (queries.PLACES, (0, 1, *log.BEFORE_ALL, 1)),
+                (queries.BODIES_BY_ID, (1, "[]")),
+                (queries.HISTORY_BY_ID, (1, "[]")),
             ):
                 plan = await writer.fetch_all(f"EXPLAIN QUERY PLAN {sql}", parameters)
 
@@ -72,17 +71,17 @@ class TestKnown:
                 assert not any("SCAN log" in step or "SCAN streams" in step for step in steps)
 
 
-async def read(source: log.Source, *starts: tuple[int, Position]) -> list[log.Piece]:
-    return [piece async for piece in log.pieces(source, dict(starts))]
+async def read(source: log.Log, *starts: tuple[int, Position]) -> list[log.Piece]:
+    return [piece async for piece in source.pieces(dict(starts))]
 
 
 class TestPieces:
     async def test_hold_whole_streams_after_their_starts(self, tmp_path: Path) -> None:
         """Short streams share a piece; each begins after its start, and no others are read."""
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, [entry(1, "m", body="1"), entry(1, "n", body="2")])
-            log.append(tx, [entry(2, "m", body="3"), entry(3, "m", 7, body="4")])
-            log.append(tx, [entry(3, "a", 8, body="5"), entry(3, "z", 7, body="6")])
+            tx.append([entry(1, "m", body="1"), entry(1, "n", body="2")])
+            tx.append([entry(2, "m", body="3"), entry(3, "m", 7, body="4")])
+            tx.append([entry(3, "a", 8, body="5"), entry(3, "z", 7, body="6")])
 
             (piece,) = await read(tx, (1, BEFORE_ALL), (3, (7, AT, "m")), (9, BEFORE_ALL))
 
@@ -100,8 +99,8 @@ class TestPieces:
         monkeypatch.setattr(log, "PIECE_SIZE", 3 * (log.MESSAGE_SIZE + 10))
         places = Random(1).sample(range(40), 40)
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, [entry(1, f"{n % 9}-{n}", n, body=f"{n}") for n in places])
-            log.append(tx, [entry(stream, "m", body="x") for stream in range(2, 9)])
+            tx.append([entry(1, f"{n % 9}-{n}", n, body=f"{n}") for n in places])
+            tx.append([entry(stream, "m", body="x") for stream in range(2, 9)])
 
             found = await read(tx, *((stream, BEFORE_ALL) for stream in range(9)))
 
@@ -114,8 +113,8 @@ class TestPieces:
         """A message that exceeds the bound of a piece comes alone."""
         large = "x" * log.PIECE_SIZE
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
-            log.append(tx, [entry(1, f"{n}", n, body=large) for n in range(3)])
-            log.append(tx, [entry(1, "9", 9, body="9")])
+            tx.append([entry(1, f"{n}", n, body=large) for n in range(3)])
+            tx.append([entry(1, "9", 9, body="9")])
 
             found = await read(tx, (1, BEFORE_ALL))
 
@@ -138,7 +137,7 @@ class TestHistory:
         await project(tmp_path / "p.db", history)
 
         async with Reader(tmp_path / "p.db") as reader:
-            found = [row async for rows in log.history(reader, "e") for row in rows]
+            found = [row async for rows in reader.history("e") for row in rows]
 
         assert [row["id"] for row in found] == ["zz", "z", "a", "b"]
         assert [row["is_late"] for row in found] == [1, 1, 1, 0]
@@ -149,4 +148,4 @@ class TestHistory:
         await project(tmp_path / "p.db", [planned("e")])
 
         async with Reader(tmp_path / "p.db") as reader:
-            assert [rows async for rows in log.history(reader, event_id)] == []
+            assert [rows async for rows in reader.history(event_id)] == []

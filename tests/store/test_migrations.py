@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tests.builders import planned, started
 from tests.unit.projecting import arrivals, change, projecting, rows
-from worker.store.log import kinds
 from worker.store.sqlite.migrations import SCHEMA_VERSION
 from worker.store.sqlite.store import Writer
 
@@ -28,7 +27,7 @@ class TestAFileOfAnOlderSchema:
         as_of_version_1(path)
 
         async with Writer(path) as writer:
-            noted, file_id = await kinds(writer), await writer.file_id()
+            noted, file_id = await writer.kinds(), await writer.id()
 
         assert rows(path) == before
         assert noted == {"event_planned", "event_started"}
@@ -58,7 +57,7 @@ class TestAFileOfAnOlderSchema:
         made.close()
 
         async with Writer(path) as writer:
-            assert await kinds(writer) == set()
+            assert await writer.kinds() == set()
 
 
 class TestTwoFiles:
@@ -67,6 +66,6 @@ class TestTwoFiles:
         found = []
         for name in ("a.db", "b.db", "a.db"):
             async with Writer(tmp_path / name) as writer:
-                found.append(await writer.file_id())
+                found.append(await writer.id())
 
         assert found[0] == found[2] != found[1]

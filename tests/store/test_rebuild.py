@@ -13,7 +13,7 @@ from tests.unit.projecting import EVENTS, audited, change, project, rows
 from worker.projections import load
 from worker.rebuild import Audit, Progress, audit, rebuild
 from worker.registry import Registry
-from worker.store.sqlite.store import Writer
+from worker.store.sqlite.store import SqliteStore, Writer
 
 # Prints its progress and waits for a line, or kills itself before a statement.
 REBUILD = """
@@ -21,7 +21,7 @@ import asyncio, logging, os, signal, sys
 from pathlib import Path
 from worker.projections import load
 from worker.rebuild import rebuild
-from worker.store.sqlite.store import Writer
+from worker.store.sqlite.store import SqliteStore, Writer
 path, deadly = Path(sys.argv[1]), sys.argv[2]
 class Kill(logging.Handler):
     def emit(self, record):
@@ -36,7 +36,7 @@ if deadly:
     logging.getLogger("aiosqlite").addHandler(Kill())
 async def main():
     async with Writer(path) as writer:
-        await rebuild(writer, path, load(), progress)
+        await rebuild(writer, load(), progress)
 asyncio.run(main())
 """
 GHOST = """
@@ -57,7 +57,7 @@ def history(events: int = 10) -> list[Message]:
 async def rebuilt(path: Path, registry: Registry | None = None, **more: Any) -> Audit:
     progress: Progress = more.pop("progress", lambda done, total: None)
     async with Writer(path) as writer:
-        return await rebuild(writer, path, registry or load(), progress, **more)
+        return await rebuild(writer, registry or load(), progress, **more)
 
 
 class TestRebuild:
@@ -153,7 +153,7 @@ class TestAudit:
         await project(tmp_path / "p.db", history())
 
         found = await audit(
-            tmp_path / "p.db",
+            SqliteStore(tmp_path / "p.db"),
             load(),
             lambda done, total: change(tmp_path / "p.db", GHOST),
             examples=10,

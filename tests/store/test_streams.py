@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from tests.store.test_log import AT, STRANGE, entry
-from worker.store import log
-from worker.store import streams as module
+from worker.store.sqlite import streams as module
 from worker.store.sqlite.store import Writer
-from worker.store.streams import Stream, Streams
+from worker.store.sqlite.streams import Streams
+from worker.store.streams import Stream
 
 LATER = "2026-04-27T10:00:00.000001Z"
 
@@ -36,7 +36,7 @@ class TestStreams:
         ]
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             await Streams().of(tx, ["e", "f", "g"])
-            log.append(tx, entries)
+            tx.append(entries)
 
             found = await Streams().of(tx, ["e", "f", "g"])
 
@@ -53,7 +53,7 @@ class TestStreams:
             opened = await Streams().of(tx, names)
 
             assert await Streams().of(tx, names) == opened
-            assert len({stream.number for stream in opened.values()}) == len(names)
+            assert len({stream.key for stream in opened.values()}) == len(names)
 
     async def test_are_not_asked_for_twice(self, tmp_path: Path) -> None:
         """What was remembered at the last commit is returned without reading the log."""
@@ -70,7 +70,7 @@ class TestStreams:
         monkeypatch.setattr(module, "REMEMBERED", 2)
         async with Writer(tmp_path / "p.db") as writer, writer.transaction() as tx:
             await Streams().of(tx, ["e", "f"])
-            log.append(tx, [entry(1, "m", 1), entry(2, "m", 2)])
+            tx.append([entry(1, "m", 1), entry(2, "m", 2)])
             streams = Streams()
             streams.remember({"e": Stream(1, (10, AT, "n")), "f": Stream(2, (20, AT, "n"))})
             await streams.of(tx, ["e"])

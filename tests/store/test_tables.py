@@ -12,7 +12,7 @@ from worker.rebuild import create_tables, rebuild
 from worker.registry import Registry
 from worker.store.sqlite.connection import Reader
 from worker.store.sqlite.store import Writer
-from worker.store.tables import RESERVED, noted_versions, require_log
+from worker.store.tables import RESERVED
 
 Replace = Callable[[Path, Registry], Awaitable[None]]
 CONTENT = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
@@ -30,13 +30,13 @@ async def created(path: Path, registry: Registry) -> None:
 
 class TestReservedNames:
     async def test_are_those_of_the_worker(self, tmp_path: Path) -> None:
-        """They are the tables and views that every file has, and no others."""
+        """They are the tables and views that every file has, and those of the other store."""
         async with Writer(tmp_path / "p.db"):
             pass
 
         own = rows(tmp_path / "p.db", "SELECT name FROM sqlite_schema WHERE sql IS NOT NULL")
 
-        assert {name for (name,) in own} == RESERVED
+        assert {name for (name,) in own} == RESERVED - {"store"}
 
 
 class TestALostLog:
@@ -67,11 +67,11 @@ class TestALostLog:
         """A file without rows is accepted, and so is one with a log."""
         await project(tmp_path / "p.db", registry=notes(1))
         async with Reader(tmp_path / "p.db") as reader:
-            await require_log(reader)
+            await reader.require_log()
 
         await project(tmp_path / "p.db", [say("e")], registry=notes(1))
         async with Reader(tmp_path / "p.db") as reader:
-            await require_log(reader)
+            await reader.require_log()
 
 
 OTHERS = {
@@ -120,7 +120,7 @@ class TestWhatOthersHaveMade:
             await rebuilt(path, notes(2))
         with pytest.raises(StoreUnusable, match=f"a projection with the table '{name}'"):
             async with Reader(path) as reader:
-                await noted_versions(reader)
+                await reader.noted_versions()
 
         assert rows(path, "SELECT count(*) FROM log") == [(1,)]
 
@@ -151,7 +151,7 @@ class TestAnIndexOfTheUser:
         change(path, MINE.format(""))
 
         async with Writer(path) as writer:
-            found = await rebuild(writer, path, notes(2), lambda done, total: None)
+            found = await rebuild(writer, notes(2), lambda done, total: None)
 
         assert found.dropped_indexes == (MINE.format(""),)
         assert "mine" not in [name for _, name, _ in rows(path, CONTENT)]

@@ -84,9 +84,9 @@ class TestARebuild:
 
         async with Writer(path) as writer:
             with pytest.raises(StoreUnavailable, match="Another connection has committed"):
-                await rebuild(writer, path, load(), meanwhile)
+                await rebuild(writer, load(), meanwhile)
 
             assert rows(path) == expected_rows(before)
-            found = await rebuild(writer, path, load(), lambda done, total: None)
+            found = await rebuild(writer, load(), lambda done, total: None)
 
         assert (found.rows, found.differing) == (1, 0)

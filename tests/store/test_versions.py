@@ -11,7 +11,6 @@ from worker.errors import StoreUnusable
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild
 from worker.registry import Registry
 from worker.store.sqlite.store import Writer
-from worker.store.tables import noted_versions
 
 
 class Said(Payload):
@@ -47,7 +46,7 @@ def say(event_id: str, text: str = "x", **more: Any) -> Wire:
 
 async def rebuilt(path: Path, registry: Registry) -> None:
     async with Writer(path) as writer:
-        await rebuild(writer, path, registry, lambda done, total: None)
+        await rebuild(writer, registry, lambda done, total: None)
 
 
 class TestReason:
@@ -81,19 +80,19 @@ class TestReason:
         await project(tmp_path / "p.db", [say("e")], registry=notes(1))
 
         async with Writer(tmp_path / "p.db") as writer:
-            before = reason_to_rebuild(await noted_versions(writer), notes(2))
-            await rebuild(writer, tmp_path / "p.db", notes(2), lambda done, total: None)
-            after = reason_to_rebuild(await noted_versions(writer), notes(2))
+            before = reason_to_rebuild(await writer.noted_versions(), notes(2))
+            await rebuild(writer, notes(2), lambda done, total: None)
+            after = reason_to_rebuild(await writer.noted_versions(), notes(2))
 
         assert (before is None, after) == (False, None)
 
     async def test_is_none_for_a_new_file(self, tmp_path: Path) -> None:
         """The empty tables of a new file have the versions of this worker."""
         async with Writer(tmp_path / "p.db") as writer:
-            assert await noted_versions(writer) == {}
+            assert await writer.noted_versions() == {}
             await create_tables(writer, notes(2))
 
-            assert await noted_versions(writer) == {"notes": 2}
+            assert await writer.noted_versions() == {"notes": 2}
 
 
 class TestChangedTable:

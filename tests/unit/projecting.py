@@ -15,8 +15,7 @@ from worker.projector import Projector
 from worker.rebuild import Audit, audit, create_tables
 from worker.registry import Registry
 from worker.store.sqlite.lock import WriterLock
-from worker.store.sqlite.store import Writer
-from worker.store.tables import noted_versions
+from worker.store.sqlite.store import SqliteStore, Writer
 
 CAP = 64 * 1024
 EVENTS = "SELECT * FROM events ORDER BY event_id"
@@ -46,7 +45,7 @@ async def projecting_with(
     """Open a writer, with or without a lock, and project with it."""
     registry = registry or shipped()
     async with opened as writer:
-        if not await noted_versions(writer):
+        if not await writer.noted_versions():
             await create_tables(writer, registry)
         yield Projector(registry, writer, clock=clock)
 
@@ -97,4 +96,6 @@ def change(path: Path, sql: str) -> None:
 
 async def audited(path: Path, registry: Registry | None = None) -> Audit:
     """Compare the rows with the log."""
-    return await audit(path, registry or shipped(), lambda done, total: None, examples=10)
+    return await audit(
+        SqliteStore(path), registry or shipped(), lambda done, total: None, examples=10
+    )

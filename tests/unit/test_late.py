@@ -19,8 +19,8 @@ from worker.projector import Projector
 from worker.registry import Registry
 from worker.store import log, streams
 from worker.store.sqlite.store import Writer
+from worker.store.sqlite.transaction import SqliteTransaction
 from worker.store.streams import Snapshot
-from worker.store.transaction import StoreTransaction
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ class TestWhatIsRemembered:
             for each in history:
                 await projector.project(arrivals([each], telling()))
             with monkeypatch.context() as failing:
-                failing.setattr(StoreTransaction, "commit", refuse)
+                failing.setattr(SqliteTransaction, "commit", refuse)
                 with pytest.raises(StoreUnavailable):
                     await projector.project(arrivals([word(5), word(10)], telling()))
 

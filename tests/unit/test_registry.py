@@ -292,7 +292,7 @@ class TestOwnProjection:
         assert (await audited(tmp_path / "p.db", notebook())).differing == 1
 
         async with Writer(tmp_path / "p.db") as writer:
-            await rebuild(writer, tmp_path / "p.db", notebook(), lambda done, total: None)
+            await rebuild(writer, notebook(), lambda done, total: None)
 
         assert rows(tmp_path / "p.db", NOTES) == [("e", "ab", 2)]
 

@@ -23,7 +23,7 @@ async def main(told: Arguments) -> None:
     clock = Clock(told.messages)
     async with Writer(told.database) as writer:
         clock.begin()
-        audit = await rebuild(writer, told.database, registry, lambda done, total: None)
+        audit = await rebuild(writer, registry, lambda done, total: None)
         clock.done(audit.messages)
     assert audit.differing == 0, audit
 
