@@ -13,7 +13,7 @@ venv:
 	@deploy/setup.sh
 
 .PHONY: setup
-setup: venv ## Build .venv from the pinned packages, and install what the tests need (RabbitMQ, strace)
+setup: venv ## Build .venv, and install what the tests need (RabbitMQ, PostgreSQL, strace)
 	@deploy/install-test-tools.sh
 
 # Without the broker's package: the demo looks for a broker first.
@@ -75,7 +75,7 @@ format: venv ## Rewrite the code in the project's style
 
 # Others have looked at a release that is a week old: a poisoned one is usually gone by then.
 PIN := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' \
+	--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --extra postgres \
 	--exclude-newer '7 days' $(if $(UPGRADE),--upgrade)
 
 .PHONY: lock

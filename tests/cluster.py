@@ -5,7 +5,8 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from tests.rabbitmq import NodeFailed, RabbitMQNode
+from tests.rabbitmq import RabbitMQNode
+from tests.servers import NodeFailed
 from tests.waiting import LISTING_SECONDS, eventually
 
 PATIENCE_SECONDS = 90

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.postgres import PostgresDatabase, PostgresNode
+from tests.postgres_programs import programs, server_programs
 from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.proxy import Proxy
 from tests.queues import Queues, queues_on
@@ -39,7 +41,9 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-broker", action="store_true", help="leave out what needs RabbitMQ")
+    parser.addoption(
+        "--no-broker", action="store_true", help="leave out what needs RabbitMQ or PostgreSQL"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
     if config.getoption("--no-broker"):
-        needing = [item for item in items if "running_node" in getattr(item, "fixturenames", ())]
+        servers = {"running_node", "postgres_programs"}
+        needing = [item for item in items if servers & {*getattr(item, "fixturenames", ())}]
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in needing]
 
@@ -72,6 +77,43 @@ async def node(running_node: RabbitMQNode) -> AsyncIterator[RabbitMQNode]:
 @pytest.fixture
 def broker_url(node: RabbitMQNode) -> str:
     return node.url
+
+
+@pytest.fixture(scope="session")
+def postgres_programs() -> Path:
+    """Return the folder of PostgreSQL's programs; what needs a server asks for this."""
+    if server_programs() is None and "CI" not in os.environ:
+        pytest.skip("PostgreSQL is not installed; `make setup` installs it")
+    return programs()
+
+
+# It belongs to no event loop either.
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def running_postgres(postgres_programs: Path) -> AsyncIterator[PostgresNode]:
+    async with PostgresNode() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+async def postgres(running_postgres: PostgresNode) -> AsyncIterator[PostgresNode]:
+    """Return the node of the whole run; a test that stops it may leave it stopped."""
+    yield running_postgres
+    await running_postgres.start()
+
+
+@pytest.fixture
+async def postgres_database(postgres: PostgresNode) -> AsyncIterator[PostgresDatabase]:
+    """Return a fresh database on the node of the whole run."""
+    database = await postgres.create_database()
+    yield database
+    await postgres.start()
+    await postgres.drop_database(database)
+
+
+@pytest.fixture
+def database_url(postgres_database: PostgresDatabase) -> str:
+    """Return the address of a fresh database, as a worker's setting."""
+    return postgres_database.url
 
 
 @pytest.fixture

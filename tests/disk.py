@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from tests.processes import WorkerProcess
 
@@ -34,6 +35,44 @@ class Disk:
     def seen_by(self, worker: WorkerProcess) -> Path:
         """Return the path of the disk's folder as seen from outside."""
         return Path(f"/proc/{worker.pid}/root{self.folder}")
+
+
+class HeldDisk:
+    """A small disk that stays while processes on it come and go; only root can mount it.
+
+    `with` mounts it, and leaving the block removes it.
+    """
+
+    def __init__(self, folder: Path, options: str) -> None:
+        """Choose the folder where it is mounted, which exists, and the mount options."""
+        self._folder = folder
+        self._options = options
+        self._holder: subprocess.Popen[bytes] | None = None
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What stands before a command that sees the disk."""
+        assert self._holder is not None
+        return ("nsenter", "--target", str(self._holder.pid), "--mount")
+
+    @property
+    def seen(self) -> Path:
+        """The path of the disk's folder as seen from outside."""
+        assert self._holder is not None
+        return Path(f"/proc/{self._holder.pid}/root{self._folder}")
+
+    def __enter__(self) -> Self:
+        mount = 'mount -t tmpfs -o "$1" none "$0" && echo mounted && exec cat'
+        program = ("unshare", "--mount", "sh", "-c", mount, str(self._folder), self._options)
+        # `cat` ends with its input, and so with this process.
+        self._holder = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"mounted\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._holder is not None
+        self._holder.communicate()
 
 
 def fill(file: Path) -> None:

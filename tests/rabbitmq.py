@@ -7,30 +7,30 @@ configuration, and does not touch the machine's own node.
 
 import asyncio
 import os
-import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from tests.waiting import Patience, patience
+from tests.servers import (
+    START_SECONDS,
+    STOP_SECONDS,
+    NodeFailed,
+    dying_with_us,
+    free_ports,
+    kill_family,
+    poll,
+    spawn,
+)
+from tests.waiting import patience
 
 # On the path, Debian has a wrapper of this name that requires root or the user rabbitmq.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-
-START_SECONDS = 60.0
-STOP_SECONDS = 20.0
-POLL_SECONDS = 0.05
-
-# Below the range from which the kernel assigns ports to outgoing connections (32768 up), so that
-# nothing takes one of ours while the node is stopped.
-PORTS = range(20_000, 32_000)
 
 # Erlang chose it at the first start; a node must have it to join.
 COOKIE = ".erlang.cookie"
@@ -49,10 +49,6 @@ JOINING = """\
 cluster_formation.peer_discovery_backend = classic_config
 cluster_formation.classic_config.nodes.1 = {friend}
 """
-
-
-class NodeFailed(Exception):
-    """The node did not start, or a command failed; the text ends with its output."""
 
 
 class RabbitMQNode:
@@ -125,15 +121,15 @@ class RabbitMQNode:
             return
         try:
             server.terminate()
-            await _poll(lambda: server.poll() is not None, STOP_SECONDS)
+            await poll(lambda: server.poll() is not None, STOP_SECONDS)
         finally:
-            _kill_family(server)
+            kill_family(server)
 
     async def kill(self) -> None:
         """Kill the node as a crash would; its data stays for the next start."""
         server, self._server = self._server, None
         if server is not None:
-            _kill_family(server)
+            kill_family(server)
 
     def freeze(self) -> None:
         """Stop its processes while its connections stay open, until it is thawed."""
@@ -209,24 +205,11 @@ class RabbitMQNode:
         }
 
     def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a program that ends with this process, even if that is killed."""
-        if shutil.which("setpriv"):
-            command = ("setpriv", "--pdeathsig", "KILL", *command)
-        with (self._folder / "console").open("ab") as console:
-            return subprocess.Popen(
-                command,
-                env=self._environment,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                # The terminal's Ctrl-C is for the test run, which then ends the node.
-                start_new_session=True,
-            )
+        return spawn((*dying_with_us(), *command), self._folder, self._environment)
 
     async def _until(self, answers: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
         """Wait until the process answers; one that ends before fails at once."""
-        in_time = await _poll(lambda: process.poll() is not None or answers(), START_SECONDS)
+        in_time = await poll(lambda: process.poll() is not None or answers(), START_SECONDS)
         if process.returncode is not None or not in_time:
             ending = "is silent" if process.returncode is None else f"ended: {process.returncode}"
             raise NodeFailed(f"{process.args!r} {ending}\n{self._tail()}")
@@ -243,7 +226,7 @@ class RabbitMQNode:
                 stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
             for process in (self._epmd, self._server):
                 if process is not None:
-                    stack.callback(_kill_family, process)
+                    stack.callback(kill_family, process)
         self._epmd = self._server = None
         self._environment = {}
 
@@ -254,65 +237,9 @@ def server_program() -> Path | None:
     return Path(found) if found else None
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that are free, and that the kernel assigns to nobody."""
-    # Each is held until all are chosen, so that they differ.
-    with ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = random.choice(PORTS)
-            with suppress(OSError):
-                held.enter_context(socket.create_server(("127.0.0.1", port)))
-                ports.append(port)
-        return ports
-
-
 def _answer(port: int, greeting: bytes = b"") -> bytes | None:
     """Connect, and return the first byte of the answer to a greeting; None if nobody listens."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
         connection.sendall(greeting)
         return connection.recv(1) if greeting else b""
     return None
-
-
-async def _poll(condition: Callable[[], bool], seconds: float) -> bool:
-    waiting = Patience(seconds)
-    while not condition():
-        if waiting.is_over():
-            return False
-        await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - another process gives no event
-    return True
-
-
-def _kill_family(leader: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its descendants, and return when all are gone."""
-    if leader.poll() is not None:
-        # Its pid may belong to another process by now. Erlang's port programs end with their pipe.
-        return
-    # By parent, because the port programs leave the process group and the session. The list comes
-    # first, because nothing names the parent of the others once the leader is gone.
-    parents = _parents()
-    family = [leader.pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    leader.wait()
-    waiting = Patience(STOP_SECONDS)
-    while survivors := _parents().keys() & set(family):
-        if waiting.is_over():
-            raise NodeFailed(f"Processes survive SIGKILL: {survivors}")
-        time.sleep(POLL_SECONDS / 10)  # noqa: TID251 - another process gives no event
-
-
-def _parents() -> dict[int, int]:
-    """Return the parent of every living process; zombies are left out, as they have ended."""
-    parents = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # Before the parenthesis comes the command's name, which may contain anything.
-            state, parent = file.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(file.parent.name)] = int(parent)
-    return parents

@@ -18,7 +18,8 @@ from tests.chaos.moments import pause
 from tests.chaos.traffic import Traffic
 from tests.chaos.witness import appended
 from tests.proxy import BASIC_ACK, Proxy, Way
-from tests.rabbitmq import NodeFailed, RabbitMQNode
+from tests.rabbitmq import RabbitMQNode
+from tests.servers import NodeFailed
 from tests.strace import SYNC
 from tests.waiting import eventually
 

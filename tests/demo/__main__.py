@@ -22,7 +22,7 @@ from tests.demo.commands import command, read_json, settings_of
 from tests.demo.load import KILLS, Load
 from tests.demo.proof import Ending, claims
 from tests.demo.story import Story, tell
-from tests.rabbitmq import NodeFailed
+from tests.servers import NodeFailed
 from worker.errors import WorkerError
 
 SEED = 42

@@ -16,7 +16,7 @@ from tests.histories import histories
 from tests.image.engine import NEEDED, Container, Engine, find
 from tests.processes import blocks, environment
 from tests.queues import Queues
-from tests.rabbitmq import free_ports
+from tests.servers import free_ports
 from tests.waiting import eventually
 
 StartContainer = Callable[..., AbstractAsyncContextManager[Container]]

@@ -19,7 +19,8 @@ from tests.database import rows
 from tests.oracle import expected_rows
 from tests.processes import Line, StartWorker, WorkerProcess
 from tests.queues import Queues
-from tests.rabbitmq import RabbitMQNode, free_ports, server_program
+from tests.rabbitmq import RabbitMQNode, server_program
+from tests.servers import free_ports
 from worker.broker.commands import reach
 from worker.broker.connection import BrokerAddress
 from worker.errors import BrokerRefused
