@@ -16,6 +16,7 @@ from worker.cli import healthcheck
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 COMPOSE = ROOT / "docker-compose.yml"
+SCALE = ROOT / "deploy" / "compose.scale.yml"
 RUNTIME = ROOT / "deploy" / "requirements.txt"
 DEVELOPMENT = ROOT / "deploy" / "requirements-dev.txt"
 
@@ -67,9 +68,9 @@ def last(word: str) -> str:
     return [rest for found, rest in instructions() if found == word][-1]
 
 
-def service(name: str) -> dict[str, Any]:
-    """Return one service of docker-compose.yml."""
-    found: dict[str, Any] = YAML(typ="safe").load(COMPOSE.read_text())["services"][name]
+def service(name: str, compose: Path = COMPOSE) -> dict[str, Any]:
+    """Return one service of docker-compose.yml, or of another Compose file."""
+    found: dict[str, Any] = YAML(typ="safe").load(compose.read_text())["services"][name]
     return found
 
 
@@ -149,9 +150,10 @@ class TestDockerfile:
 
 
 class TestCompose:
-    def test_matches_the_schema(self) -> None:
+    @pytest.mark.parametrize("compose", [COMPOSE, SCALE], ids=["one", "scale"])
+    def test_matches_the_schema(self, compose: Path) -> None:
         """It is valid by the Compose specification."""
-        result = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+        result = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", compose)
 
         assert result.returncode == 0, result.stdout
 
@@ -187,6 +189,48 @@ class TestCompose:
         assert service("worker")["environment"]["WORKER_DATABASE"].startswith("/data/")
         assert service("rabbitmq")["volumes"] == ["rabbitmq-data:/var/lib/rabbitmq"]
         assert service("rabbitmq")["hostname"]
+
+
+class TestScale:
+    """The file that adds PostgreSQL and lets any number of workers share the messages."""
+
+    def test_writes_no_password_down(self) -> None:
+        """Without the passwords from outside, nothing starts."""
+        environment = service("postgres", SCALE)["environment"]
+
+        passwords = {name: value for name, value in environment.items() if "PASSWORD" in name}
+        assert set(passwords) == {"POSTGRES_PASSWORD", "WORKER_PASSWORD", "READER_PASSWORD"}
+        assert all(value == f"${{{name}:?set {name}}}" for name, value in passwords.items())
+
+    def test_worker_waits_for_a_database_that_answers(self) -> None:
+        """The server that makes the roles does not answer where the health check asks."""
+        worker, postgres = service("worker", SCALE), service("postgres", SCALE)
+
+        assert worker["depends_on"]["postgres"]["condition"] == "service_healthy"
+        assert "--host=127.0.0.1" in postgres["healthcheck"]["test"]
+
+    def test_workers_are_alike(self) -> None:
+        """Nothing in the file keeps two workers from running: no name, no port, no volume."""
+        worker = service("worker") | service("worker", SCALE)
+
+        assert not worker.keys() & {"container_name", "hostname", "ports"}
+        assert worker["environment"]["WORKER_DATABASE"].startswith("postgresql://worker:${")
+
+    def test_mounts_files_that_exist(self) -> None:
+        """Docker would create a folder in the place of a missing file."""
+        mounts = [
+            mount.split(":")[0]
+            for name in ("rabbitmq", "postgres")
+            for mount in service(name, SCALE)["volumes"]
+            if mount.startswith("./")
+        ]
+
+        assert mounts
+        assert all((ROOT / mount).is_file() for mount in mounts)
+
+    def test_data_outlives_the_containers(self) -> None:
+        """The database is in a named volume."""
+        assert "postgres-data:/var/lib/postgresql" in service("postgres", SCALE)["volumes"]
 
 
 class TestRequirements:
