@@ -8,17 +8,28 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from tests.processes import WorkerProcess
 
 
 @cache
-def cannot_mount() -> str | None:
-    """Return why no disk can be mounted here, or None if one can."""
+def cannot_mount(*options: str) -> str | None:
+    """Return why no disk can be mounted here, or None if one can.
+
+    The options are those of unshare, and make the caller root unless others are given.
+    """
     if not shutil.which("unshare"):
         return "unshare is not installed"
-    program = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    program = ["unshare", *(options or ("-rm",)), "mount", "-t", "tmpfs", "none", "/mnt"]
     tried = subprocess.run(program, capture_output=True, text=True, check=False)
     return f"nothing can be mounted: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def require_held_disk() -> None:
+    """Skip the test if no `HeldDisk` can be mounted here."""
+    if reason := cannot_mount("--mount"):
+        pytest.skip(reason)
 
 
 class Disk:
@@ -40,7 +51,8 @@ class Disk:
 class HeldDisk:
     """A small disk that stays while processes on it come and go; only root can mount it.
 
-    `with` mounts it, and leaving the block removes it.
+    It is for a server, which refuses to run as the root that `Disk` would make it. `with` mounts
+    it, and leaving the block removes it.
     """
 
     def __init__(self, folder: Path, options: str) -> None:

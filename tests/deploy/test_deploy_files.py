@@ -250,6 +250,7 @@ class TestRequirements:
         """`make lock` has been run since the dependencies changed."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
         runtime = project["project"]["dependencies"] + project["dependency-groups"]["build"]
+        runtime += project["project"]["optional-dependencies"]["postgres"]
         development = [d for d in project["dependency-groups"]["dev"] if isinstance(d, str)]
 
         missing = [
