@@ -56,7 +56,7 @@ async def take_back(queues: Queues) -> list[AbstractIncomingMessage]:
 
 def place_of(queues: Queues, url: str | None = None) -> tuple[BrokerAddress, Topology]:
     """Return the address and the topology that a command makes of the settings."""
-    return BrokerAddress((url or queues.url,)), Topology(queues.exchange, queues.name, 20)
+    return BrokerAddress((url or queues.url,)), queues.topology()
 
 
 EVERY = Selection()

@@ -37,9 +37,10 @@ class Queues:
     broker ends them, and an alarm that stops publishers does not stop inspections.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, partitions: int | None = None) -> None:
         """Choose names; nothing is declared yet."""
         self.url = url
+        self.partitions = partitions
         self.exchange = f"test-{uuid4().hex[:12]}"
         self.name = f"{self.exchange}.projection"
         self.dead_letters = f"{self.name}.dead-letters"
@@ -55,34 +56,44 @@ class Queues:
         async with await aio_pika.connect(url or self.url) as connection:
             yield await connection.channel(on_return_raises=True)
 
+    def topology(self, delivery_limit: int = DELIVERY_LIMIT) -> Topology:
+        """Return what the worker declares."""
+        return Topology(self.exchange, self.name, delivery_limit, self.partitions)
+
     async def declare(self, delivery_limit: int = DELIVERY_LIMIT) -> None:
         """Declare what the worker declares, for tests that publish before there is a worker."""
         async with self.channel() as channel:
-            await Topology(self.exchange, self.name, delivery_limit).apply(channel)
+            await self.topology(delivery_limit).apply(channel)
 
-    async def publish(self, messages: Iterable[Message | bytes], **properties: Any) -> None:
+    async def publish(
+        self,
+        messages: Iterable[Message | bytes],
+        routing_key: str = ROUTING_KEY,
+        **properties: Any,
+    ) -> None:
         """Publish as chat servers do, in order; return once the broker has confirmed all."""
         async with self.channel() as channel:
-            await self._publish(channel, messages, properties)
+            await self._publish(channel, messages, properties, routing_key)
 
     async def replace(self, messages: Iterable[Message | bytes]) -> None:
         """Wait until nobody consumes, and replace the remaining messages by these."""
         await self.left()
         async with self.channel() as channel:
             await (await channel.get_queue(self.name, ensure=False)).purge()
-            await self._publish(channel, messages, {})
+            await self._publish(channel, messages, {}, ROUTING_KEY)
 
     async def _publish(
         self,
         channel: AbstractChannel,
         messages: Iterable[Message | bytes],
         properties: dict[str, Any],
+        routing_key: str,
     ) -> None:
         exchange = await channel.get_exchange(self.exchange)
         waiting = list(messages)
         for start in range(0, len(waiting), UNCONFIRMED):
             chunk = [_message(each, properties) for each in waiting[start : start + UNCONFIRMED]]
-            await asyncio.gather(*(exchange.publish(each, ROUTING_KEY) for each in chunk))
+            await asyncio.gather(*(exchange.publish(each, routing_key) for each in chunk))
 
     async def depth(self) -> Depth:
         """Return how many messages wait in the queue, and how many consumers it has."""
@@ -148,9 +159,10 @@ class Queues:
     async def delete(self) -> None:
         """Delete all of it; the broker ignores what does not exist."""
         async with self.channel() as channel:
-            for name in (self.name, self.dead_letters):
+            topology = self.topology()
+            for name in topology.queues:
                 await channel.queue_delete(name)
-            for name in (self.exchange, self.dead_letters, exchange_of(self.name)):
+            for name in (*topology.exchanges, exchange_of(self.name)):
                 await channel.exchange_delete(name)
 
 
@@ -161,9 +173,9 @@ def _message(content: Message | bytes, properties: dict[str, Any]) -> aio_pika.M
 
 
 @asynccontextmanager
-async def queues_on(url: str) -> AsyncIterator[Queues]:
+async def queues_on(url: str, partitions: int | None = None) -> AsyncIterator[Queues]:
     """Hold queues that are deleted when the block ends."""
-    queues = Queues(url)
+    queues = Queues(url, partitions)
     try:
         yield queues
     finally:

@@ -7,6 +7,7 @@ configuration, and does not touch the machine's own node.
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,10 @@ from tests.waiting import patience
 
 # On the path, Debian has a wrapper of this name that requires root or the user rabbitmq.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+# Before version 4.3, partitions need a plugin.
+SHARDING = "rabbitmq_sharding"
+HAS_SHARDING_INSIDE = (4, 3)
 
 # Erlang chose it at the first start; a node must have it to join.
 COOKIE = ".erlang.cookie"
@@ -59,12 +64,20 @@ class RabbitMQNode:
     is how they end with a test run that is killed.
     """
 
-    def __init__(self, configuration: str = "", friend: "RabbitMQNode | None" = None) -> None:
+    def __init__(
+        self,
+        configuration: str = "",
+        friend: "RabbitMQNode | None" = None,
+        *,
+        has_sharding: bool = True,
+    ) -> None:
         """Store further lines of rabbitmq.conf; nothing is started or written yet.
 
         A node with a friend, which must be running, becomes a member of its cluster.
+        `has_sharding` enables the plugin for partitions, if this version needs one.
         """
         self._friend = friend
+        self._plugins = [SHARDING] if has_sharding and version() < HAS_SHARDING_INSIDE else []
         self.port = 0
         """Its AMQP port; the same after every start."""
         self._configuration = configuration
@@ -143,16 +156,23 @@ class RabbitMQNode:
 
     async def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node, and return its output."""
-        result = await asyncio.to_thread(self._run_ctl, arguments)
+        return await self._tool("rabbitmqctl", *arguments)
+
+    async def plugins(self, *arguments: str) -> str:
+        """Run rabbitmq-plugins against this node, and return its output."""
+        return await self._tool("rabbitmq-plugins", *arguments)
+
+    async def _tool(self, name: str, *arguments: str) -> str:
+        result = await asyncio.to_thread(self._run, name, arguments)
         if result.returncode != 0:
-            raise NodeFailed(f"rabbitmqctl {' '.join(arguments)}: {result.stderr}{result.stdout}")
+            raise NodeFailed(f"{name} {' '.join(arguments)}: {result.stderr}{result.stdout}")
         return result.stdout
 
-    def _run_ctl(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def _run(self, name: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         program = server_program()
         assert program is not None
         return subprocess.run(
-            (program.with_name("rabbitmqctl"), "--quiet", *arguments),
+            (program.with_name(name), "--quiet", *arguments),
             env=self._environment,
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
@@ -176,7 +196,7 @@ class RabbitMQNode:
             # Empty, but present: otherwise the machine's own files would be read.
             "rabbitmq-env.conf": "",
             "advanced.config": "[].\n",
-            "enabled_plugins": "[].\n",
+            "enabled_plugins": f"[{','.join(self._plugins)}].\n",
         }
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -235,6 +255,13 @@ def server_program() -> Path | None:
     """Return the program that starts a node; None if RabbitMQ is not installed."""
     found = DEBIAN_SERVER if DEBIAN_SERVER.exists() else shutil.which("rabbitmq-server")
     return Path(found) if found else None
+
+
+def version() -> tuple[int, ...]:
+    """Return the installed version, such as (4, 3, 6); RabbitMQ's folder is named after it."""
+    program = server_program()
+    found = program and re.search(r"rabbitmq_server-([\d.]+)", str(program.resolve()))
+    return tuple(map(int, found[1].split("."))) if found else ()
 
 
 def _answer(port: int, greeting: bytes = b"") -> bytes | None:

@@ -1,13 +1,29 @@
 """The broker's address and topology, from the settings."""
 
 from worker.broker.connection import BrokerAddress
+from worker.broker.partitions import Ranking
 from worker.broker.topology import Topology
 from worker.settings import Settings
+from worker.sources import PREFIX, SettingsError
 
 
-def topology_of(settings: Settings) -> Topology:
-    """Return the topology that the settings describe."""
-    return Topology(settings.exchange, settings.queue, settings.delivery_limit)
+def topology_of(settings: Settings, partitions: int | None = None) -> Topology:
+    """Return the topology that the settings describe, with so many partitions.
+
+    Raises `SettingsError` if two of its exchanges would have the same name.
+    """
+    if partitions is not None and settings.exchange == settings.queue:
+        raise SettingsError(
+            f"{PREFIX}EXCHANGE and {PREFIX}QUEUE are the same ({settings.queue}), but with "
+            "partitions the queue's name is that of another exchange.",
+            "set one of them to another name.",
+        )
+    return Topology(settings.exchange, settings.queue, settings.delivery_limit, partitions)
+
+
+def ranking_of(settings: Settings) -> Ranking:
+    """Return how much this worker wants each partition."""
+    return Ranking(settings.worker_name, settings.ordinal)
 
 
 def address_of(settings: Settings) -> BrokerAddress:

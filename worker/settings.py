@@ -5,6 +5,7 @@ sources.py finds the values.
 
 import os
 import re
+import socket
 import stat
 from ipaddress import ip_address
 from pathlib import Path
@@ -43,6 +44,9 @@ NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
 DEAD_LETTERS, DATABASE = ".dead-letters", ".database"
 QUEUE_CHARACTERS = NAME_CHARACTERS - len(DEAD_LETTERS)
 LONGEST_COMPANION = ".rebuild-journal"
+# The names of their queues have three digits. Each costs the broker some 0.1 MB, and each worker
+# has two consumers on it.
+MAX_PARTITIONS = 256
 # RabbitMQ's default limit.
 MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 
@@ -154,6 +158,27 @@ class Settings(BaseModel):
         description="The worker's queue. Its dead letters go to the queue of this name with "
         "'.dead-letters' appended.",
     )
+    partitions: int = Field(
+        32,
+        ge=1,
+        le=MAX_PARTITIONS,
+        description="Number of queues over which the messages are spread, with PostgreSQL only. "
+        "Read at the first start only; later, 'topology resize' changes the number.",
+    )
+    ordinal: int | None = Field(
+        None,
+        ge=0,
+        lt=MAX_PARTITIONS,
+        description="The worker's number among those of its queue, from 0, which spreads the "
+        "partitions evenly over the workers; None: they are spread by the workers' names.",
+    )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=NAME_CHARACTERS,
+        description="The worker's name, different from all others of its queue; None: the name of "
+        "the host and the process id.",
+    )
     prefetch: int = Field(
         2000, ge=1, le=2000, description="Maximum number of unacked deliveries, 1 to 2000."
     )
@@ -232,6 +257,11 @@ class Settings(BaseModel):
     def amqp_urls(self) -> tuple[str, ...]:
         """Return the URLs of the broker's nodes, with the password."""
         return tuple(self.amqp_url.get_secret_value().split())
+
+    @property
+    def worker_name(self) -> str:
+        """Return the worker's name among those of its queue."""
+        return self.name or f"{socket.gethostname()}-{os.getpid()}"
 
     @property
     def vhost(self) -> str:

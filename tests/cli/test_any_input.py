@@ -184,7 +184,7 @@ class TestABrokerThatFallsSilent:
         """The command does not wait for ever."""
         monkeypatch.setattr(commands, "ANSWER_SECONDS", 0.5)
         await proxy.listen()
-        declare: Any = Topology._declare_queue
+        declare: Any = Topology.declare_queue
 
         async def silenced(*arguments: Any) -> None:
             proxy.stall()

@@ -3,7 +3,7 @@ import shlex
 
 from worker.broker.connection import BrokerAddress
 from worker.broker.permissions import Permissions
-from worker.broker.topology import Verification
+from worker.broker.verification import Verification
 
 
 class TestACommand:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from aio_pika.abc import AbstractConnection
 
-from worker.broker import claim
+from worker.broker import claim, verification
 from worker.broker.connection import (
     BrokerAddress,
     answer_within,
@@ -18,7 +18,8 @@ from worker.broker.connection import (
     loss_raised_as,
 )
 from worker.broker.permissions import requiring
-from worker.broker.topology import Topology, Verification
+from worker.broker.topology import Topology
+from worker.broker.verification import Verification
 from worker.errors import SessionLost
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ async def verify(address: BrokerAddress, topology: Topology) -> Verification:
 
     async def ask() -> Verification:
         async with _asking(address) as opened:
-            return await topology.verify(opened)
+            return await verification.verify(topology, opened)
 
     return await _answer(ask())
 
@@ -52,7 +53,7 @@ async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
 
     async def ask() -> list[str]:
         async with _asking(address) as opened, opened.channel() as channel:
-            missing = await topology.missing(opened)
+            missing = await verification.missing(topology, opened)
             with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
                 await topology.apply(channel)
             return missing

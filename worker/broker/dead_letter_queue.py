@@ -70,11 +70,12 @@ OnDone = Callable[[DeadLetter, list[str]], None]
 class DeadLetterQueue:
     """The dead letters that were in the queue when it was opened."""
 
-    def __init__(self, pages: Pages, count: int, publisher: Publisher, work_queue: str) -> None:
-        """Prepare to read `count` letters; requeued ones go to `work_queue`."""
+    def __init__(self, pages: Pages, count: int, publisher: Publisher, topology: Topology) -> None:
+        """Prepare to read `count` letters; requeued ones go back to the queue of this topology."""
         self._pages = pages
         self._publisher = publisher
-        self._work_queue = work_queue
+        self._work_queue = topology.queue
+        self._has_partitions = topology.partitions is not None
         self._confirmed_at = 0.0
         self.count = count
         """How many there were at the start; later ones are not read."""
@@ -192,8 +193,9 @@ class DeadLetterQueue:
             with _while(f"message {letter.name} was requeued; it may be in both queues", AGAIN):
                 await self._publisher.publish(
                     letter.body,
-                    # The default exchange routes to the queue of this name, and to no other.
-                    routing_key=self._work_queue,
+                    # The default exchange routes to the queue of this name, and to no other; the
+                    # exchange of partitions to the one in which the message was.
+                    routing_key=letter.routing_key if self._has_partitions else self._work_queue,
                     content_type=known.sendable_text(letter.content_type),
                     headers=headers,
                     properties=properties,
@@ -244,7 +246,7 @@ async def dead_letter_queue(
     # The hint includes what `requeue` needs. A user who may only read can still list.
     needed = Permissions(
         configure=(lock_of(topology.dead_letters),),
-        write=(DEFAULT_EXCHANGE,),
+        write=(DEFAULT_EXCHANGE if topology.partitions is None else topology.queue,),
         read=(topology.dead_letters,),
     )
     async with connection(address, NAME) as opened:
@@ -252,8 +254,9 @@ async def dead_letter_queue(
             with _while("the dead letters were opened", "run the command again."):
                 lock, count = await in_time(_open(opened, topology), ANSWER_SECONDS)
             pages = Pages(opened, topology.dead_letters, count)
-            publisher = Publisher(opened, "", address, needed)
-            queue = DeadLetterQueue(pages, count, publisher, topology.queue)
+            exchange = "" if topology.partitions is None else topology.queue
+            publisher = Publisher(opened, exchange, address, needed)
+            queue = DeadLetterQueue(pages, count, publisher, topology)
             try:
                 yield queue
             except BaseException:

@@ -6,7 +6,7 @@ The format is that of `rabbitmqctl export_definitions` (rabbitmq.com/docs/defini
 import re
 from typing import Any
 
-from worker.broker.topology import Topology
+from worker.broker.topology import DEAD_LETTERS_DELIVERY_LIMIT, Topology
 
 # Higher than anybody chooses for a policy that matches many queues.
 PRIORITY = 100
@@ -39,27 +39,35 @@ def definitions(topology: Topology, vhost: str) -> dict[str, list[dict[str, Any]
         ],
         "bindings": [
             {
-                "source": exchange,
+                "source": binding.exchange,
                 "vhost": vhost,
-                "destination": queue,
-                "destination_type": "queue",
-                "routing_key": routing_key,
+                "destination": binding.destination,
+                "destination_type": "exchange" if binding.to_exchange else "queue",
+                "routing_key": binding.routing_key,
                 "arguments": {},
             }
-            for exchange, queue, routing_key in topology.bindings
+            for binding in topology.bindings
         ],
-        "policies": [_policy(topology, vhost, name) for name in topology.queues],
+        "policies": [
+            _policy(topology.dead_letters, "", vhost, DEAD_LETTERS_DELIVERY_LIMIT),
+            _policy(
+                topology.queue,
+                "" if topology.partitions is None else r"\.[0-9]+",
+                vhost,
+                topology.delivery_limit,
+            ),
+        ],
     }
 
 
-def _policy(topology: Topology, vhost: str, queue: str) -> dict[str, Any]:
+def _policy(queue: str, suffix: str, vhost: str, delivery_limit: int) -> dict[str, Any]:
     # Only one policy applies to a queue. This one changes nothing, but its priority keeps out
     # policies meant for other queues, with a time to live, a length limit or an expiry.
     return {
         "name": queue,
         "vhost": vhost,
-        "pattern": f"^{re.escape(queue)}$",
+        "pattern": f"^{re.escape(queue)}{suffix}$",
         "apply-to": "queues",
         "priority": PRIORITY,
-        "definition": {"delivery-limit": topology.queues[queue]["x-delivery-limit"]},
+        "definition": {"delivery-limit": delivery_limit},
     }

@@ -30,6 +30,12 @@ class Prefix(str):
     __slots__ = ()
 
 
+class Numbered(str):
+    """A name that stands for all names that are it, a dot, and a number."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Permissions:
     """The exchanges and queues that a user may configure, write to and read from."""
@@ -46,8 +52,14 @@ class Permissions:
 
 def _pattern(names: Iterable[str]) -> str:
     # An empty pattern would do, but looks like a mistake.
-    patterns = [re.escape(name) + ".*" * isinstance(name, Prefix) for name in names]
+    patterns = [re.escape(name) + _more(name) for name in names]
     return f"^({'|'.join(patterns)})$" if patterns else "^$"
+
+
+def _more(name: str) -> str:
+    if isinstance(name, Numbered):
+        return r"\.[0-9]+"
+    return ".*" if isinstance(name, Prefix) else ""
 
 
 class NotPermitted(BrokerRefused):
@@ -77,15 +89,16 @@ class Questions:
     For use with `async with`.
     """
 
-    def __init__(self, connection: AbstractConnection, not_permitted: Iterable[str] = ()) -> None:
+    def __init__(
+        self, connection: AbstractConnection, not_permitted: list[str] | None = None
+    ) -> None:
         """Prepare to ask on this connection; subjects in `not_permitted` are skipped.
 
-        The broker logs an error for each question that it refuses.
+        The broker logs an error for each question that it refuses, and the list gets its subject.
         """
         self._connection = connection
         self._channel: AbstractChannel | None = None
-        self.not_permitted = list(not_permitted)
-        """The subjects of the questions that the broker refused."""
+        self._not_permitted = [] if not_permitted is None else not_permitted
 
     async def __aenter__(self) -> Self:
         """Open nothing yet."""
@@ -104,7 +117,7 @@ class Questions:
         **kwargs: P.kwargs,
     ) -> T | None:
         """Return the answer; None if the user lacks the permission."""
-        if subject in self.not_permitted:
+        if subject in self._not_permitted:
             return None
         if self._channel is None:
             self._channel = await self._connection.channel()
@@ -113,7 +126,7 @@ class Questions:
         except ChannelAccessRefused:
             # The broker has closed the channel with its refusal.
             self._channel = None
-            self.not_permitted.append(subject)
+            self._not_permitted.append(subject)
             return None
         except ChannelNotFoundEntity:
             # The broker closes the channel in this case, too.

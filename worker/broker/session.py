@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from worker.broker import claim, dead_letters
+from worker.broker import claim, dead_letters, verification
 from worker.broker.claim import ClaimNotPermitted, DatabaseFile, QueueClaimed
 from worker.broker.connection import (
     BrokerAddress,
@@ -29,7 +29,8 @@ from worker.broker.life import Life, ended
 from worker.broker.permissions import requiring
 from worker.broker.publisher import Publisher, publisher
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
-from worker.broker.topology import Topology, Verification
+from worker.broker.topology import Topology
+from worker.broker.verification import Verification
 from worker.deliveries import Outcome
 from worker.tasks import end
 
@@ -103,7 +104,9 @@ class Session:
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
-            return await self._topology.verify(self._asking, not_permitted=self._not_permitted)
+            return await verification.verify(
+                self._topology, self._asking, consumes=True, not_permitted=self._not_permitted
+            )
 
     def _reading(self) -> AbstractContextManager[None]:
         to_read = f"read queue {self._topology.queue!r}"
@@ -193,11 +196,11 @@ async def _prepare(
     """
     if not file.is_new:
         # This comes before the claim, so that no claim is left behind for a missing queue.
-        await topology.verify(connection)
+        await verification.verify(topology, connection)
     unclaimed = await claim.make(connection, topology.queue, file)
-    if file.is_new and await topology.missing(connection):
+    if file.is_new and await verification.missing(topology, connection):
         await _make(connection, address, topology)
-    return unclaimed, await topology.verify(connection, binds=file.is_new)
+    return unclaimed, await verification.verify(topology, connection, binds=file.is_new)
 
 
 async def _make(connection: AbstractConnection, address: BrokerAddress, topology: Topology) -> None:

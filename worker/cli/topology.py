@@ -104,7 +104,10 @@ def _print(wanted: Topology) -> None:
             for key, value in arguments.items()
         ],
     )
-    table(("from exchange", "to queue", "routing key"), wanted.bindings)
+    table(
+        ("from exchange", "to", "routing key"),
+        [(each.exchange, each.destination, each.routing_key) for each in wanted.bindings],
+    )
 
 
 async def _owner(settings: Settings) -> tuple[str | None, str]:
