@@ -15,11 +15,12 @@ MAX_VHOST_CHARACTERS, MAX_VHOST_BYTES = 127, 255
 MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63
 
 _SCHEME = re.compile(r"(?i)amqps?://")
-_ANY_SCHEME = re.compile(r"(?i)([a-z][a-z0-9+.-]*):/")
+ANY_SCHEME = re.compile(r"(?i)([a-z][a-z0-9+.-]*):/")
 _RAW_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SERVICE_LINK = re.compile(r"(?i)(tcp|udp|sctp)://")
 _QUOTES = "\"'`“”‘’"
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%25\w+)?\](:.*)?")
+SURROUNDED = "has quotes around it, which count as part of the value; remove them"
 SEVERAL_HOSTS = "has several hosts in one URL; write a complete URL for each, separated by spaces"
 NO_IPV6 = "has brackets without an IPv6 address in them"
 
@@ -58,6 +59,14 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def is_local(host: str) -> bool:
+    """Return whether a host is this machine, by its loopback address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def vhost_of(url: str) -> str:
     """Return the virtual host of an AMQP URL; it is / if the URL names none."""
     return unquote_to_bytes(urlsplit(url).path[1:]).decode() or "/"
@@ -75,9 +84,9 @@ def amqp_urls_problem(text: str) -> str | None:
     Never quotes them, because any part of a malformed URL may be the password.
     """
     urls = text.split()
-    if any(quote in url[:1] + url[-1:] for url in urls for quote in _QUOTES):
-        return "has quotes around it, which count as part of the value; remove them"
-    if _SCHEME.match(text) and not all(map(_ANY_SCHEME.match, urls)):
+    if any(map(has_quotes, urls)):
+        return SURROUNDED
+    if _SCHEME.match(text) and not all(map(ANY_SCHEME.match, urls)):
         return (
             "has a space within a URL; write %20 for a space in the user or password, and begin "
             "each of several URLs with amqps:// or amqp://"
@@ -91,6 +100,11 @@ def amqp_urls_problem(text: str) -> str | None:
     return None
 
 
+def has_quotes(text: str) -> bool:
+    """Return whether text begins or ends with a quote, as in a file where quotes mean nothing."""
+    return any(quote in text[:1] + text[-1:] for quote in _QUOTES)
+
+
 def _problem(url: str) -> str | None:
     if not _SCHEME.match(url):
         return _scheme_problem(url)
@@ -99,13 +113,13 @@ def _problem(url: str) -> str | None:
     rest = url.partition("://")[2]
     # A password may contain any character, so the last @ ends it, even where a parser disagrees.
     user, has_user, place = rest.rpartition("@")
-    if has_user and (problem := _user_problem(user)):
+    if has_user and (problem := _amqp_user_problem(user)):
         return problem
     return _place_problem(url, place)
 
 
 def _scheme_problem(url: str) -> str:
-    found = _ANY_SCHEME.match(url)
+    found = ANY_SCHEME.match(url)
     if found is None:
         return "must begin with amqps:// or amqp://"
     scheme = found[1].lower()
@@ -115,22 +129,28 @@ def _scheme_problem(url: str) -> str:
     return f"has another scheme; {name} is not AMQP 0-9-1: write amqps:// or amqp://"
 
 
-def _user_problem(user: str) -> str | None:
+def _amqp_user_problem(user: str) -> str | None:
     if re.search(r"@[\w.:-]+[,;|]", user):
         return SEVERAL_HOSTS
+    return user_problem(user, "the virtual host")
+
+
+def user_problem(user: str, after_hosts: str) -> str | None:
+    """Return what is wrong with the user and password of a URL; `after_hosts` is its path."""
     if "/" in user:
         return (
-            "has a raw / in the user or password, where it must be written %2F (or a raw @ in the "
-            "virtual host, where it must be written %40)"
+            "has a raw / in the user or password, where it must be written %2F (or a raw @ in "
+            f"{after_hosts}, where it must be written %40)"
         )
     for character in "@?#[]\\":
         if character in user:
             code = f"%{ord(character):02X}"
             return f"has a raw {character} in the user or password; write {code} instead"
-    return _escapes_problem(user, "the user or password")
+    return escapes_problem(user, "the user or password")
 
 
-def _escapes_problem(text: str, where: str) -> str | None:
+def escapes_problem(text: str, where: str) -> str | None:
+    """Return what is wrong with the %XX escapes in a part of a URL."""
     if _RAW_PERCENT.search(text):
         return f"has a % in {where} that does not begin an escape such as %2F; write %25 instead"
     try:
@@ -153,6 +173,11 @@ def _place_problem(url: str, place: str) -> str | None:
     host, _, vhost = place.partition("/")
     if re.search("[,;|]", host):
         return SEVERAL_HOSTS
+    return host_problem(url, host) or _vhost_problem(vhost)
+
+
+def host_problem(url: str, host: str) -> str | None:
+    """Return what is wrong with the host, and its port, of a URL that names one."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -162,10 +187,10 @@ def _place_problem(url: str, place: str) -> str | None:
             if url.isascii()
             else "has characters that must be written as %XX in a URL, in UTF-8"
         )
-    return _host_problem(parts, host) or _port_problem(parts, host) or _vhost_problem(vhost)
+    return _name_problem(host) or _port_problem(parts, host)
 
 
-def _host_problem(parts: SplitResult, host: str) -> str | None:
+def _name_problem(host: str) -> str | None:
     if host.startswith("["):
         return None if _BRACKETED.fullmatch(host) else NO_IPV6
     if host.count(":") > 1:
@@ -208,7 +233,7 @@ def _port_problem(parts: SplitResult, host: str) -> str | None:
 
 
 def _vhost_problem(vhost: str) -> str | None:
-    if problem := _escapes_problem(vhost, "the virtual host"):
+    if problem := escapes_problem(vhost, "the virtual host"):
         return problem
     name = unquote_to_bytes(vhost).decode()
     if len(name) > MAX_VHOST_CHARACTERS or len(name.encode()) > MAX_VHOST_BYTES:

@@ -39,7 +39,7 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
     service = Service(settings, registry, report, lambda: address_of(load_settings()))
     ending = _Ending(service, report)
     report.starting(
-        database=str(settings.database),
+        database=settings.shown_database,
         sqlite=dotted(),
         broker=settings.broker,
         queue=settings.queue,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from worker import backoff
 from worker.breaker import Breaker
-from worker.broker.claim import DatabaseFile
+from worker.broker.claim import Claimant
 from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
@@ -55,8 +55,8 @@ COPIES_OF_A_MESSAGE = 2
 class Service:
     """One worker, from its start until it is told to stop."""
 
-    _file: DatabaseFile
-    """Known once the file is open."""
+    _claimant: Claimant
+    """Known once the database is open."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Service:
         `address` is called for each connection, so that a renewed password needs no restart.
         """
         self._settings = settings
-        self._store = store_of(settings.database)
+        self._store = store_of(settings.store)
         self._registry = registry
         self._report = report
         self._address = address
@@ -162,7 +162,7 @@ class Service:
         await writer.require_log()
         await require_known_kinds(writer, self._registry)
         is_new = await writer.is_log_empty()
-        self._file = DatabaseFile(self._settings.database, await writer.id(), is_new)
+        self._claimant = Claimant(self._settings.shown_database, await writer.id(), is_new)
         reason = reason_to_rebuild(await writer.noted_versions(), self._registry)
         if reason is None:
             await require_same_columns(writer, self._registry)
@@ -197,7 +197,7 @@ class Service:
                     opened.call_when_lost(self._report.losing)
                     # From now on a missing queue is an error. Creating it silently would hide that
                     # the messages published without it are lost.
-                    self._file = replace(self._file, is_new=False)
+                    self._claimant = replace(self._claimant, is_new=False)
                     await stack.enter_async_context(opened.beside(self._verify(opened, writer)))
                     if not await self._begin(opened):
                         return
@@ -233,7 +233,7 @@ class Service:
         return session(
             address,
             topology_of(self._settings),
-            self._file,
+            self._claimant,
             Reception(
                 partial(receive, self._registry.wire, max_bytes=self._settings.max_message_bytes),
                 self._settings.prefetch,

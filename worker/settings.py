@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import stat
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -31,12 +30,16 @@ from worker.addresses import (
     amqp_urls_problem,
     health_host,
     health_port,
+    is_local,
     shown,
     vhost_of,
 )
+from worker.database_urls import database_shown, database_url_problem, is_database_url
 from worker.sources import CORRECT, PREFIX, SettingsError, value_shown, variable_of
+from worker.store.postgres.address import Address
 
 AMQP_URL_RULE = "must look like amqps://user:password@host:5671/vhost, or amqp://"
+DATABASE_URL_RULE = "must look like postgresql://user:password@host:5432/database, or be a path"
 # The names of exchanges that the client library accepts (pamqp, commands.py and constants.py). The
 # name of a queue could be longer, but its dead-letter exchange is named after it.
 NAME_CHARACTERS = 127
@@ -57,12 +60,14 @@ def _amqp_urls(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _database(value: object) -> object:
+    """Return the secret URL of a PostgreSQL database, or the path of a file."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    if isinstance(value, Path) or not is_database_url(text):
+        return _resolved(Path(text))
+    if problem := database_url_problem(text):
+        raise ValueError(f"{problem} (it {DATABASE_URL_RULE})")
+    return SecretStr(text)
 
 
 def _resolved(path: Path) -> Path:
@@ -107,12 +112,24 @@ def _queue(name: str) -> str:
     return name
 
 
+def _schema(name: str) -> str:
+    if not SCHEMA.fullmatch(name):
+        raise ValueError(
+            "must consist of lower-case ASCII letters, digits and underscores, begin with a letter "
+            "or an underscore, and be none of PostgreSQL's own schemas"
+        )
+    return name
+
+
 def _port(port: object) -> object:
     return health_port(port) if isinstance(port, str) else port
 
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 Host = Annotated[str, AfterValidator(health_host)]
+# A rebuild appends _rebuild, and PostgreSQL cuts names off after 63 bytes.
+SCHEMA_CHARACTERS = 55
+SCHEMA = re.compile(r"(?!pg_|information_schema$)[a-z_][a-z0-9_]*")
 
 
 class Settings(BaseModel):
@@ -142,10 +159,27 @@ class Settings(BaseModel):
         default=False,
         description="Whether to allow amqp://, which is unencrypted, to another machine.",
     )
-    database: Annotated[Path, AfterValidator(_resolved)] = Field(
+    database: Annotated[Path | SecretStr, BeforeValidator(_database)] = Field(
         Path("data/projection.db"),
         validate_default=True,
-        description="The SQLite file; created if it is missing. Symbolic links are followed.",
+        description="The path of an SQLite file, which is created if it is missing (symbolic links "
+        "are followed), or postgresql://user:password@host:5432/database; a cluster has several "
+        "hosts, separated by commas.",
+    )
+    database_schema: Annotated[str, AfterValidator(_schema)] = Field(
+        "projection",
+        max_length=SCHEMA_CHARACTERS,
+        description="In PostgreSQL: the schema with all tables of the worker; created if it is "
+        "missing.",
+    )
+    database_ca_file: Path | None = Field(
+        None,
+        description="In PostgreSQL: the file with the certificate of the authority that signed the "
+        "server's.",
+    )
+    database_allow_plain_text: bool = Field(
+        default=False,
+        description="In PostgreSQL: whether to allow an unencrypted connection to another machine.",
     )
     exchange: Name = Field(
         "chat.events",
@@ -242,16 +276,36 @@ class Settings(BaseModel):
                 f"{PREFIX}EXCHANGE ({self.exchange}) is the name of an exchange that the worker "
                 f"creates for {PREFIX}QUEUE ({self.queue}); set one of them to another name"
             )
-        remote = [
-            url for url in self.amqp_urls if urlsplit(url).scheme != "amqps" and not _is_local(url)
-        ]
-        if remote and not self.amqp_allow_plain_text:
+        parts = map(urlsplit, self.amqp_urls)
+        if (
+            any(part.scheme != "amqps" and not is_local(part.hostname or "") for part in parts)
+            and not self.amqp_allow_plain_text
+        ):
             raise ValueError(
                 f"{PREFIX}AMQP_URL must be amqps:// for another machine, because amqp:// sends the "
                 f"password and all messages unencrypted ({PREFIX}AMQP_ALLOW_PLAIN_TEXT=true "
                 "allows it)"
             )
         return self
+
+    @property
+    def store(self) -> Path | Address:
+        """Return what `store_of` opens: the path of a file, or an address with the password."""
+        if isinstance(self.database, Path):
+            return self.database
+        return Address(
+            self.database.get_secret_value(),
+            self.database_schema,
+            self.database_ca_file,
+            self.database_allow_plain_text,
+        )
+
+    @property
+    def shown_database(self) -> str:
+        """Return the path or the URL of the database for display, without user and password."""
+        if isinstance(self.database, Path):
+            return str(self.database)
+        return database_shown(self.database.get_secret_value())
 
     @property
     def amqp_urls(self) -> tuple[str, ...]:
@@ -302,5 +356,7 @@ def _described(problem: ErrorDetails) -> str:
     if not problem["loc"]:
         return rule
     name = str(problem["loc"][0])
-    now = "" if name in SECRET else f" (it is {value_shown(str(problem['input']))})"
+    text = str(problem["input"])
+    is_secret = name in SECRET or (name == "database" and is_database_url(text))
+    now = "" if is_secret else f" (it is {value_shown(text)})"
     return f"{variable_of(name)}: {rule}{now}"

@@ -17,7 +17,7 @@ from tests.queues import DELIVERY_LIMIT, Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.raw_amqp import raw_publisher
 from tests.waiting import eventually
-from worker.broker.claim import DatabaseFile
+from worker.broker.claim import Claimant
 from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Reception
 from worker.broker.session import Session, session
@@ -194,7 +194,7 @@ def opened(queues: Queues, database: Path) -> AbstractAsyncContextManager[Sessio
     return session(
         BrokerAddress((queues.url,)),
         Topology(queues.exchange, queues.name, DELIVERY_LIMIT),
-        DatabaseFile(database, "a-file", is_new=True),
+        Claimant(str(database), "a-file", is_new=True),
         Reception(partial(receive, load().wire, max_bytes=1024), prefetch=1000, batch_size=500),
         on_blocked=lambda _: None,
         on_settled_late=lambda _: None,

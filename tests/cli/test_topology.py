@@ -66,10 +66,10 @@ class TestTopology:
         elsewhere = settings | {"database": place.folder / "other.db"}
         _, of_another, _ = await run_command("topology", "show", folder=place.folder, **elsewhere)
 
-        assert "belongs to no database file yet" in before
-        assert f"belongs to database file {place.database} (identity {identity})" in out
-        assert json.loads(shown)["database_file"] == identity
-        assert f"belongs to another database file (identity {identity})" in of_another
+        assert "belongs to no database yet" in before
+        assert f"belongs to database {place.database} (identity {identity})" in out
+        assert json.loads(shown)["database"] == identity
+        assert f"belongs to another database (identity {identity})" in of_another
 
     async def test_is_released_only_if_somebody_says_so(self, place: Place) -> None:
         """Without a terminal or --yes nothing changes; the question says what is lost."""
@@ -84,7 +84,7 @@ class TestTopology:
 
         assert code == 2
         assert "without the content of the old one" in err
-        assert f"belongs to database file {place.database}" in out
+        assert f"belongs to database {place.database}" in out
 
     async def test_is_released_where_the_file_cannot_be_read(self, place: Place) -> None:
         """A broken file may be the reason for the release."""

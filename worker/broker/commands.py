@@ -61,18 +61,18 @@ async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
     return await _answer(ask())
 
 
-async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:
+async def owner(address: BrokerAddress, queue: str, own_id: str | None) -> str | None:
     """Return and raise what `claim.owner` does."""
 
     async def ask() -> str | None:
         async with _asking(address) as opened:
-            return await claim.owner(opened, queue, file_id)
+            return await claim.owner(opened, queue, own_id)
 
     return await _answer(ask())
 
 
 async def release(address: BrokerAddress, queue: str) -> None:
-    """Let another file claim the queue; raises `BrokerRefused` while a worker consumes from it."""
+    """Let another database claim the queue; raises `BrokerRefused` while a worker consumes."""
 
     async def ask() -> None:
         async with _asking(address) as opened:

@@ -15,7 +15,7 @@ from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
 from worker.broker import claim, dead_letters, verification
-from worker.broker.claim import ClaimNotPermitted, DatabaseFile, QueueClaimed
+from worker.broker.claim import Claimant, ClaimNotPermitted, QueueClaimed
 from worker.broker.connection import (
     BrokerAddress,
     closing,
@@ -41,8 +41,8 @@ class Session:
 
     consumer: Consumer
     unclaimed: ClaimNotPermitted | None
-    """Why the queue could not be claimed for the worker's file; None if it was."""
-    _file: DatabaseFile
+    """Why the queue could not be claimed for the worker's database; None if it was."""
+    _claimant: Claimant
     _life: Life
     _consuming: AbstractConnection
     _asking: AbstractConnection
@@ -93,14 +93,14 @@ class Session:
         """Verify that the topology is still as declared; raises `BrokerRefused` if not.
 
         Ends the session and raises `SessionLost` if it turns out to be over, which the library may
-        not have reported, or `QueueClaimed` if the queue belongs to another file.
+        not have reported, or `QueueClaimed` if the queue belongs to another database.
         """
         with self._life.depends_on_channel():
             if self._consuming.is_closed or self._asking.is_closed:
                 raise ended("its connection is closed")
             if self.unclaimed is None:
                 try:
-                    await claim.make(self._asking, self._topology.queue, self._file)
+                    await claim.make(self._asking, self._topology.queue, self._claimant)
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
@@ -117,18 +117,18 @@ class Session:
 async def session(
     address: BrokerAddress,
     topology: Topology,
-    file: DatabaseFile,
+    claimant: Claimant,
     reception: Reception,
     *,
     on_blocked: OnBlocked,
     on_settled_late: OnSettledLate,
 ) -> AsyncIterator[Session]:
-    """Open a session for a file, and close it after the block; it does not consume yet.
+    """Open a session for a database, and close it after the block; it does not consume yet.
 
-    For a new file, what is missing on the broker is created. For any other file, a missing part is
-    an error, because messages published meanwhile may be lost. Nothing is created or changed for a
-    file that the queue does not belong to. Raises `SessionLost` if the broker cannot be reached,
-    and `BrokerRefused` if it refuses.
+    For a new one, what is missing on the broker is created. For any other, a missing part is an
+    error, because messages published meanwhile may be lost. Nothing is created or changed for one
+    that the queue does not belong to. Raises `SessionLost` if the broker cannot be reached, and
+    `BrokerRefused` if it refuses.
     """
     intake = Intake(reception.decode)
 
@@ -143,7 +143,7 @@ async def session(
             # A second connection, because nothing is read from the first one while the intake is
             # full, and an answer there would wait behind the deliveries.
             asking = await stack.enter_async_context(connection(address, f"{name} (verification)"))
-            unclaimed, verified = await _prepare(asking, address, topology, file)
+            unclaimed, verified = await _prepare(asking, address, topology, claimant)
             dead_letter_publisher = await stack.enter_async_context(
                 publisher(
                     address,
@@ -177,7 +177,7 @@ async def session(
         yield Session(
             consumer,
             unclaimed,
-            file,
+            claimant,
             life,
             consuming,
             asking,
@@ -188,19 +188,19 @@ async def session(
 
 
 async def _prepare(
-    connection: AbstractConnection, address: BrokerAddress, topology: Topology, file: DatabaseFile
+    connection: AbstractConnection, address: BrokerAddress, topology: Topology, claimant: Claimant
 ) -> tuple[ClaimNotPermitted | None, Verification]:
-    """Claim the queue, and create the topology for a new file.
+    """Claim the queue, and create the topology for a new database.
 
     Returns why the queue was not claimed (None if it was), and the verification of the topology.
     """
-    if not file.is_new:
+    if not claimant.is_new:
         # This comes before the claim, so that no claim is left behind for a missing queue.
         await verification.verify(topology, connection)
-    unclaimed = await claim.make(connection, topology.queue, file)
-    if file.is_new and await verification.missing(topology, connection):
+    unclaimed = await claim.make(connection, topology.queue, claimant)
+    if claimant.is_new and await verification.missing(topology, connection):
         await _make(connection, address, topology)
-    return unclaimed, await verification.verify(topology, connection, binds=file.is_new)
+    return unclaimed, await verification.verify(topology, connection, binds=claimant.is_new)
 
 
 async def _make(connection: AbstractConnection, address: BrokerAddress, topology: Topology) -> None:

@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import typer
 
@@ -14,32 +12,20 @@ from worker.broker.claim import ClaimNotPermitted, claimed_by_another
 from worker.broker_settings import address_of, topology_of
 from worker.cli import healthcheck
 from worker.cli.app import AsJson, app
+from worker.cli.database_checks import Line, Looks, database_looks
 from worker.cli.output import print_json, verdict
-from worker.errors import BrokerRefused, HealthUnavailable, WorkerError
+from worker.errors import (
+    BrokerRefused,
+    HealthUnavailable,
+    StoreUnavailable,
+    StoreUnusable,
+    WorkerError,
+)
 from worker.projections import load
-from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
 from worker.settings import Settings, load_settings, unknown_variables
 from worker.sources import variable_of
-from worker.store.sqlite import inspection as store
-from worker.store.sqlite.connection import Reader
-from worker.store.sqlite.library import dotted, require_safe_commits
-from worker.store.sqlite.lock import WriterLock
-from worker.store.sqlite.migrations import SCHEMA_VERSION
+from worker.store.engines import store_of
 from worker.telemetry.http import unavailable
-
-WARN_FREE_BYTES = 1024**3
-FAIL_FREE_BYTES = 64 * 1024**2
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The result for one subject."""
-
-    verdict: str
-    """ok, warn or FAIL."""
-    subject: str
-    found: str
-    fix: str | None = None
 
 
 @app.command()
@@ -57,16 +43,14 @@ def check(*, as_json: AsJson = False) -> None:
 
 
 async def _look(settings: Settings) -> list[Line]:
-    looks: dict[str, Callable[[Settings], Awaitable[Line]]] = {
+    looks: Looks = {
         "settings": _settings,
         "broker": _broker,
         "topology": _topology,
         "claim": _claim,
         "projections": _projections,
-        "database": _database,
-        "disk": _disk,
+        **database_looks(settings),
         "health": _health,
-        "sqlite": _sqlite,
     }
     lines: list[Line] = []
     for subject, look in looks.items():
@@ -103,7 +87,7 @@ async def _topology(settings: Settings) -> Line:
     try:
         verified = await broker.verify(address, topology)
     except BrokerRefused as error:
-        if store.is_file(settings.database):
+        if await _has_database(settings):
             raise
         fix = "start the worker, which creates what is missing at its first start."
         return Line("warn", "topology", error.message, fix)
@@ -118,69 +102,33 @@ async def _topology(settings: Settings) -> Line:
     return Line("ok", "topology", found)
 
 
-async def _claim(settings: Settings) -> Line:
-    path, queue = settings.database, settings.queue
-    file_id = await store.file_id(path)
+async def _has_database(settings: Settings) -> bool:
     try:
-        owner = await broker.owner(address_of(settings), queue, file_id)
+        return await store_of(settings.store).exists()
+    except (StoreUnavailable, StoreUnusable):
+        # There is one that does not answer; its own line says why.
+        return True
+
+
+async def _claim(settings: Settings) -> Line:
+    shown, queue = settings.shown_database, settings.queue
+    own_id = await store_of(settings.store).id()
+    try:
+        owner = await broker.owner(address_of(settings), queue, own_id)
     except ClaimNotPermitted as error:
         return Line("warn", "claim", error.message, error.hint)
     if owner is None:
-        found = f"queue {queue} belongs to no database file; the next worker to start claims it"
+        found = f"queue {queue} belongs to no database; the next worker to start claims it"
         return Line("ok", "claim", found)
-    if owner != file_id:
-        raise claimed_by_another(queue, owner, path, file_id)
-    return Line("ok", "claim", f"queue {queue} belongs to {path} (identity {file_id})")
+    if owner != own_id:
+        raise claimed_by_another(queue, owner, shown, own_id)
+    return Line("ok", "claim", f"queue {queue} belongs to {shown} (identity {own_id})")
 
 
 async def _projections(_: Settings) -> Line:
     registry = load()
     tables = ", ".join(f"{table} (version {v})" for table, v in registry.versions.items())
     return Line("ok", "projections", f"{len(registry.handlers)} kinds; tables: {tables}")
-
-
-async def _database(settings: Settings) -> Line:
-    path = settings.database
-    if not store.is_file(path):
-        return Line(
-            "warn", "database", f"{path} does not exist yet.", "start the worker, which creates it."
-        )
-    store.require_writable(path)
-    registry = load()
-    async with Reader(path) as reader:
-        if (version := await store.schema_version(reader)) < SCHEMA_VERSION:
-            fix = "start the worker, which upgrades it."
-            return Line("warn", "database", f"{path} has an older schema ({version}).", fix)
-        await store.require_acked(reader, path)
-        await reader.require_log()
-        await require_known_kinds(reader, registry)
-        reason = reason_to_rebuild(await reader.noted_versions(), registry)
-        if reason is None:
-            await require_same_columns(reader, registry)
-    if reason:
-        fix = "start the worker, which rebuilds it first."
-        return Line("warn", "database", f"{path} must be rebuilt: {reason}.", fix)
-    return Line("ok", "database", f"{path}, {_held(path)}")
-
-
-def _held(path: Path) -> str:
-    holder = WriterLock(path).holder()
-    return f"in use by {holder}" if holder else "in use by no worker"
-
-
-async def _disk(settings: Settings) -> Line:
-    folder = store.existing_folder(settings.database)
-    free = store.free_bytes(folder)
-    found = f"{folder} has {free / 1024**3:,.1f} GiB free"
-    if not store.can_write(folder):
-        fix = "grant this user write access, or set WORKER_DATABASE to another folder."
-        return Line("FAIL", "disk", f"This user cannot write to {folder}.", fix)
-    if free < WARN_FREE_BYTES:
-        word = "FAIL" if free < FAIL_FREE_BYTES else "warn"
-        return Line(
-            word, "disk", found, "free some space; on a full disk the worker holds its messages."
-        )
-    return Line("ok", "disk", found)
 
 
 async def _health(settings: Settings) -> Line:
@@ -199,8 +147,3 @@ async def _health(settings: Settings) -> Line:
         fix = "set WORKER_HEALTH_PORT to a free port, or to 0 for any free one."
         return Line("FAIL", "health", f"{at} is in use by another program ({error.message})", fix)
     return Line("ok", "health", f"a worker answers at {at}")
-
-
-async def _sqlite(_: Settings) -> Line:
-    require_safe_commits()
-    return Line("ok", "sqlite", f"SQLite {dotted()}")

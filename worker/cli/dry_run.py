@@ -37,7 +37,7 @@ async def dry_run(
     async with AsyncExitStack() as stack:
         # There is no database before the worker's first start; then no event has a row.
         reader = None
-        store = store_of(settings.database)
+        store = store_of(settings.store)
         if await store.exists():
             reader = await stack.enter_async_context(store.reader())
         queue = await stack.enter_async_context(

@@ -92,12 +92,12 @@ def list_(
 async def _read(
     settings: Settings, event_id: str, limit: int | None
 ) -> tuple[dict[str, Any] | None, History]:
-    async with store_of(settings.database).reader() as reader:
+    async with store_of(settings.store).reader() as reader:
         return await get_event(reader, event_id), await history(reader, load(), event_id, limit)
 
 
 async def _list(settings: Settings, chat_id: str, status: Status | None) -> list[dict[str, Any]]:
-    async with store_of(settings.database).reader() as reader:
+    async with store_of(settings.store).reader() as reader:
         if status is None:
             return await list_active_events(reader, chat_id)
         return await list_events_in_status(reader, chat_id, status)

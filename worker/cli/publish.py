@@ -115,7 +115,7 @@ async def _place(settings: Settings, message: AnyMessage, sequence: int | None) 
     given and the database cannot be read.
     """
     try:
-        async with store_of(settings.database).reader() as reader:
+        async with store_of(settings.store).reader() as reader:
             head = await reader.head(message.event_id)
     except (StoreUnavailable, StoreUnusable) as error:
         if sequence is not None:

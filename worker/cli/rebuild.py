@@ -34,7 +34,7 @@ def rebuild(
     Readers see the old rows until the new ones are complete; an interrupted rebuild changes
     nothing. --verify works while a worker runs; without it, the worker must be stopped.
     """
-    store = store_of(load_settings().database)
+    store = store_of(load_settings().store)
     registry = load()
     with progress_bar("Folding messages") as bar:
         if verify:

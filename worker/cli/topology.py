@@ -11,9 +11,9 @@ from worker.broker.topology import Topology
 from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes, app
 from worker.cli.output import confirm, print_json, say, table
-from worker.errors import StoreUnusable
+from worker.errors import StoreUnavailable, StoreUnusable
 from worker.settings import Settings, load_settings
-from worker.store.sqlite.inspection import file_id
+from worker.store.engines import store_of
 
 topology = typer.Typer(
     name="topology",
@@ -37,7 +37,7 @@ def show(*, as_json: AsJson = False) -> None:
         owner, belonging = None, error.message
     if as_json:
         waiting = {"queue": verified.queue, "dead_letters": verified.dead_letters}
-        found = {"waiting": waiting, "not_verified": verified.not_permitted, "database_file": owner}
+        found = {"waiting": waiting, "not_verified": verified.not_permitted, "database": owner}
         print_json({**definitions(wanted, settings.vhost), **found})
     else:
         seen = f"All of it is on {settings.broker}; bindings cannot be verified by a client."
@@ -58,7 +58,7 @@ def apply() -> None:
 
     Bindings that somebody removed are created again, which the worker never does by itself.
 
-    A new queue belongs to no database file: the first worker to start claims it for its own.
+    A new queue belongs to no database: the first worker to start claims it for its own.
     """
     settings = load_settings()
     created = asyncio.run(commands.apply(address_of(settings), topology_of(settings)))
@@ -68,10 +68,10 @@ def apply() -> None:
 
 @topology.command("release")
 def release(*, yes: Yes = False) -> None:
-    """Release the queue from its database file; the next worker to start claims it for its own.
+    """Release the queue from its database; the next worker to start claims it for its own.
 
-    Use this to move to a new file. Stop the old worker first, and keep its file: its content exists
-    nowhere else, and the new file starts without it.
+    Use this to start anew. Stop the old worker first, and keep its database: its content exists
+    nowhere else, and the new one starts without it.
     """
     settings = load_settings()
     owner, belonging = asyncio.run(_owner(settings))
@@ -80,8 +80,8 @@ def release(*, yes: Yes = False) -> None:
         return
     if not yes:
         confirm(
-            f"{belonging} After the release, the next worker to start claims it for its own file, "
-            "which starts without the content of the old one. Continue?"
+            f"{belonging} After the release, the next worker to start claims it for its own "
+            "database, which starts without the content of the old one. Continue?"
         )
     asyncio.run(commands.release(address_of(settings), settings.queue))
     say(f"Queue {settings.queue!r} is free: the next worker to start claims it.")
@@ -111,17 +111,17 @@ def _print(wanted: Topology) -> None:
 
 
 async def _owner(settings: Settings) -> tuple[str | None, str]:
-    """Return the identity of the file that the queue belongs to, and a sentence that says so."""
+    """Return the identity of the database of the queue, and a sentence that says so."""
     try:
-        own = await file_id(settings.database)
-    except StoreUnusable:
-        # A broken file may be the reason for the move to another one.
+        own = await store_of(settings.store).id()
+    except (StoreUnavailable, StoreUnusable):
+        # A broken database may be the reason for the move to another one.
         own = None
     owner = await commands.owner(address_of(settings), settings.queue, own)
     if owner is None:
-        file = "no database file yet"
+        which = "no database yet"
     elif owner == own:
-        file = f"database file {settings.database} (identity {owner})"
+        which = f"database {settings.shown_database} (identity {owner})"
     else:
-        file = f"another database file (identity {owner}) than {settings.database}"
-    return owner, f"Queue {settings.queue!r} belongs to {file}."
+        which = f"another database (identity {owner}) than {settings.shown_database}"
+    return owner, f"Queue {settings.queue!r} belongs to {which}."

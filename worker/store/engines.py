@@ -3,14 +3,17 @@
 from pathlib import Path
 
 from worker.store.database import Writer
+from worker.store.postgres.address import Address
 from worker.store.sqlite.file import SCRATCH
 from worker.store.sqlite.store import SqliteStore
 from worker.store.sqlite.store import Writer as SqliteWriter
 from worker.store.store import Store
 
 
-def store_of(database: Path) -> Store:
+def store_of(database: Path | Address) -> Store:
     """Return the store that keeps a database."""
+    if isinstance(database, Address):
+        raise NotImplementedError
     return SqliteStore(database)
 
 

@@ -48,3 +48,13 @@ class Store(ABC):
     @abstractmethod
     async def exists(self) -> bool:
         """Return whether a worker has made it already."""
+
+    async def id(self) -> str | None:
+        """Return the id that identifies the database; None if it does not exist yet.
+
+        Raises what opening a reader raises.
+        """
+        if not await self.exists():
+            return None
+        async with self.reader() as reader:
+            return await reader.id()

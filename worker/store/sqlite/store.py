@@ -7,7 +7,7 @@ from pathlib import Path
 from worker.store.fresh_tables import FreshTables
 from worker.store.sqlite.connection import FileWriter, Reader
 from worker.store.sqlite.fresh_tables import FileTables
-from worker.store.sqlite.inspection import wal_bytes
+from worker.store.sqlite.inspection import file_id, wal_bytes
 from worker.store.sqlite.lock import WriterLock
 from worker.store.sqlite.tables import replace_tables, require_no_triggers
 from worker.store.store import Lock, Store
@@ -58,3 +58,7 @@ class SqliteStore(Store):
     async def exists(self) -> bool:
         """Return whether the file exists."""
         return self.path.is_file()
+
+    async def id(self) -> str | None:
+        """Return the file's id; None if the file does not exist or has no id yet."""
+        return await file_id(self.path)

@@ -1,0 +1,1 @@
+"""The store in PostgreSQL; the only code that knows it. Needs `projection-worker[postgres]`."""
