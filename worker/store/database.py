@@ -1,12 +1,13 @@
 """What every store promises of its database: one writer or many, and any number of readers."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
 from worker.errors import StoreUnusable
+from worker.store.consumption import Consumption
 from worker.store.fresh_tables import FreshTables
 from worker.store.log import Log, Position
 from worker.store.tables import Schema, may_be_named
@@ -52,6 +53,17 @@ class Database(Log):
         Pass only tables whose version is the one that the database notes. A difference means that a
         schema was changed without raising its version.
         """
+
+    async def partitions(self) -> int | None:
+        """Return over how many partitions the messages are spread.
+
+        Returns None if there is one queue, or no worker has decided yet.
+        """
+        return None
+
+    async def consumption(self) -> list[Consumption]:
+        """Return what workers have reported, in the order of the partitions."""
+        return []
 
     async def kinds(self) -> set[str]:
         """Return the kinds of all messages in the log."""
@@ -141,6 +153,20 @@ class Writer(Database):
     def wal_bytes(self) -> int:
         """Return the size of a write-ahead log that the worker must watch, in bytes."""
         return 0
+
+    async def agree_on_partitions(self, first: int) -> int | None:
+        """Return the number of partitions, None for one queue; a new database takes `first`."""
+        return None
+
+    async def set_partitions(self, number: int) -> None:
+        """Note another number of partitions, which all workers find within seconds."""
+        raise StoreUnusable(
+            f"This database has one queue without partitions ({self.named}).",
+            "move to PostgreSQL first: docs/scale.md, 'Move from SQLite to PostgreSQL'.",
+        )
+
+    async def report(self, consumption: Sequence[Consumption]) -> None:
+        """Note what this worker consumes, in the place of what others have said about it."""
 
     @abstractmethod
     async def create_tables(self, schema: Schema, versions: Mapping[str, int]) -> None:
