@@ -1,0 +1,91 @@
+"""The store in PostgreSQL: many workers, many machines."""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
+
+from worker.store.fresh_tables import FreshTables
+from worker.store.postgres.address import Address
+from worker.store.postgres.connection import PostgresReader, PostgresWriter
+from worker.store.store import Lock, Store
+from worker.store.tables import Schema
+
+
+class NoLock:
+    """The lock of a database that any number of workers may write: none."""
+
+    def __enter__(self) -> Self:
+        """Do nothing."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Do nothing."""
+
+    def acquire(self) -> None:
+        """Do nothing: each transaction locks the streams that it writes."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+class Writer(PostgresWriter):
+    """A connection that writes, and can also replace the tables."""
+
+    async def create_tables(self, schema: Schema, versions: Mapping[str, int]) -> None:
+        """Create the projections' empty tables in a database that has none yet."""
+        async with self.transaction() as tx:
+            for statements in schema.values():
+                for statement in statements:
+                    tx.add(statement)
+            tx.add("INSERT INTO projections VALUES (?, ?)", list(versions.items()))
+
+    async def require_columns(self, schema: Schema) -> None:
+        """Raise `StoreUnusable` if a table has other columns than its schema."""
+        raise NotImplementedError
+
+    async def rebuilding(self, schema: Schema) -> AbstractAsyncContextManager[FreshTables]:
+        """Return empty tables beside the live ones, to be put in their place."""
+        raise NotImplementedError
+
+
+class Reader(PostgresReader):
+    """A connection that only reads."""
+
+    async def require_columns(self, schema: Schema) -> None:
+        """Raise `StoreUnusable` if a table has other columns than its schema."""
+        raise NotImplementedError
+
+
+class PostgresStore(Store):
+    """A database on a server."""
+
+    def __init__(self, address: Address) -> None:
+        """Name the database; nothing is opened yet."""
+        self.address = address
+        self.named = address.named
+
+    def lock(self) -> NoLock:
+        """Return the lock of the writers: none, because any number of them may write."""
+        return NoLock()
+
+    def writer(self, lock: Lock) -> Writer:
+        """Return a writer, which is not open yet."""
+        return Writer(self.address)
+
+    def reader(self) -> Reader:
+        """Return a connection that can only read, and is not open yet."""
+        return Reader(self.address)
+
+    def auditing(self, schema: Schema) -> AbstractAsyncContextManager[FreshTables]:
+        """Return empty tables that are only compared with the live ones, on one snapshot."""
+        raise NotImplementedError
+
+    async def exists(self) -> bool:
+        """Return whether a worker has made it already."""
+        return await Reader(self.address).exists()
