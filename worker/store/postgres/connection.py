@@ -19,10 +19,12 @@ from worker.store.postgres.faults import fault, incomplete
 from worker.store.postgres.guard import Guard
 from worker.store.postgres.log import PostgresLog
 from worker.store.postgres.migrations import identity, is_ours, prepare
+from worker.store.postgres.schemas import require_columns, require_schemas
 from worker.store.postgres.session import Session, connect
 from worker.store.postgres.transaction import PostgresTransaction
 from worker.store.statements import Parameters, Row
 from worker.store.streams import Snapshots
+from worker.store.tables import Schema, SchemaMistake
 
 OBJECTS = """
     SELECT relname FROM pg_class
@@ -65,21 +67,30 @@ class PostgresDatabase(PostgresLog, Database):
 
     async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return all rows of a query, outside any transaction of ours."""
-        session = await self.session()
-        try:
+        async with self.lent() as session:
             return await session.fetch(sql, parameters)
-        except Exception as error:
-            # The next use opens another one, which costs little.
-            self._abort()
-            raise self._fault(error) from error
-        except asyncio.CancelledError:
-            self._abort()
-            raise
 
     async def id(self) -> str:
         """Return the id that identifies this database: random, chosen when it was made."""
         await self.session()
         return str(self._id)
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[Session]:
+        """Lend the connection; after an error it is dropped, with what it has not committed.
+
+        Raises `StoreUnavailable` or `StoreUnusable` for the driver's errors, and `SchemaMistake`.
+        """
+        session = await self.session()
+        try:
+            yield session
+        except Exception as error:
+            # The next use opens another one, which costs little.
+            self._abort()
+            raise self._fault(error) from error
+        except BaseException:
+            self._abort()
+            raise
 
     async def session(self) -> Session:
         """Return the open connection; open one if there is none, or the last one was lost."""
@@ -116,7 +127,7 @@ class PostgresDatabase(PostgresLog, Database):
         return await identity(session, self.address)
 
     def _fault(self, error: Exception) -> Exception:
-        if isinstance(error, StoreUnavailable | StoreUnusable):
+        if isinstance(error, StoreUnavailable | StoreUnusable | SchemaMistake):
             return error
         return fault(error, self.named) or incomplete(self.named, error)
 
@@ -125,6 +136,16 @@ class PostgresDatabase(PostgresLog, Database):
         session, self._session = self._session, None
         if session is not None:
             session.abort()
+
+    async def require_schemas(self, schema: Schema) -> None:
+        """Raise `SchemaMistake` for a table that PostgreSQL could not keep."""
+        async with self.lent() as session:
+            await require_schemas(session, self.address, schema)
+
+    async def require_columns(self, schema: Schema) -> None:
+        """Raise `StoreUnusable` if a table has other columns than its schema."""
+        async with self.lent() as session:
+            await require_columns(session, self.address, schema)
 
     async def _existing(self, tables: list[str]) -> list[str]:
         rows = await (await self.session()).ask(OBJECTS, tables)

@@ -1,7 +1,7 @@
 """A connection to the server: how it is opened, and the statements that it has prepared."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -34,6 +34,8 @@ SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
+# Nobody waits for a long transaction, until it locks others out.
+LONG = {"idle_in_transaction_session_timeout": "5min", "statement_timeout": "0"}
 
 
 class _Connection(asyncpg.Connection):
@@ -105,14 +107,15 @@ async def connect(
     address: Address,
     name: str,
     *,
-    settings: Mapping[str, str] | None = None,
     search: Sequence[str] = (),
+    is_long: bool = False,
     is_first: bool = True,
     writes: bool = True,
 ) -> Session:
     """Open a connection whose statements find their tables in these schemas, or in the address's.
 
-    `name` is what the server shows beside the connection. Raises `StoreUnavailable` if trying again
+    `name` is what the server shows beside the connection. A long one is for a transaction that may
+    take hours, as may each of its statements. Raises `StoreUnavailable` if trying again
     may help, and `StoreUnusable` if the server refuses for good; it does so only for the first
     connection of a process.
     """
@@ -121,7 +124,7 @@ async def connect(
         connection = await asyncpg.connect(
             address.url,
             timeout=OPEN_SECONDS,
-            command_timeout=STATEMENT_SECONDS,
+            command_timeout=None if is_long else STATEMENT_SECONDS,
             connection_class=_Connection,
             ssl=address.tls(),
             target_session_attrs=SessionAttribute.read_write if writes else None,
@@ -129,7 +132,7 @@ async def connect(
                 **SETTINGS,
                 "search_path": path,
                 "application_name": name,
-                **(settings or {}),
+                **(LONG if is_long else {}),
             },
         )
     except Exception as error:

@@ -8,6 +8,9 @@ from typing import Self
 from worker.store.fresh_tables import FreshTables
 from worker.store.postgres.address import Address
 from worker.store.postgres.connection import PostgresReader, PostgresWriter
+from worker.store.postgres.fresh_tables import AuditedTables
+from worker.store.postgres.rebuilding import RebuiltTables
+from worker.store.postgres.tables import create_tables
 from worker.store.store import Lock, Store
 from worker.store.tables import Schema
 
@@ -39,27 +42,14 @@ class Writer(PostgresWriter):
 
     async def create_tables(self, schema: Schema, versions: Mapping[str, int]) -> None:
         """Create the projections' empty tables in a database that has none yet."""
-        async with self.transaction() as tx:
-            for statements in schema.values():
-                for statement in statements:
-                    tx.add(statement)
-            tx.add("INSERT INTO projections VALUES (?, ?)", list(versions.items()))
-
-    async def require_columns(self, schema: Schema) -> None:
-        """Raise `StoreUnusable` if a table has other columns than its schema."""
-        raise NotImplementedError
+        await self.require_log()
+        async with self.lent() as session:
+            await create_tables(session, self.address, schema, versions)
 
     async def rebuilding(self, schema: Schema) -> AbstractAsyncContextManager[FreshTables]:
         """Return empty tables beside the live ones, to be put in their place."""
-        raise NotImplementedError
-
-
-class Reader(PostgresReader):
-    """A connection that only reads."""
-
-    async def require_columns(self, schema: Schema) -> None:
-        """Raise `StoreUnusable` if a table has other columns than its schema."""
-        raise NotImplementedError
+        await self.require_log()
+        return RebuiltTables(self.address, schema)
 
 
 class PostgresStore(Store):
@@ -78,14 +68,14 @@ class PostgresStore(Store):
         """Return a writer, which is not open yet."""
         return Writer(self.address)
 
-    def reader(self) -> Reader:
+    def reader(self) -> PostgresReader:
         """Return a connection that can only read, and is not open yet."""
-        return Reader(self.address)
+        return PostgresReader(self.address)
 
     def auditing(self, schema: Schema) -> AbstractAsyncContextManager[FreshTables]:
         """Return empty tables that are only compared with the live ones, on one snapshot."""
-        raise NotImplementedError
+        return AuditedTables(self.address, schema)
 
     async def exists(self) -> bool:
         """Return whether a worker has made it already."""
-        return await Reader(self.address).exists()
+        return await PostgresReader(self.address).exists()
