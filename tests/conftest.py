@@ -1,6 +1,7 @@
 """Fixtures for tests of several folders: a private broker, and workers as processes."""
 
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.places import Place
 from tests.postgres import PostgresDatabase, PostgresNode
 from tests.postgres_programs import programs, server_programs
 from tests.processes import StartWorker, WorkerProcess, environment, worker_process
 from tests.proxy import Proxy
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode, server_program
+from worker.store.postgres.address import Address
 
 # A shell that runs the tests in the background ignores Ctrl-C, and their processes would inherit
 # that: across execve, an ignored signal stays ignored, and one with a handler does not (signal(7)).
@@ -22,6 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests start hundreds of processes, each of which would compile the worker again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+POSTGRES = "postgres"
 
 # The slowest files. They start first, because one that started last would be waited for alone.
 LONGEST = (
@@ -52,10 +57,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
     if config.getoption("--no-broker"):
-        servers = {"running_node", "postgres_programs"}
-        needing = [item for item in items if servers & {*getattr(item, "fixturenames", ())}]
+        needing = [item for item in items if _needs_server(item)]
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in needing]
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    servers = {"running_node", "postgres_programs"}
+    in_postgres = getattr(item, "callspec", None) and item.callspec.params.get("place") == POSTGRES
+    return bool(in_postgres or servers & {*getattr(item, "fixturenames", ())})
 
 
 # The node belongs to no event loop, so one loop may start it and the tests' loops may use it.
@@ -108,6 +118,27 @@ async def postgres_database(postgres: PostgresNode) -> AsyncIterator[PostgresDat
     yield database
     await postgres.start()
     await postgres.drop_database(database)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_database(running_postgres: PostgresNode) -> PostgresDatabase:
+    """Return one database for the whole run, in which each test has a schema of its own."""
+    return await running_postgres.create_database()
+
+
+@pytest.fixture
+def schema(shared_database: PostgresDatabase) -> Address:
+    """Return the address of a schema that nobody has made yet."""
+    return Address(shared_database.url, schema=f"test_{secrets.token_hex(4)}")
+
+
+@pytest.fixture(params=["sqlite", POSTGRES])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Return where a fresh database may be made: what every store promises is tested in each."""
+    if request.param != POSTGRES:
+        return tmp_path / "p.db"
+    made: Address = request.getfixturevalue("schema")
+    return made
 
 
 @pytest.fixture

@@ -42,6 +42,10 @@ class StoreUnavailable(MustHold):
     """The database cannot commit now: locked, full or failing. No message is at fault."""
 
 
+class StoreConflict(StoreUnavailable):
+    """The transaction met another one, and the database ended it; the next try may succeed."""
+
+
 class BreakerOpen(MustHold):
     """Every message of a kind fails (breaker.py)."""
 

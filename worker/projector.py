@@ -161,7 +161,7 @@ class Projector:
         """Begin, with the streams of all messages locked, and commit."""
         in_bulk = len(messages) >= BACKLOG_MESSAGES
         async with self._writer.transaction(in_bulk=in_bulk, meanwhile=meanwhile) as tx:
-            await tx.lock({event_id for _, _, event_id in messages})
+            await tx.lock({event_id for _, _, event_id in messages}, self._registry.versions)
             yield tx
 
     async def _find_failing(

@@ -67,6 +67,12 @@ async def require_known_kinds(source: Database | FreshTables, registry: Registry
         )
 
 
+async def require_schemas(source: Database, registry: Registry) -> None:
+    """Raise `RegistrationError` for a table that this database could not keep."""
+    with registry.placing_mistakes():
+        await source.require_schemas(_schema(registry))
+
+
 async def require_same_columns(source: Database, registry: Registry) -> None:
     """Raise `StoreUnusable` if a schema was changed and its version was not."""
     await source.require_columns(_schema(registry))
@@ -86,6 +92,7 @@ async def rebuild(
     cannot be folded, naming it, and `StoreUnavailable` if the log is no longer the one that was
     folded, because somebody else has committed meanwhile: the live rows stay then.
     """
+    await require_schemas(writer, registry)
     await require_known_kinds(writer, registry)
     async with await writer.rebuilding(_schema(registry)) as fresh:
         audit = await _fold_log(fresh, registry, progress, examples)
@@ -98,9 +105,10 @@ async def audit(store: Store, registry: Registry, progress: Progress, examples: 
 
     `examples` is the greatest number of differences that are returned in full.
     """
-    async with store.auditing(_schema(registry)) as fresh:
-        await require_known_kinds(fresh, registry)
-        return await _fold_log(fresh, registry, progress, examples)
+    with registry.placing_mistakes():
+        async with store.auditing(_schema(registry)) as fresh:
+            await require_known_kinds(fresh, registry)
+            return await _fold_log(fresh, registry, progress, examples)
 
 
 async def _fold_log(

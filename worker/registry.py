@@ -7,7 +7,8 @@ order (fold.py), and no SQL beyond the tables' definitions.
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -16,8 +17,8 @@ from pydantic import Field, PydanticUndefinedAnnotation, TypeAdapter, create_mod
 
 from worker.errors import RegistrationError
 from worker.messages import Message, P, Payload, Wire
-from worker.store.sqlite.schemas import SchemaMistake, require_schemas
-from worker.store.tables import REMOVAL, RESERVED, may_be_named
+from worker.store.sqlite.schemas import require_schemas
+from worker.store.tables import REMOVAL, RESERVED, SchemaMistake, may_be_named
 from worker.store.transaction import Transaction
 
 Handler = Callable[[Transaction, Message[P]], Awaitable[None]]
@@ -113,8 +114,14 @@ class Registry:
         Raises `RegistrationError` for a table that cannot be created, or that the worker could not
         maintain (`worker/store/sqlite/schemas.py` has the rules).
         """
-        try:
+        with self.placing_mistakes():
             require_schemas({each.table: each.schema for each in self.projections})
+
+    @contextmanager
+    def placing_mistakes(self) -> Iterator[None]:
+        """Raise `RegistrationError` for a mistake in a schema: it says where that is registered."""
+        try:
+            yield
         except SchemaMistake as mistake:
             place = self._projections[mistake.table].place
             raise RegistrationError(f"{mistake} ({place}).", mistake.hint) from mistake

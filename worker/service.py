@@ -29,6 +29,7 @@ from worker.rebuild import (
     rebuild,
     require_known_kinds,
     require_same_columns,
+    require_schemas,
 )
 from worker.registry import Registry
 from worker.settings import Settings
@@ -159,6 +160,7 @@ class Service:
 
     async def _prepare_tables(self, writer: Writer) -> None:
         """Create the tables, or rebuild those of other versions; refuse a file without its log."""
+        await require_schemas(writer, self._registry)
         await writer.require_log()
         await require_known_kinds(writer, self._registry)
         is_new = await writer.is_log_empty()

@@ -1,6 +1,7 @@
 import pytest
 
-from worker.store.sqlite.schemas import SchemaMistake, require_schemas
+from worker.store.sqlite.schemas import require_schemas
+from worker.store.tables import SchemaMistake
 
 NOTES = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT)"
 OTHER = ("CREATE TABLE other (event_id TEXT PRIMARY KEY, x)", "CREATE INDEX by_x ON other (x)")

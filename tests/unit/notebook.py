@@ -10,6 +10,9 @@ from worker.registry import Registry
 
 NOTES = "SELECT event_id, text FROM notes ORDER BY event_id"
 LOGGED = "SELECT id FROM log ORDER BY id"
+WRITE = """
+    INSERT INTO notes VALUES (?, ?) ON CONFLICT (event_id) DO UPDATE SET text = notes.text || ?
+"""
 TABLE = "CREATE TABLE notes (event_id TEXT PRIMARY KEY, text TEXT NOT NULL CHECK (text <> 'bad'))"
 
 
@@ -46,8 +49,7 @@ class Counter:
 
 
 async def written(tx: Transaction, message: Message[Text]) -> None:
-    sql = "INSERT INTO notes VALUES (?, ?) ON CONFLICT DO UPDATE SET text = text || ?"
-    await tx.execute(sql, (message.event_id, message.payload.text, message.payload.text))
+    await tx.execute(WRITE, (message.event_id, message.payload.text, message.payload.text))
 
 
 def notebook() -> Registry:
@@ -107,27 +109,50 @@ def said(kind: str, event_id: str, text: str = "", **envelope: Any) -> Wire:
 
 
 FAILING = {
-    "raises": (said("raised", "x", "why"), "KeyError: 'why'"),
-    "constraint": (said("written", "x", "bad"), "IntegrityError: CHECK constraint failed"),
-    "no table": (said("ran_sql", "x", "DELETE FROM nowhere"), "no such table: nowhere"),
-    "no parameter": (said("ran_sql", "x", "DELETE FROM notes WHERE text = ?"), "ProgrammingError"),
-    "no sql": (said("ran_sql", "x", "nonsense"), "syntax error"),
-    "query to execute": (said("ran_sql", "x", "SELECT 1"), "ProgrammingError"),
-    "no table to ask": (said("asked_sql", "x", "SELECT * FROM nowhere"), "no such table: nowhere"),
-    "commit": (said("ran_sql", "x", "commit"), "must not begin or end transactions"),
-    "commit to ask": (said("asked_sql", "x", " COMMIT"), "must not begin or end transactions"),
+    "raises": (said("raised", "x", "why"), "KEYERROR: 'WHY'"),
+    "constraint": (said("written", "x", "bad"), "CHECK CONSTRAINT"),
+    "no table": (said("ran_sql", "x", "DELETE FROM nowhere"), "NOWHERE"),
+    "no parameter": (said("ran_sql", "x", "DELETE FROM notes WHERE text = ?"), "ERROR"),
+    "no sql": (said("ran_sql", "x", "nonsense"), "SYNTAX ERROR"),
+    "no table to ask": (said("asked_sql", "x", "SELECT * FROM nowhere"), "NOWHERE"),
+    "commit": (said("ran_sql", "x", "commit"), "MUST NOT BEGIN OR END TRANSACTIONS"),
+    "commit to ask": (said("asked_sql", "x", " COMMIT"), "MUST NOT BEGIN OR END TRANSACTIONS"),
     "rollback": (
         said("ran_sql", "x", "INSERT OR ROLLBACK INTO notes VALUES ('x', 'bad')"),
-        "must not begin or end transactions",
+        "MUST NOT BEGIN OR END TRANSACTIONS",
     ),
-    "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "NOT NULL constraint"),
-    "log": (said("ran_sql", "x", "DELETE FROM log"), "may only read, and"),
-    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "may only read, and"),
-    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "may only read, and"),
+    "null": (said("ran_sql", "x", "INSERT INTO notes VALUES ('x', NULL)"), "CONSTRAINT"),
+    "log": (said("ran_sql", "x", "DELETE FROM log"), "MAY ONLY READ, AND"),
+    "log to ask": (said("asked_sql", "x", "DELETE FROM Log RETURNING id"), "MAY ONLY READ, AND"),
     "from a query": (
-        said("ran_sql", "x", "WITH x AS (SELECT 'x') INSERT INTO kinds SELECT * FROM x"),
-        "may only read, and",
+        said("ran_sql", "x", "INSERT INTO kinds SELECT event_id FROM notes"),
+        "MAY ONLY READ, AND",
     ),
-    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "may only read, and"),
-    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "may only read, and"),
+    "definition": (said("asked_sql", "x", "DROP TABLE notes"), "MAY ONLY READ, AND"),
+}
+"""What fails in either store, and what the detail of the rejection says, in capitals."""
+
+FAILING_IN_A_FILE = {
+    "query to execute": (said("ran_sql", "x", "SELECT 1"), "PROGRAMMINGERROR"),
+    "quoted": (said("ran_sql", "x", 'UPDATE main."file" SET commits = 0'), "MAY ONLY READ, AND"),
+    "with": (
+        said("ran_sql", "x", "WITH x AS (SELECT 'x') INSERT INTO kinds SELECT * FROM x"),
+        "MAY ONLY READ, AND",
+    ),
+    "pragma": (said("asked_sql", "x", "PRAGMA user_version = 9"), "MAY ONLY READ, AND"),
+}
+FAILING_ON_A_SERVER = {
+    "new table": (said("ran_sql", "x", "CREATE TABLE x AS SELECT 1"), "MAY ONLY READ, AND"),
+    "into": (said("ran_sql", "x", "SELECT 1 INTO x"), "MAY ONLY READ, AND"),
+    "within": (
+        said("asked_sql", "x", "WITH x AS (DELETE FROM log RETURNING id) SELECT * FROM x"),
+        "MAY ONLY READ, AND",
+    ),
+    "elsewhere": (said("ran_sql", "x", "DELETE FROM pg_catalog.pg_class"), "ERROR"),
+    "lock": (said("asked_sql", "x", "SELECT * FROM streams FOR UPDATE"), "MAY ONLY READ, AND"),
+    "setting": (said("ran_sql", "x", "SET search_path = public"), "MAY ONLY READ, AND"),
+    "copy": (said("ran_sql", "x", "COPY notes TO STDOUT"), "ERROR"),
+    "two": (said("ran_sql", "x", "SELECT 1; SELECT 2"), "MULTIPLE COMMANDS"),
+    "several tables": (said("ran_sql", "x", "TRUNCATE notes"), "MAY ONLY READ, AND"),
+    "nul": (said("ran_sql", "x", "SELECT chr(0)"), "ERROR"),
 }

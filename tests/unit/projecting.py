@@ -1,21 +1,21 @@
-"""A projector on a real file, and reads of that file without the worker's code."""
+"""A projector on a real database, and reads of it without the worker's code."""
 
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tests import places
 from tests.builders import Message, body
+from tests.places import Place
 from worker.deliveries import Delivery, Outcome
 from worker.messages import Arrival, now, receive
 from worker.projections import load
 from worker.projector import Projector
 from worker.rebuild import Audit, audit, create_tables
 from worker.registry import Registry
-from worker.store.sqlite.lock import WriterLock
-from worker.store.sqlite.store import SqliteStore, Writer
+from worker.store.database import Writer
+from worker.store.engines import store_of
 
 CAP = 64 * 1024
 EVENTS = "SELECT * FROM events ORDER BY event_id"
@@ -30,11 +30,12 @@ def shipped() -> Registry:
 
 @asynccontextmanager
 async def projecting(
-    path: Path, registry: Registry | None = None, clock: Callable[[], str] = now
+    place: Place, registry: Registry | None = None, clock: Callable[[], str] = now
 ) -> AsyncIterator[Projector]:
-    """Lock and open the file and create its tables, as the service does."""
-    with WriterLock(path) as lock:
-        async with projecting_with(Writer(path, lock), registry, clock) as projector:
+    """Lock and open the database and create its tables, as the service does."""
+    store = store_of(place)
+    with store.lock() as lock:
+        async with projecting_with(store.writer(lock), registry, clock) as projector:
             yield projector
 
 
@@ -63,13 +64,13 @@ def arrivals(
 
 
 async def project(
-    path: Path,
+    place: Place,
     *batches: Sequence[bytes | Message],
     registry: Registry | None = None,
     again: bool = False,
 ) -> list[Outcome]:
     """Project some batches and return the outcomes of all their deliveries."""
-    async with projecting(path, registry) as projector:
+    async with projecting(place, registry) as projector:
         return [
             outcome
             for batch in batches
@@ -82,20 +83,13 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
     return [o.rejected.reason.value if o.rejected else o.verdict.value for o in outcomes]
 
 
-def rows(path: Path, sql: str = EVENTS) -> list[tuple[Any, ...]]:
-    """Query the file."""
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
+def rows(place: Place, sql: str = EVENTS) -> list[tuple[Any, ...]]:
+    """Query the database."""
+    return places.rows(place, sql)
 
 
-def change(path: Path, sql: str) -> None:
-    """Change the file behind the worker's back."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute(sql)
-
-
-async def audited(path: Path, registry: Registry | None = None) -> Audit:
+async def audited(place: Place, registry: Registry | None = None) -> Audit:
     """Compare the rows with the log."""
     return await audit(
-        SqliteStore(path), registry or shipped(), lambda done, total: None, examples=10
+        store_of(place), registry or shipped(), lambda done, total: None, examples=10
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.builders import message
+from tests.places import change
 from tests.unit.notebook import (
     NOTES,
     TABLE,
@@ -13,7 +14,7 @@ from tests.unit.notebook import (
     notebook,
     said,
 )
-from tests.unit.projecting import audited, change, project, rows, verdicts
+from tests.unit.projecting import audited, project, rows, verdicts
 from worker import Message, Payload, Transaction
 from worker.registry import Registry
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders import Message, body, completed, planned, started
-from tests.unit.projecting import CAP, LOG, change, project, rows, verdicts
+from tests.places import change
+from tests.unit.projecting import CAP, LOG, project, rows, verdicts
 from worker.deliveries import Delivery
 from worker.preview import Preview, preview
 from worker.projections import load

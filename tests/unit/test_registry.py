@@ -9,7 +9,8 @@ from pydantic import AfterValidator
 from tests.builders import Message as Wire
 from tests.builders import message, planned, started
 from tests.oracle import expected_rows
-from tests.unit.projecting import audited, change, project, rows, verdicts
+from tests.places import change
+from tests.unit.projecting import audited, project, rows, verdicts
 from worker import Identifier, Message, Payload, Transaction
 from worker.errors import RegistrationError
 from worker.projections import events, load

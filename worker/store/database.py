@@ -47,6 +47,10 @@ class Database(Log):
         """Return the id that identifies this database: random, chosen when it was made."""
 
     @abstractmethod
+    async def require_schemas(self, schema: Schema) -> None:
+        """Raise `SchemaMistake` for a table that this store could not keep."""
+
+    @abstractmethod
     async def require_columns(self, schema: Schema) -> None:
         """Raise `StoreUnusable` if a table has other columns than its schema.
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from worker.errors import StoreUnusable
 from worker.store.database import Writer
 from worker.store.postgres.address import Address
 from worker.store.sqlite.file import SCRATCH
@@ -11,10 +12,23 @@ from worker.store.store import Store
 
 
 def store_of(database: Path | Address) -> Store:
-    """Return the store that keeps a database."""
-    if isinstance(database, Address):
-        raise NotImplementedError
-    return SqliteStore(database)
+    """Return the store that keeps a database.
+
+    Raises `StoreUnusable` for a server if its driver is not installed.
+    """
+    if isinstance(database, Path):
+        return SqliteStore(database)
+    try:
+        # Only who uses a server needs its driver.
+        from worker.store.postgres.store import PostgresStore  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise StoreUnusable(
+            "The driver for PostgreSQL is not installed (asyncpg).",
+            "install the worker with it: pip install 'projection-worker[postgres]'.",
+        ) from error
+    return PostgresStore(database)
 
 
 def scratch() -> Writer:

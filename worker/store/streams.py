@@ -67,20 +67,21 @@ class Snapshots:
 
     def __init__(self) -> None:
         """Keep none."""
-        self._kept: dict[str, Snapshot] = {}
-        """Event -> its snapshot, in the order of noting, the oldest first."""
+        self._kept: dict[str, tuple[Snapshot, int]] = {}
+        """Event -> its snapshot, and the messages of the stream; the oldest note first."""
         self._bytes = 0
 
-    def get(self, event_id: str) -> Snapshot | None:
-        """Return the snapshot of an event; None if none is kept."""
-        return self._kept.get(event_id)
+    def get(self, event_id: str, messages: int = 0) -> Snapshot | None:
+        """Return the snapshot of an event; None if none was noted with this count of messages."""
+        snapshot, noted = self._kept.get(event_id, (None, 0))
+        return snapshot if noted == messages else None
 
-    def note(self, event_id: str, snapshot: Snapshot | None) -> None:
+    def note(self, event_id: str, snapshot: Snapshot | None, messages: int = 0) -> None:
         """Keep this one, or none; drop the oldest ones for which there is no room."""
         if before := self._kept.pop(event_id, None):
-            self._bytes -= before.bytes
+            self._bytes -= before[0].bytes
         if snapshot is not None:
-            self._kept[event_id] = snapshot
+            self._kept[event_id] = (snapshot, messages)
             self._bytes += snapshot.bytes
         while self._bytes > SNAPSHOTS_BYTES:
             self.note(next(iter(self._kept)), None)

@@ -40,3 +40,13 @@ def insertion(table: str, columns: int) -> str:
 def quoted(name: str) -> str:
     """Return a name quoted for use in a statement."""
     return '"' + name.replace('"', '""') + '"'
+
+
+class SchemaMistake(Exception):
+    """A table that the worker cannot create or maintain: what is wrong, and what to do about it."""
+
+    def __init__(self, table: str, found: str, hint: str) -> None:
+        """Name the table, so that the caller can say where it was registered."""
+        super().__init__(f"Table {table!r} {found}")
+        self.table = table
+        self.hint = hint

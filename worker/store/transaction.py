@@ -148,10 +148,12 @@ class StoreTransaction(Log):
         """Run what waits, and commit; `meanwhile` is called while the database does."""
 
     @abstractmethod
-    async def lock(self, event_ids: Collection[str]) -> None:
+    async def lock(self, event_ids: Collection[str], versions: Mapping[str, int]) -> None:
         """Let no other writer add to the streams of these events until this transaction ends.
 
-        Called once, before anything else, with all events of the batch.
+        Called once, before anything else, with all events of the batch, and with the versions of
+        the caller's projections. Raises `StoreUnavailable` if a worker with other versions has
+        rebuilt the tables meanwhile.
         """
 
     @abstractmethod

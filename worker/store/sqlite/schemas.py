@@ -16,7 +16,7 @@ from worker.store.database import Database
 from worker.store.sqlite.migrations import scripts_after
 from worker.store.sqlite.transaction import WITH_ROWS
 from worker.store.statements import keywords
-from worker.store.tables import REMOVAL, Schema
+from worker.store.tables import REMOVAL, Schema, SchemaMistake
 
 # `CREATE TABLE ... AS SELECT` would insert rows that no handler wrote. `CREATE INDEX IF NOT EXISTS`
 # would create nothing if another index already has the name.
@@ -51,16 +51,6 @@ _COLLATIONS = "SELECT name, coll FROM pragma_index_xinfo(?) WHERE key"
 
 _Object = tuple[str, str, str]
 """Type, name, and the table that it belongs to."""
-
-
-class SchemaMistake(Exception):
-    """A table that the worker cannot create or maintain: what is wrong, and what to do about it."""
-
-    def __init__(self, table: str, found: str, hint: str) -> None:
-        """Name the table, so that the caller can say where it was registered."""
-        super().__init__(f"Table {table!r} {found}")
-        self.table = table
-        self.hint = hint
 
 
 def require_schemas(schemas: Schema) -> None:

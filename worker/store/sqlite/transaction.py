@@ -60,7 +60,7 @@ class SqliteTransaction(SqliteLog, StoreTransaction):
         finally:
             ((self.commits,),) = await committing
 
-    async def lock(self, event_ids: Collection[str]) -> None:
+    async def lock(self, event_ids: Collection[str], versions: Mapping[str, int]) -> None:
         """Do nothing: one process writes to the file."""
 
     async def streams(self, event_ids: Iterable[str]) -> dict[str, Stream]:

@@ -1,0 +1,159 @@
+"""A connection to the server: how it is opened, and the statements that it has prepared."""
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+
+from worker.store.failures import StoreFault
+from worker.store.postgres.address import Address
+from worker.store.postgres.dialect import translated
+from worker.store.postgres.faults import opening_failed
+from worker.store.statements import Parameters, Row
+from worker.store.tables import quoted
+
+OPEN_SECONDS = 10
+# A statement takes milliseconds. One that takes longer waits for a server that is frozen, or for
+# its disk.
+STATEMENT_SECONDS = 30
+# The kernel gives up a silent connection after some ten seconds.
+SILENT_SECONDS = 10
+PROBES = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+
+SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    # Whoever waits for a worker that has been stopped waits until its session is ended.
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "2s",
+    # The statements are short, and compiling them takes longer than running them.
+    "jit": "off",
+    # Planning takes a third of the time of a short statement, and the values never matter: rows are
+    # found by key. A plan is made while a table is still empty, so it must not scan.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+}
+# Nobody waits for a long transaction, until it locks others out.
+LONG = {"idle_in_transaction_session_timeout": "5min", "statement_timeout": "0"}
+
+
+class _Connection(asyncpg.Connection):
+    """A connection that the kernel ends if the other side falls silent."""
+
+    # The driver's own classes have slots, and so no room for more.
+    __slots__ = ()
+
+    def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:  # noqa: ANN401 - as there
+        """Begin, as the driver does."""
+        super().__init__(protocol, transport, *rest)
+        _end_silence(transport.get_extra_info("socket"))
+
+
+class Session:
+    """One connection, which one task uses."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        """Use a connection that is open."""
+        self._connection = connection
+        self._prepared: dict[str, asyncpg.prepared_stmt.PreparedStatement] = {}
+
+    @property
+    def user(self) -> str:
+        """The role that it has logged in as."""
+        return str(self._connection.get_settings().session_authorization)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing has ended it, as far as this side knows."""
+        return not self._connection.is_closed()
+
+    async def run(self, sql: str) -> str:
+        """Run statements without parameters, and return what the server calls the last one."""
+        return await self._connection.execute(sql)
+
+    async def ask(self, sql: str, *parameters: object) -> list[Row]:
+        """Return all rows of a statement that is not asked again, as PostgreSQL writes it."""
+        return list(await self._connection.fetch(sql, *parameters))
+
+    async def fetch(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Return all rows of a statement, whose parameters are written as SQLite's."""
+        statement = translated(sql)
+        prepared = await self.prepared(statement.sql)
+        return list(await prepared.fetch(*statement.bound(parameters)))
+
+    async def run_many(self, sql: str, rows: Sequence[Parameters]) -> None:
+        """Run a statement once for each of these rows of parameters, in one round trip."""
+        statement = translated(sql)
+        prepared = await self.prepared(statement.sql)
+        await prepared.executemany([statement.bound(row) for row in rows])
+
+    async def prepared(self, sql: str) -> asyncpg.prepared_stmt.PreparedStatement:
+        """Return the prepared statement of a text; it is prepared once."""
+        if (found := self._prepared.get(sql)) is None:
+            found = self._prepared[sql] = await self._connection.prepare(sql)
+        return found
+
+    async def close(self) -> None:
+        """Say goodbye to the server."""
+        await self._connection.close(timeout=OPEN_SECONDS)
+
+    def abort(self) -> None:
+        """Close without a word; waits for nothing, and the server rolls back."""
+        self._connection.terminate()
+
+
+async def connect(
+    address: Address,
+    name: str,
+    *,
+    search: Sequence[str] = (),
+    is_long: bool = False,
+    is_first: bool = True,
+    writes: bool = True,
+) -> Session:
+    """Open a connection whose statements find their tables in these schemas, or in the address's.
+
+    `name` is what the server shows beside the connection. A long one is for a transaction that may
+    take hours, as may each of its statements. Raises `StoreUnavailable` if trying again
+    may help, and `StoreUnusable` if the server refuses for good; it does so only for the first
+    connection of a process.
+    """
+    path = ", ".join(map(quoted, search or (address.schema,)))
+    try:
+        connection = await asyncpg.connect(
+            address.url,
+            timeout=OPEN_SECONDS,
+            command_timeout=None if is_long else STATEMENT_SECONDS,
+            connection_class=_Connection,
+            ssl=address.tls(),
+            target_session_attrs=SessionAttribute.read_write if writes else None,
+            server_settings={
+                **SETTINGS,
+                "search_path": path,
+                "application_name": name,
+                **(LONG if is_long else {}),
+            },
+        )
+    except Exception as error:
+        raise _failed(error, address, is_first=is_first) from error
+    return Session(connection)
+
+
+def _failed(error: Exception, address: Address, *, is_first: bool) -> StoreFault | Exception:
+    if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
+        # What the driver makes of a malformed address.
+        error = asyncpg.ClientConfigurationError(str(error))
+    return opening_failed(error, address.named, is_first=is_first) or error
+
+
+def _end_silence(connected: socket.socket | None) -> None:
+    """Let the kernel end a connection whose other side acknowledges nothing."""
+    if connected is None or connected.family == socket.AF_UNIX:
+        return
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {**PROBES, "TCP_USER_TIMEOUT": SILENT_SECONDS * 1_000}
+    for option, value in options.items():
+        # Not every system has all of them.
+        if number := getattr(socket, option, None):
+            connected.setsockopt(socket.IPPROTO_TCP, number, value)
