@@ -43,6 +43,8 @@ class Delivery(NamedTuple):
     """Decodes the rest, which only dead letters and suspects need."""
     size: int = 0
     """Bytes of its header and body as they arrived."""
+    partition: int = 0
+    """The number of the queue that it came from; 0 if there is one queue."""
 
     @property
     def is_suspect(self) -> bool:

@@ -231,6 +231,14 @@ def _over(transport: Transport) -> type[aio_pika.Connection]:
     return Connection
 
 
+def version_of(connection: AbstractConnection) -> str:
+    """Return the broker's version, such as 4.3.6; empty if it does not say."""
+    if connection.transport is None:
+        return ""
+    version = connection.transport.connection.server_properties.get("version")
+    return version if isinstance(version, str) else ""
+
+
 async def closing(part: AbstractConnection | AbstractChannel) -> None:
     """Close, and wait at most `CLOSE_SECONDS` for the broker's answer."""
     try:

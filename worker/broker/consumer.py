@@ -4,13 +4,15 @@ It knows neither SQLite nor kinds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from aiormq.abc import AbstractChannel
 
+from worker.broker.activity import Activity
 from worker.broker.intake import Intake
 from worker.broker.life import Life
+from worker.broker.partitions import Ranking
 from worker.broker.quarantine import Quarantine
 from worker.broker.settlement import Settlement
 from worker.deliveries import Delivery, Outcome
@@ -24,9 +26,11 @@ class Reception:
     decode: Callable[[Delivery], Arrival]
     """Called with each delivery, in the order of arrival."""
     prefetch: int
-    """The most deliveries that may be unacked."""
+    """The most deliveries that may be unacked; with partitions, see `window_of`."""
     batch_size: int
     """The most deliveries in a batch."""
+    ranking: Ranking = field(default_factory=lambda: Ranking(""))
+    """How much this worker wants each partition; of no effect with one queue."""
 
 
 class Consumer:
@@ -41,32 +45,25 @@ class Consumer:
         intake: Intake,
         channel: AbstractChannel,
         settlement: Settlement,
+        quarantine: Quarantine,
         life: Life,
-        queue: str,
         reception: Reception,
     ) -> None:
-        """Prepare to consume on a channel whose connection has this intake; sends nothing yet."""
+        """Prepare to consume on a channel whose connection has this intake; sends nothing yet.
+
+        The prefetch of `reception` is that of each queue.
+        """
         self._intake = intake
         self._channel = channel
         self._settlement = settlement
+        self._quarantine = quarantine
         self._life = life
-        self._queue = queue
         self._reception = reception
-        self._quarantine = Quarantine(channel, life, queue)
         self._settled_since_resize: int | None = None
         """Set while the window is smaller than the prefetch."""
         # One event for arrivals and for the end, because waiting for two would cost tasks for each
         # batch.
         life.call_when_it_ends(intake.arrived.set)
-
-    async def has_rival(self) -> bool:
-        """Return whether another consumer is active on the queue; call before `start`.
-
-        For a queue with a single active consumer, the broker counts that one only, and none of the
-        consumers that wait.
-        """
-        declared = await self._channel.queue_declare(self._queue, passive=True)
-        return bool(declared.consumer_count)
 
     async def start(self) -> None:
         """Let the broker deliver; the consumer starts in quarantine."""
@@ -94,6 +91,7 @@ class Consumer:
             self._life.require()
             await self._fit_window()
             if batch := self._intake.take(self._reception.batch_size):
+                self._quarantine.took({each.delivery.partition for each in batch})
                 return batch
             self._intake.arrived.clear()
             await self._intake.arrived.wait()
@@ -124,16 +122,27 @@ class Consumer:
         """Decode as much of the next batch as has arrived, so that it is ready when it is taken."""
         self._intake.look_ahead(self._reception.batch_size)
 
+    def activities(self) -> list[Activity]:
+        """Return what the worker is doing on each partition."""
+        return self._quarantine.activities(self._settlement.unconfirmed)
+
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle a batch as `Settlement.settle` does; end the quarantine after the last suspect."""
-        if self._quarantine.is_on and not any(each.delivery.is_suspect for each in outcomes):
-            await self._quarantine.end()
-        settled = await self._settlement.settle(outcomes)
+        self._intake.decided()
+        if not any(each.delivery.is_suspect for each in outcomes):
+            await self._quarantine.decided({each.delivery.partition for each in outcomes})
+        # Tags rise with the order of delivery, and every earlier batch has been settled.
+        oldest_tag = self._intake.oldest_tag
+        are_first = oldest_tag is None or oldest_tag > outcomes[-1].delivery.tag
+        settled = await self._settlement.settle(outcomes, are_first=are_first)
         self._intake.settled(settled)
+        self._quarantine.settled()
         if self._settled_since_resize is not None:
             self._settled_since_resize += len(settled)
         if len(settled) < len(outcomes):
             # The worker has survived this suspect. While its dead letter is blocked, it must not
             # hold up all other messages.
-            await self._quarantine.end()
+            await self._quarantine.decided(
+                {each.delivery.partition for each in outcomes}, with_suspects=True
+            )
         return settled

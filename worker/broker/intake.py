@@ -10,13 +10,15 @@ import asyncio
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import SupportsIndex, cast
 
 from worker.broker import properties
+from worker.broker.activity import Undecided
 from worker.broker.decoders import UNDECODABLE
-from worker.deliveries import Delivery, Outcome
+from worker.deliveries import SUSPECT_LOSSES, Delivery, Outcome
 from worker.messages import Arrival
 
 # A frame is a type, a channel, a size, that many bytes, and an end (AMQP 0-9-1, 2.3.5).
@@ -51,6 +53,7 @@ class Intake:
     """The deliveries that have arrived and have not been taken yet; belongs to one consumer.
 
     It also counts the bytes of all deliveries that are not settled, and says when it is full.
+    Suspects wait apart from the others, and are decoded and taken alone.
     """
 
     def __init__(self, decode: Callable[[Delivery], Arrival]) -> None:
@@ -59,11 +62,16 @@ class Intake:
         self._waiting: deque[Delivery] = deque()
         self._ready: deque[Arrival] = deque()
         self._ready_bytes = 0
+        self._suspects: list[Delivery] = []
+        self._is_suspects_turn = False
+        self._taken: list[Arrival] = []
         self._held_bytes = 0
         self._not_kept: list[int] = []
         self._largest_not_kept = 0
         self.arrived = asyncio.Event()
         """Set whenever something arrives. The consumer clears it before it waits."""
+        self.partitions: dict[bytes, int] = {}
+        """The partition of each consumer tag, which must be here before anything is delivered."""
         self.on_room: Callable[[], None] = _nothing
         """Called when deliveries have been settled and the intake is not full."""
 
@@ -82,8 +90,33 @@ class Intake:
             self._not_kept.append(delivery.tag)
             self._largest_not_kept = max(self._largest_not_kept, delivery.size)
             return
-        self._waiting.append(delivery)
+        if delivery.losses < SUSPECT_LOSSES:
+            self._waiting.append(delivery)
+        else:
+            self._suspects.append(delivery)
         self._held_bytes += delivery.size
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether a suspect waits to be taken, or was taken last and has not been decided."""
+        return bool(self._suspects) or any(each.delivery.is_suspect for each in self._taken[:1])
+
+    @property
+    def oldest_tag(self) -> int | None:
+        """The tag of the first delivery that has not been taken yet; None if all have been."""
+        first = [each.delivery for each in islice(self._ready, 1)] or list(islice(self._waiting, 1))
+        return min((each.tag for each in (*first, *self._suspects)), default=None)
+
+    def undecided(self) -> Iterator[Undecided]:
+        """Return what is kept and has not been decided, in the order of arrival; suspects last."""
+        for arrivals in (self._taken, self._ready):
+            yield from ((each.delivery, each.content) for each in arrivals)
+        for deliveries in (self._waiting, self._suspects):
+            yield from ((each, None) for each in deliveries)
+
+    def decided(self) -> None:
+        """Note that what was taken last has been decided, and will be settled."""
+        self._taken = []
 
     def settled(self, outcomes: Iterable[Outcome]) -> None:
         """Stop counting the bytes of deliveries that have been settled."""
@@ -117,11 +150,33 @@ class Intake:
             self._ready_bytes += len(self._waiting.popleft().body)
 
     def take(self, most: int) -> list[Arrival]:
-        """Return what has arrived, decoded, up to this number; empty only if nothing has."""
+        """Return what has arrived, decoded, up to this number; empty only if nothing has.
+
+        A suspect is returned alone, after what arrived with it: in turns with the others, so that
+        neither has to wait for long.
+        """
+        if self._suspects and (self._is_suspects_turn or not (self._ready or self._waiting)):
+            self._is_suspects_turn = False
+            suspect = min(self._suspects, key=_order_of_suspects)
+            self._suspects.remove(suspect)
+            # If decoding it ends the process, the others lose no more than if a handler did.
+            self._taken = [self._decode(suspect)]
+            return self._taken
+        self._is_suspects_turn = True
         self.look_ahead(most)
-        taken = [self._ready.popleft() for _ in range(min(len(self._ready), most))]
-        self._ready_bytes -= sum(len(arrival.delivery.body) for arrival in taken)
-        return taken
+        self._taken = [self._ready.popleft() for _ in range(min(len(self._ready), most))]
+        self._ready_bytes -= sum(len(arrival.delivery.body) for arrival in self._taken)
+        return self._taken
+
+
+def _order_of_suspects(delivery: Delivery) -> tuple[int, int]:
+    """Return the place of a suspect among those that wait; quarantine.py says why.
+
+    The culprit has lost at least as many deliveries as whatever was lost with it. Among equals the
+    order turns with each loss, so that nothing stands behind the culprit twice.
+    """
+    direction = 1 if delivery.losses % 2 else -1
+    return delivery.losses, direction * delivery.partition
 
 
 class IntakeReader(asyncio.StreamReader):
@@ -290,7 +345,9 @@ class IntakeReader(asyncio.StreamReader):
             self._deliver()
 
     def _deliver(self) -> None:
-        delivery = _delivery(self._method, self._header, b"".join(self._body))
+        delivery = _delivery(
+            self._method, self._header, b"".join(self._body), self._intake.partitions
+        )
         # The broker counts the deliveries of a channel, from 1.
         if delivery.tag != self._last_tag + 1:
             raise ValueError(f"{delivery.tag} comes after {self._last_tag}")
@@ -301,8 +358,11 @@ class IntakeReader(asyncio.StreamReader):
         self._body = []
 
 
-def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:
+def _delivery(
+    method: bytes, header: bytes, body: bytes, partitions: Mapping[bytes, int]
+) -> Delivery:
     place = 5 + method[4]
+    consumer_tag = method[5:place]
     tag, is_redelivered, exchange_bytes = DELIVER.unpack_from(method, place)
     place += DELIVER.size + exchange_bytes
     routing_key = method[place + 1 : place + 1 + method[place]]
@@ -316,6 +376,7 @@ def _delivery(method: bytes, header: bytes, body: bytes) -> Delivery:
         properties.losses(header) if is_redelivered else 0,
         partial(properties.read, header),
         len(header) + len(body),
+        partitions.get(consumer_tag, 0),
     )
 
 

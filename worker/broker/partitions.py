@@ -6,12 +6,19 @@ priority. So no worker needs to know any other. Who consumes what is only about 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 # A priority is a signed 32-bit number, and a rank stands for two of them (see quarantine.py).
 MAX_RANK = 2**30 - 1
+LEAST_WINDOW = 500
+# Before RabbitMQ 4.0, whoever is first on a queue keeps it. So workers with ordinals give way: this
+# long for each who may come after them and would take it, and then for the partitions of others.
+GIVE_WAY_SECONDS = 1.0
+OTHERS_SECONDS = 3.0
 # Ranks from here up are for partitions that are a worker's own by its ordinal.
 OWN = 2**29
 
@@ -76,3 +83,63 @@ class Ranking:
             return min(OWN + self.ordinal, MAX_RANK)
         digest = blake2b(f"{self.worker}\0{partition}".encode(), digest_size=4).digest()
         return int.from_bytes(digest) % OWN
+
+
+class Step(NamedTuple):
+    """The attachment to one partition."""
+
+    partition: int
+    rank: int
+    after_seconds: float = 0.0
+    """How long after its session has begun the worker attaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """To which partitions a worker attaches, in which order, and how much it wants each."""
+
+    ranking: Ranking
+    has_priorities: bool
+    """Whether the broker makes the consumer with the highest priority the active one."""
+
+    def steps(self, partitions: int | None) -> Sequence[Step]:
+        """Return the steps for this many partitions, in their order; one if there is one queue."""
+        if partitions is None:
+            return [Step(0, 0)]
+        steps = [
+            Step(partition, self.ranking.rank(partition, partitions), delay)
+            for partition, delay in enumerate(self._delays(partitions))
+        ]
+        return sorted(steps, key=lambda step: (step.after_seconds, -step.rank))
+
+    def _delays(self, partitions: int) -> list[float]:
+        ordinal = self.ranking.ordinal
+        if ordinal is None or self.has_priorities:
+            return [0.0] * partitions
+        own, later = own_partitions(ordinal, partitions), later_claims(ordinal, partitions)
+        others = OTHERS_SECONDS + GIVE_WAY_SECONDS * max(
+            later[partition] for partition in own | {-1}
+        )
+        return [
+            GIVE_WAY_SECONDS * later[partition] if partition in own else others
+            for partition in range(partitions)
+        ]
+
+
+def has_priorities(broker_version: str) -> bool:
+    """Return whether this RabbitMQ makes the consumer with the highest priority the active one.
+
+    One that does not say its version counts as an old one, for which workers with ordinals wait.
+    """
+    major = broker_version.partition(".")[0]
+    return major.isdecimal() and int(major) >= 4
+
+
+def window_of(prefetch: int, partitions: int | None) -> int:
+    """Return the most deliveries of each partition that may be unacked.
+
+    The broker has no limit for all queues of a channel together.
+    """
+    if partitions is None:
+        return prefetch
+    return min(prefetch, max(LEAST_WINDOW, -(-prefetch // partitions)))

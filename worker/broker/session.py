@@ -7,7 +7,7 @@ deliveries are forgotten, and the service opens a new session.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from aio_pika.abc import AbstractConnection
@@ -22,12 +22,15 @@ from worker.broker.connection import (
     connection,
     loss_raised_as,
     sentence,
+    version_of,
 )
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.intake import Intake
 from worker.broker.life import Life, ended
+from worker.broker.partitions import Plan, has_priorities, window_of
 from worker.broker.permissions import requiring
 from worker.broker.publisher import Publisher, publisher
+from worker.broker.quarantine import Quarantine
 from worker.broker.settlement import OnBlocked, OnSettledLate, Settlement
 from worker.broker.topology import Topology
 from worker.broker.verification import Verification
@@ -35,18 +38,21 @@ from worker.deliveries import Outcome
 from worker.tasks import end
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class Session:
     """An open session."""
 
     consumer: Consumer
     unclaimed: ClaimNotPermitted | None
     """Why the queue could not be claimed for the worker's database; None if it was."""
+    broker_version: str
+    """RabbitMQ's version, such as 4.3.6; empty if it does not say."""
     _claimant: Claimant
     _life: Life
     _consuming: AbstractConnection
     _asking: AbstractConnection
     _topology: Topology
+    _quarantine: Quarantine
     _address: BrokerAddress
     _not_permitted: tuple[str, ...]
     """What the user may not see, so that it is not asked for again."""
@@ -76,18 +82,31 @@ class Session:
         """Return that another consumer is active on the queue; None if it is this worker's turn.
 
         The broker does not tell a consumer whether it is the active one. So a worker begins only
-        when there is none, and never takes itself for active while it waits.
+        when there is none, and never takes itself for active while it waits. With partitions there
+        is no such turn: it attaches to all of them, and the broker gives it some.
         """
         self._life.require()
+        if self._topology.partitions is not None:
+            return None
+        queue = self._topology.queue
         with self._life.depends_on_channel(), self._reading():
-            if await self.consumer.has_rival():
-                return f"Another consumer is active on queue {self._topology.queue!r}."
+            if await self._quarantine.has_rival():
+                return f"Another consumer is active on queue {queue!r}."
         return None
 
     async def consume(self) -> None:
         """Let the broker deliver."""
         with self._life.depends_on_channel(), self._reading():
             await self.consumer.start()
+
+    def resize(self, partitions: int) -> None:
+        """Consume from this many partitions from now on, and verify them.
+
+        The session attaches to the queues of new ones, and leaves those of all others when what it
+        has taken from them is settled.
+        """
+        self._topology = replace(self._topology, partitions=partitions)
+        self._quarantine.assign(partitions)
 
     async def verify(self) -> Verification:
         """Verify that the topology is still as declared; raises `BrokerRefused` if not.
@@ -159,31 +178,40 @@ async def session(
             stack.push_async_callback(closing, channel)
             underlay = await channel.get_underlay_channel()
             life = Life()
-            _watch(underlay, asking, dead_letter_publisher, life)
+            window = window_of(reception.prefetch, topology.partitions)
             settlement = await stack.enter_async_context(
                 Settlement(
                     underlay,
                     partial(dead_letters.publish, dead_letter_publisher, topology.queue),
                     life,
-                    reception.prefetch,
+                    window,
                     on_blocked,
                     settled_late,
                 )
             )
+            version = version_of(consuming)
+            plan = Plan(reception.ranking, has_priorities(version))
+            quarantine = await stack.enter_async_context(
+                Quarantine(underlay, life, intake, topology.queue, plan, topology.partitions)
+            )
+            _watch(underlay, asking, dead_letter_publisher, life, quarantine)
             # This runs before anything is closed, so that whatever notices the end later finds its
             # reason already set.
             stack.callback(life.lose, "the worker closes it")
-            consumer = Consumer(intake, underlay, settlement, life, topology.queue, reception)
+            of_each = replace(reception, prefetch=window)
+            consumer = Consumer(intake, underlay, settlement, quarantine, life, of_each)
         yield Session(
-            consumer,
-            unclaimed,
-            claimant,
-            life,
-            consuming,
-            asking,
-            topology,
-            address,
-            verified.not_permitted,
+            consumer=consumer,
+            unclaimed=unclaimed,
+            broker_version=version,
+            _claimant=claimant,
+            _life=life,
+            _consuming=consuming,
+            _asking=asking,
+            _topology=topology,
+            _quarantine=quarantine,
+            _address=address,
+            _not_permitted=verified.not_permitted,
         )
 
 
@@ -213,7 +241,11 @@ async def _make(connection: AbstractConnection, address: BrokerAddress, topology
 
 
 def _watch(
-    channel: AbstractChannel, asking: AbstractConnection, publisher: Publisher, life: Life
+    channel: AbstractChannel,
+    asking: AbstractConnection,
+    publisher: Publisher,
+    life: Life,
+    quarantine: Quarantine,
 ) -> None:
     """End the session with its channel, its consumer, or one of its other connections."""
 
@@ -225,13 +257,14 @@ def _watch(
         else:
             life.lose(sentence(error) if error else "the channel was closed")
 
-    def on_cancelled(_: Basic.Cancel) -> None:
+    def on_cancelled(cancel: Basic.Cancel) -> None:
         # This must not block, because the library's reader waits for it to return. The broker gives
         # no reason, and for a moment it still shows a queue that it is deleting.
-        life.lose(
-            "the broker cancelled the consumer: a delivery was unacked for longer than the "
-            "broker's consumer timeout, or the queue was deleted"
-        )
+        if not quarantine.forgets(cancel.consumer_tag or ""):
+            life.lose(
+                "the broker cancelled the consumer: a delivery was unacked for longer than the "
+                "broker's consumer timeout, or the queue was deleted"
+            )
 
     def on_asking_closed(_: object, error: BaseException | None) -> None:
         life.lose(f"verifying: {sentence(error) if error else 'closed'}")

@@ -6,6 +6,7 @@ its queues is what frees a broker's full disk.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -15,7 +16,7 @@ from aiormq.abc import AbstractChannel
 
 from worker.broker.life import Life
 from worker.broker.publisher import IN_FLIGHT, in_flight
-from worker.deliveries import Outcome, Verdict
+from worker.deliveries import Delivery, Outcome, Verdict
 from worker.errors import BrokerRefused, SessionLost
 from worker.tasks import end
 
@@ -41,18 +42,18 @@ class Settlement:
         channel: AbstractChannel,
         dead_letter: Callable[[Outcome], Awaitable[None]],
         life: Life,
-        prefetch: int,
+        window: int,
         on_blocked: OnBlocked,
         on_settled_late: OnSettledLate,
     ) -> None:
         """Ack on the channel that delivers; `dead_letter` returns when its publish is confirmed.
 
-        `prefetch` is the most deliveries that may be unacked.
+        `window` is the most deliveries of one queue that may be unacked.
         """
         self._channel = channel
         self._publish_confirmed = dead_letter
         self._life = life
-        self._prefetch = prefetch
+        self._window = window
         self._on_blocked = on_blocked
         self._on_settled_late = on_settled_late
         # Rejected outcomes by delivery tag, in the order in which they are published.
@@ -81,18 +82,20 @@ class Settlement:
         """Leave unconfirmed deliveries unacked, to the broker."""
         await end(self._publishing)
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    async def settle(
+        self, outcomes: Sequence[Outcome], *, are_first: bool = True
+    ) -> Sequence[Outcome]:
         """Dead-letter the rejected deliveries, wait for the confirms, then ack all with one frame.
 
-        The outcomes are those of one batch, in the order of delivery. Returns those that are
-        settled: all but the rejected ones whose dead letters are blocked, or still unconfirmed in a
-        drain. Raises `SessionLost` if the session ends first. What is not acked is redelivered, and
-        the log recognizes it.
+        The outcomes are those of one batch, in the order of delivery. `are_first` says that every
+        earlier delivery has been settled; if not, each is acked with a frame of its own. Returns
+        those that are settled: all but the rejected ones whose dead letters are blocked, or still
+        unconfirmed in a drain. Raises `SessionLost` if the session ends first. What is not acked is
+        redelivered, and the log recognizes it.
         """
         if rejected := [o for o in outcomes if o.verdict is Verdict.REJECTED]:
             await self._await_dead_letters(rejected)
-        if not self._unconfirmed:
-            # Tags rise with the order of delivery, and every earlier batch has been settled.
+        if are_first and not self._unconfirmed:
             await self._ack(outcomes[-1].delivery.tag, multiple=True)
             return outcomes
         self._left = set(self._unconfirmed)
@@ -101,6 +104,11 @@ class Settlement:
             # One by one, because `multiple` would also ack earlier ones that wait for confirms.
             await self._ack(outcome.delivery.tag)
         return settled
+
+    @property
+    def unconfirmed(self) -> list[Delivery]:
+        """The deliveries whose dead letters have not been confirmed."""
+        return [outcome.delivery for outcome in self._unconfirmed.values()]
 
     async def _await_dead_letters(self, rejected: Sequence[Outcome]) -> None:
         """Pass them to the publishing task, and wait while it makes progress."""
@@ -186,7 +194,7 @@ class Settlement:
     def _block(self, reason: BrokerRefused | None) -> None:
         """Note why dead letters are blocked, or None if they are not; report a change."""
         was_blocked, had_full_prefetch = self._blocked_because, self._has_full_prefetch
-        is_full = had_full_prefetch or len(self._unconfirmed) >= self._prefetch
+        is_full = had_full_prefetch or self._has_full_window()
         self._blocked_because = reason
         self._has_full_prefetch = reason is not None and is_full
         if reason is not None:
@@ -196,10 +204,16 @@ class Settlement:
 
     def _holding_up_all(self, reason: BrokerRefused) -> BrokerRefused:
         return BrokerRefused(
-            f"{reason.message} Rejected messages fill the prefetch ({self._prefetch:,}), so the "
+            f"{reason.message} Rejected messages fill the prefetch ({self._window:,}), so the "
             "messages behind them wait, too.",
             reason.hint,
         )
+
+    def _has_full_window(self) -> bool:
+        if len(self._unconfirmed) < self._window:
+            return False
+        by_queue = Counter(each.delivery.partition for each in self._unconfirmed.values())
+        return max(by_queue.values()) >= self._window
 
     def _release(self) -> None:
         if not self._need_not_wait.done():
