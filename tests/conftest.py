@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _needs_server(item: pytest.Item) -> bool:
     servers = {"running_node", "postgres_programs"}
-    in_postgres = getattr(item, "callspec", None) and item.callspec.params.get("place") == POSTGRES
+    in_postgres = (spec := getattr(item, "callspec", None)) and spec.params.get("place") == POSTGRES
     return bool(in_postgres or servers & {*getattr(item, "fixturenames", ())})
 
 

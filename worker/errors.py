@@ -54,6 +54,15 @@ class StoreUnusable(WorkerError):
     """This worker cannot use the database at all, and waiting will not change that."""
 
 
+class NotYet(WorkerError):
+    """What a read was asked to contain is not in the log yet."""
+
+    def __init__(self, message: str, hint: str, missing: tuple[tuple[str, str], ...]) -> None:
+        """Name the missing messages, each by the id of its event and its own."""
+        super().__init__(message, hint)
+        self.missing = missing
+
+
 class WriterLocked(WorkerError):
     """Another process writes this database."""
 

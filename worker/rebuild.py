@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from worker.errors import StoreUnusable
+from worker.errors import StoreUnavailable, StoreUnusable
 from worker.fold import Turns, fold, stored
 from worker.registry import Registry
 from worker.store.database import Database, Writer
@@ -51,6 +51,20 @@ def reason_to_rebuild(noted: Mapping[str, int], registry: Registry) -> str | Non
         f"{versions.get(table, 'none')}"
         for table in changed
     )
+
+
+def require_not_older(noted: Mapping[str, int], registry: Registry, named: str) -> None:
+    """Raise `StoreUnavailable` if a newer release has folded the rows.
+
+    Where several workers write a database, one that is older must not put its rows back by itself:
+    in a rolling deployment, the two releases would take turns.
+    """
+    if any(version > registry.versions.get(table, 0) for table, version in noted.items()):
+        raise StoreUnavailable(
+            f"A newer release has folded the rows ({named}: {reason_to_rebuild(noted, registry)}).",
+            "start that release instead of this one; or, to roll back, stop its workers and run "
+            "'projection-worker rebuild' with this one.",
+        )
 
 
 async def require_known_kinds(source: Database | FreshTables, registry: Registry) -> None:

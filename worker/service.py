@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from worker.broker.claim import Claimant
 from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
-from worker.broker_settings import topology_of
+from worker.broker_settings import ranking_of, topology_of
 from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, MustHold, SessionLost, WriterLocked
 from worker.messages import Arrival, receive
@@ -28,12 +29,14 @@ from worker.rebuild import (
     reason_to_rebuild,
     rebuild,
     require_known_kinds,
+    require_not_older,
     require_same_columns,
     require_schemas,
 )
 from worker.registry import Registry
 from worker.settings import Settings
 from worker.sources import SettingsError
+from worker.store.consumption import Consumption
 from worker.store.database import Writer
 from worker.store.engines import store_of
 from worker.store.store import Lock
@@ -77,6 +80,8 @@ class Service:
         self._address = address
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._losses = 0
+        self._partitions: int | None = None
+        """Over how many partitions the messages are spread; None if there is one queue."""
         self._held: Sequence[Arrival] = ()
         self._breaker = Breaker(settings.breaker_failures)
 
@@ -165,7 +170,10 @@ class Service:
         await require_known_kinds(writer, self._registry)
         is_new = await writer.is_log_empty()
         self._claimant = Claimant(self._settings.shown_database, await writer.id(), is_new)
-        reason = reason_to_rebuild(await writer.noted_versions(), self._registry)
+        noted = await writer.noted_versions()
+        reason = reason_to_rebuild(noted, self._registry)
+        if self._store.is_shared:
+            require_not_older(noted, self._registry, writer.named)
         if reason is None:
             await require_same_columns(writer, self._registry)
             return
@@ -221,6 +229,8 @@ class Service:
         the last session held must commit and pass the breaker. Its messages are redelivered, and
         are duplicates then.
         """
+        # Read again before each session, because it may change while there is none.
+        self._partitions = await writer.agree_on_partitions(self._settings.partitions)
         await writer.probe(COPIES_OF_A_MESSAGE * self._settings.max_message_bytes)
         if self._held:
             self._breaker.require_closed(await projector.project(self._held))
@@ -234,12 +244,13 @@ class Service:
             raise BrokerRefused(error.message, error.hint) from error
         return session(
             address,
-            topology_of(self._settings),
+            topology_of(self._settings, self._partitions),
             self._claimant,
             Reception(
                 partial(receive, self._registry.wire, max_bytes=self._settings.max_message_bytes),
                 self._settings.prefetch,
                 self._settings.batch_size,
+                ranking_of(self._settings),
             ),
             on_blocked=self._report.blocked,
             on_settled_late=self._report.settled,
@@ -248,6 +259,9 @@ class Service:
     async def _verify(self, opened: Session, writer: Writer) -> None:
         """Verify the topology at intervals for as long as the session lasts."""
         while await opened.lasts(VERIFY_EVERY_SECONDS):
+            consumption = _consumption(self._settings.worker_name, opened)
+            if self._partitions is not None:
+                await self._follow_partitions(opened, writer, consumption)
             try:
                 verified = await answer_within(opened.verify(), VERIFICATION_SECONDS)
             except (BrokerRefused, SessionLost) as error:
@@ -255,6 +269,20 @@ class Service:
             else:
                 self._report.topology(None)
                 self._report.sizes(verified.queue, verified.dead_letters, writer.wal_bytes())
+                self._report.partitions(verified.partitions, consumption)
+
+    async def _follow_partitions(
+        self, opened: Session, writer: Writer, consumption: Sequence[Consumption]
+    ) -> None:
+        """Consume from as many partitions as the database says, and tell what this worker has."""
+        # What keeps the database from answering is reported by the loop that projects.
+        with suppress(MustHold):
+            number = await writer.partitions()
+            if number is not None and number != self._partitions:
+                self._partitions = number
+                opened.resize(number)
+                self._report.resized(number)
+            await writer.report(consumption)
 
     async def _begin(self, opened: Session) -> bool:
         """Consume once it is this worker's turn; return False if told to stop first."""
@@ -323,3 +351,19 @@ class Service:
     async def _pause(self, seconds: float) -> None:
         """Wait this long, or until told to stop."""
         await asyncio.wait({self._stopped}, timeout=seconds)
+
+
+def _consumption(worker: str, opened: Session) -> list[Consumption]:
+    """Return what a worker has received and not settled, by partition."""
+    now = datetime.now(UTC)
+    return [
+        Consumption(
+            each.partition,
+            worker,
+            (now - each.delivered_at).total_seconds(),
+            each.unsettled,
+            None if each.oldest_at is None else (now - each.oldest_at).total_seconds(),
+        )
+        for each in opened.consumer.activities()
+        if each.delivered_at is not None
+    ]

@@ -9,7 +9,8 @@ import pytest
 from tests.builders import planned
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
-from tests.unit.projecting import change, project
+from tests.database import change
+from tests.unit.projecting import project
 
 CANARY = "S3CR3T-canary"
 NOWHERE = f"amqp://user:{CANARY}@127.0.0.1:9/"

@@ -4,7 +4,8 @@ from typing import Any
 
 from tests.builders import Message, completed, planned, reverted, started
 from tests.cli.commands import run_command
-from tests.unit.projecting import change, project
+from tests.database import change
+from tests.unit.projecting import project
 
 LIFE = [
     planned("e-1", payload={"props": {"text": "\x1b[2J[bold]hi"}}, sequence=1),

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.builders import completed, planned
+from tests.database import change
 from tests.store.processes import line, process
-from tests.unit.projecting import arrivals, change, project, projecting, rows
+from tests.unit.projecting import arrivals, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.projections.events import get_event
+from worker.reader import Reader
 from worker.store.sqlite.checks import APPLICATION_ID
-from worker.store.sqlite.connection import Reader
 from worker.store.sqlite.store import Writer
 
 WRITE_AND_WAIT = """
@@ -31,7 +32,7 @@ asyncio.run(main())
 READ_AS_NOBODY = """
 import asyncio, os, sys
 from worker.projections.events import get_event
-from worker.store.sqlite.connection import Reader
+from worker.reader import Reader
 async def main():
     async with Reader(sys.argv[1]) as reader:
         event = await get_event(reader, "e")

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.builders import completed, planned, started
+from tests.database import change
 from tests.oracle import expected_rows
 from tests.store.processes import line, process
-from tests.unit.projecting import EVENTS, arrivals, audited, change, project, projecting, rows
+from tests.unit.projecting import EVENTS, arrivals, audited, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.history import history
 from worker.projections import load
 from worker.projections.events import get_event
 from worker.projector import Projector
+from worker.reader import Reader
 from worker.rebuild import rebuild
 from worker.store.sqlite import checks
-from worker.store.sqlite.connection import Reader
 from worker.store.sqlite.store import Writer
 
 PAGE_BYTES = 4096
@@ -52,7 +53,7 @@ async def rebuilt(database: Path) -> None:
 async def shown(database: Path) -> None:
     async with Reader(database) as reader:
         await get_event(reader, "e-1")
-        await history(reader, load(), "e-1", limit=None)
+        await history(reader.database, load(), "e-1", limit=None)
 
 
 def recovered(database: Path) -> str:

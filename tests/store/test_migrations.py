@@ -3,7 +3,8 @@ from importlib import resources
 from pathlib import Path
 
 from tests.builders import planned, started
-from tests.unit.projecting import arrivals, change, projecting, rows
+from tests.database import change
+from tests.unit.projecting import arrivals, projecting, rows
 from worker.store.sqlite.migrations import SCHEMA_VERSION
 from worker.store.sqlite.store import Writer
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.builders import Message, completed, planned, reverted, started
+from tests.database import change
 from tests.oracle import expected_rows
 from tests.store.processes import line, process
-from tests.unit.projecting import EVENTS, audited, change, project, rows
+from tests.unit.projecting import EVENTS, audited, project, rows
 from worker.projections import load
 from worker.rebuild import Audit, Progress, audit, rebuild
 from worker.registry import Registry

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.builders import planned
+from tests.database import change
 from tests.store.test_versions import NOTES, Said, notes, rebuilt, say
-from tests.unit.projecting import audited, change, project, rows
+from tests.unit.projecting import audited, project, rows
 from worker import Message, Transaction
 from worker.errors import StoreUnusable
 from worker.rebuild import create_tables, rebuild

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from tests.builders import completed, planned, reverted, started
+from tests.database import change
 from tests.histories import distinct, histories
 from tests.oracle import expected_rows
-from tests.unit.projecting import LOG, arrivals, change, project, projecting_with, rows
+from tests.unit.projecting import LOG, arrivals, project, projecting_with, rows
 from worker.deliveries import Outcome
 from worker.errors import StoreUnavailable
 from worker.messages import Arrival

@@ -5,7 +5,8 @@ import pytest
 
 from tests.builders import Message as Wire
 from tests.builders import message
-from tests.unit.projecting import audited, change, project, rows
+from tests.database import change
+from tests.unit.projecting import audited, project, rows
 from worker import Message, Payload, Transaction
 from worker.errors import StoreUnusable
 from worker.rebuild import create_tables, reason_to_rebuild, rebuild

@@ -9,9 +9,10 @@ from random import Random
 import pytest
 
 from tests.builders import completed, planned, started
+from tests.database import change
 from tests.histories import histories
 from tests.oracle import expected_rows
-from tests.unit.projecting import arrivals, change, project, projecting, rows
+from tests.unit.projecting import arrivals, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable
 
 FIRST = [planned(f"e-{number}") for number in range(50)]

@@ -14,7 +14,7 @@ from worker.projections.events import (
     list_active_events,
     list_events_in_status,
 )
-from worker.store.sqlite.connection import Reader
+from worker.reader import Reader
 
 STATUSES: tuple[Status, ...] = ("planned", "active", "completed", "cancelled", "expired")
 ENDED = ("completed", "cancelled", "expired")

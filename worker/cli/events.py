@@ -17,8 +17,8 @@ from worker.projections.events import (
     list_active_events,
     list_events_in_status,
 )
+from worker.reader import Reader
 from worker.settings import Settings, load_settings
-from worker.store.engines import store_of
 
 COLUMNS = ("event_id", "kind", "status", "planned_for", "started_at", "completed_at", "updated_at")
 
@@ -92,12 +92,13 @@ def list_(
 async def _read(
     settings: Settings, event_id: str, limit: int | None
 ) -> tuple[dict[str, Any] | None, History]:
-    async with store_of(settings.store).reader() as reader:
-        return await get_event(reader, event_id), await history(reader, load(), event_id, limit)
+    async with Reader(settings.store) as reader:
+        row = await get_event(reader, event_id)
+        return row, await history(reader.database, load(), event_id, limit)
 
 
 async def _list(settings: Settings, chat_id: str, status: Status | None) -> list[dict[str, Any]]:
-    async with store_of(settings.store).reader() as reader:
+    async with Reader(settings.store) as reader:
         if status is None:
             return await list_active_events(reader, chat_id)
         return await list_events_in_status(reader, chat_id, status)

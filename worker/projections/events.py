@@ -5,13 +5,14 @@ or crashes; a handler says what one message means.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field
 
 from worker.messages import Identifier, Message, Payload, Timestamp, canonical_json
+from worker.reader import WITHIN_SECONDS, PublishedMessage, Reader
 from worker.registry import on, projection
-from worker.store.database import Database
 from worker.store.statements import Row
 from worker.store.transaction import Transaction
 
@@ -161,22 +162,49 @@ async def end(tx: Transaction, message: Message[Ended], status: Status) -> None:
     )
 
 
-async def get_event(reader: Database, event_id: str) -> dict[str, Any] | None:
-    """Return the row of an event with `props` parsed, or None."""
-    rows = await reader.fetch_all("SELECT * FROM events WHERE event_id = ?", (event_id,))
+async def get_event(
+    reader: Reader, event_id: str, *, after: str | None = None, within: float = WITHIN_SECONDS
+) -> dict[str, Any] | None:
+    """Return the row of an event with `props` parsed, or None.
+
+    `after` is the id of a message of this event; the row contains its effect. Waits and raises as
+    `Reader.fetch_all` does.
+    """
+    published = () if after is None else ((event_id, after),)
+    sql = "SELECT * FROM events WHERE event_id = ?"
+    rows = await reader.fetch_all(sql, (event_id,), after=published, within=within)
     return _event(rows[0]) if rows else None
 
 
-async def list_active_events(reader: Database, chat_id: str) -> list[dict[str, Any]]:
-    """Return the planned and active events of a chat, in the order of planning."""
-    return _events(await reader.fetch_all(ONGOING, (chat_id,)))
+async def list_active_events(
+    reader: Reader,
+    chat_id: str,
+    *,
+    after: Collection[PublishedMessage] = (),
+    within: float = WITHIN_SECONDS,
+) -> list[dict[str, Any]]:
+    """Return the planned and active events of a chat, in the order of planning.
+
+    `after` are messages, each as the id of its event and its own; the rows contain their effects.
+    Waits and raises as `Reader.fetch_all` does.
+    """
+    return _events(await reader.fetch_all(ONGOING, (chat_id,), after=after, within=within))
 
 
 async def list_events_in_status(
-    reader: Database, chat_id: str, status: Status
+    reader: Reader,
+    chat_id: str,
+    status: Status,
+    *,
+    after: Collection[PublishedMessage] = (),
+    within: float = WITHIN_SECONDS,
 ) -> list[dict[str, Any]]:
-    """Return the events of a chat that have this status, in the order of planning."""
-    return _events(await reader.fetch_all(IN_STATUS, (chat_id, status)))
+    """Return the events of a chat that have this status, in the order of planning.
+
+    `after` and `within` are those of `list_active_events`.
+    """
+    found = await reader.fetch_all(IN_STATUS, (chat_id, status), after=after, within=within)
+    return _events(found)
 
 
 def _events(rows: list[Row]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What every store promises of its database: one writer or many, and any number of readers."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -10,8 +10,12 @@ from worker.errors import StoreUnusable
 from worker.store.consumption import Consumption
 from worker.store.fresh_tables import FreshTables
 from worker.store.log import Log, Position
+from worker.store.statements import Parameters, Row
 from worker.store.tables import Schema, may_be_named
 from worker.store.transaction import StoreTransaction
+
+Fetch = Callable[[str, Parameters], Awaitable[list[Row]]]
+"""Returns all rows of a query."""
 
 HEAD = """
     SELECT sequence, occurred_at, id FROM messages WHERE event_id = ?
@@ -115,6 +119,17 @@ class Database(Log):
     @abstractmethod
     async def _existing(self, tables: list[str]) -> list[str]:
         """Return those of these tables that the database has."""
+
+
+class Reader(Database):
+    """A connection that can only read."""
+
+    @abstractmethod
+    def snapshot(self) -> AbstractAsyncContextManager[Fetch]:
+        """Return what fetches rows as of one moment, whatever is committed during the block.
+
+        Raises what `fetch_all` does. One task at a time uses the connection.
+        """
 
 
 class Writer(Database):

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
-from worker.store.database import Database, Writer
+from worker.store.database import Reader, Writer
 from worker.store.fresh_tables import FreshTables
 from worker.store.tables import Schema
 
@@ -24,6 +24,8 @@ class Store(ABC):
 
     named: str
     """What errors call it."""
+    is_shared: bool
+    """Whether several workers may write it at the same time."""
 
     @abstractmethod
     def lock(self) -> Lock:
@@ -34,7 +36,7 @@ class Store(ABC):
         """Return a writer, which is not open yet; the caller has acquired the lock."""
 
     @abstractmethod
-    def reader(self) -> Database:
+    def reader(self) -> Reader:
         """Return a connection that can only read, and is not open yet.
 
         It works while workers write, and when they are stopped. Opening it raises `StoreUnusable`

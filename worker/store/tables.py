@@ -15,7 +15,7 @@ Values = tuple[Value, ...]
 
 # The names of the worker's own tables and views, in either store.
 RESERVED = frozenset(
-    {"log", "streams", "messages", "projections", "file", "kinds", "filler", "store"}
+    {"log", "streams", "messages", "projections", "file", "kinds", "filler", "store", "consumption"}
 )
 # Excludes names that SQLite or PostgreSQL reserves, and names that would hide a function which the
 # worker's own queries use.

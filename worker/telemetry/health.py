@@ -7,6 +7,7 @@ ready. So is a worker that holds its batch, because a new process would hold it 
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 # The ticker runs every second; a batch of slow handlers may delay it by a few seconds.
 LOOP_SECONDS = 15
@@ -34,6 +35,14 @@ class State(StrEnum):
     DRAINING = "draining"
 
 
+class Partitions(NamedTuple):
+    """The partitions of the queue, and this worker's share of them."""
+
+    number: int
+    received: int
+    """From how many of them this session has received messages."""
+
+
 @dataclass(slots=True)
 class Facts:
     """What the service knows about itself: only the service writes; the health thread reads.
@@ -58,6 +67,8 @@ class Facts:
     """In Unix time."""
     is_breaker_open: bool = False
     """Whether the batch is held because a kind fails for every message."""
+    partitions: Partitions | None = None
+    """None with a single queue, and until the first verification."""
     problem: str | None = None
     """What keeps the worker from projecting, in a sentence."""
 
@@ -103,6 +114,10 @@ def ready(facts: Facts, now: float) -> Health:
         return health
     state, problem = facts.state, facts.problem
     sentence = _state_sentence(state)
+    if state is State.CONSUMING and (shares := facts.partitions) is not None:
+        sentence += (
+            f" It has received messages from {shares.received} of {shares.number} partitions."
+        )
     return Health(
         is_well=state is State.CONSUMING and problem is None,
         reason=sentence if problem is None else f"{sentence} {problem}",

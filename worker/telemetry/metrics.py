@@ -5,6 +5,7 @@ also sees the first dead letter. A number that is not known yet is NaN, so no al
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from math import nan
@@ -22,6 +23,7 @@ from prometheus_client import (
 )
 
 from worker.deliveries import BatchReport, Reason, Verdict
+from worker.store.consumption import Consumption
 from worker.telemetry.health import Facts, State
 
 # A batch has at most 2,000 messages (`worker/settings.py`).
@@ -74,6 +76,16 @@ class Metrics:
         """Record how many messages wait in the queue and its dead-letter queue; None: unknown."""
         self._queue.set(nan if ready is None else ready)
         self._dead_letter_queue.set(nan if dead_letters is None else dead_letters)
+
+    def partitions(self, waiting: Sequence[int | None], consumption: Sequence[Consumption]) -> None:
+        """Record how many messages wait in each partition, and what this worker has of it."""
+        for gauge in (self._partition_waiting, self._partition_oldest):
+            # Their number may have become smaller.
+            gauge.clear()
+        for partition, count in enumerate(waiting):
+            self._partition_waiting.labels(partition).set(nan if count is None else count)
+        for each in consumption:
+            self._partition_oldest.labels(each.partition).set(each.oldest_seconds or 0.0)
 
     def wal_bytes(self, size: int) -> None:
         """Record the size of the database's write-ahead log."""
@@ -151,6 +163,21 @@ class Metrics:
         self._dead_letter_queue = self._gauge(
             "projection_dead_letter_queue_messages",
             "Messages that wait in the dead-letter queue. If it rises, they need an operator.",
+        )
+        self._partition_waiting = Gauge(
+            "projection_partition_messages",
+            "Messages that wait in a partition, undelivered. If one rises and the others do not, a"
+            " chat is busier than one worker can follow, or the partition's worker hangs.",
+            ["partition"],
+            registry=self._registry,
+        )
+        self._partition_oldest = Gauge(
+            "projection_partition_oldest_seconds",
+            "Age of the oldest message of a partition that this worker has and has not settled, by"
+            " the publisher's clock; 0 if it has none. Only for partitions from which it has"
+            " received messages. If it rises, the worker is behind.",
+            ["partition"],
+            registry=self._registry,
         )
         self._wal = self._gauge(
             "projection_wal_bytes",

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from worker.deliveries import BatchReport, Delivery, Folding, Outcome
 from worker.errors import BreakerOpen, BrokerRefused, MustHold, WorkerError
-from worker.telemetry.health import Facts, State
+from worker.store.consumption import Consumption
+from worker.telemetry.health import Facts, Partitions, State
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.summary import Summary, verdict_fields
@@ -144,6 +145,16 @@ class Report:
         """Record how many messages wait, if that is known, and the size of the WAL."""
         self._metrics.depths(queue, dead_letters)
         self._metrics.wal_bytes(wal_bytes)
+
+    def partitions(self, waiting: Sequence[int | None], consumption: Sequence[Consumption]) -> None:
+        """Record how many messages wait in each partition, and which ones this worker consumes."""
+        if waiting:
+            self.facts.partitions = Partitions(len(waiting), len(consumption))
+            self._metrics.partitions(waiting, consumption)
+
+    def resized(self, partitions: int) -> None:
+        """Report that the messages are spread over another number of partitions."""
+        self._log.info("resized", partitions=partitions)
 
     def quarantine(self, suspect: Delivery | None) -> None:
         """Report a suspect that is about to be tried alone; None: no suspect is left."""

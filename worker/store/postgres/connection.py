@@ -5,13 +5,15 @@ After any fault that casts doubt on it, a connection is closed, and the next use
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
 from worker.errors import StoreUnavailable, StoreUnusable
-from worker.store.database import Database, Writer
+from worker.store.consumption import Consumption
+from worker.store.database import Database, Fetch, Reader, Writer
+from worker.store.postgres import partitions
 from worker.store.postgres.address import Address
 from worker.store.postgres.checks import require_server
 from worker.store.postgres.driver import Driver
@@ -137,6 +139,16 @@ class PostgresDatabase(PostgresLog, Database):
         if session is not None:
             session.abort()
 
+    async def partitions(self) -> int | None:
+        """Return over how many partitions the messages are spread; None if none has decided."""
+        async with self.lent() as session:
+            return await partitions.partitions(session)
+
+    async def consumption(self) -> list[Consumption]:
+        """Return what workers have reported, in the order of the partitions."""
+        async with self.lent() as session:
+            return await partitions.consumption(session)
+
     async def require_schemas(self, schema: Schema) -> None:
         """Raise `SchemaMistake` for a table that PostgreSQL could not keep."""
         async with self.lent() as session:
@@ -162,6 +174,8 @@ class PostgresWriter(PostgresDatabase, Writer):
         super().__init__(address)
         self._snapshots = Snapshots()
         self._guard: tuple[Session, Guard] | None = None
+        # A transaction and a report take turns.
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Open, as `open` does."""
@@ -188,7 +202,15 @@ class PostgresWriter(PostgresDatabase, Writer):
 
         `in_bulk` changes nothing. `meanwhile` is called while the server commits.
         """
-        session = await self.session()
+        async with self._turn:
+            session = await self.session()
+            async with self._transaction(session, meanwhile) as tx:
+                yield tx
+
+    @asynccontextmanager
+    async def _transaction(
+        self, session: Session, meanwhile: Callable[[], None] | None
+    ) -> AsyncIterator[PostgresTransaction]:
         # What is remembered is dropped if the transaction fails.
         snapshots, self._snapshots = self._snapshots, Snapshots()
         tx = self._begin(session, snapshots)
@@ -226,6 +248,26 @@ class PostgresWriter(PostgresDatabase, Writer):
             if not isinstance(failed, Exception):
                 raise
 
+    async def partitions(self) -> int | None:
+        """Return over how many partitions the messages are spread; None if none has decided."""
+        async with self._turn:
+            return await super().partitions()
+
+    async def agree_on_partitions(self, first: int) -> int:
+        """Return the number of partitions, which a new database takes from `first`."""
+        async with self._turn, self.lent() as session:
+            return await partitions.agree_on_partitions(session, first)
+
+    async def set_partitions(self, number: int) -> None:
+        """Note another number of partitions, which all workers find within seconds."""
+        async with self._turn, self.lent() as session:
+            await partitions.set_partitions(session, number)
+
+    async def report(self, consumption: Sequence[Consumption]) -> None:
+        """Note what this worker consumes, in the place of what others have said about it."""
+        async with self._turn, self.lent() as session:
+            await partitions.report(session, consumption)
+
     async def probe(self, least_bytes: int = 1) -> None:
         """Prove that `least_bytes` bytes can be committed, and leave the database unchanged."""
         async with self.transaction() as tx:
@@ -234,7 +276,7 @@ class PostgresWriter(PostgresDatabase, Writer):
             tx.add("DELETE FROM filler")
 
 
-class PostgresReader(PostgresDatabase):
+class PostgresReader(PostgresDatabase, Reader):
     """A connection that only reads, also from a standby; works while workers write."""
 
     _name = f"projection-worker reader {os.getpid()}"
@@ -243,6 +285,14 @@ class PostgresReader(PostgresDatabase):
         """Open; raises `StoreUnusable` if there is no database of the worker."""
         await self._open(is_first=True)
         return self
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Fetch]:
+        """Return what fetches rows as of one moment, whatever is committed during the block."""
+        async with self.lent() as session:
+            await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield self.fetch_all
+            await session.run("COMMIT")
 
     async def exists(self) -> bool:
         """Return whether a worker has made the database already; needs no connection before."""

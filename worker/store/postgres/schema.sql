@@ -46,6 +46,16 @@ CREATE TABLE store (
     partitions     bigint                      -- how many queues the messages are spread over
 );
 
+-- What workers say about the partitions that they consume, for people; nothing depends on it.
+CREATE TABLE consumption (
+    partition   bigint NOT NULL PRIMARY KEY,
+    worker      text COLLATE "C" NOT NULL,
+    received_at timestamptz NOT NULL,  -- when it last received a message of the partition
+    unsettled   bigint NOT NULL,       -- how many of them it has and has not settled
+    oldest_at   timestamptz,           -- the publisher's time of the oldest of those
+    reported_at timestamptz NOT NULL
+);
+
 -- Empty except while the worker proves that the database can commit.
 CREATE TABLE filler (
     content bytea NOT NULL

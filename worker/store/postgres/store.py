@@ -55,6 +55,8 @@ class Writer(PostgresWriter):
 class PostgresStore(Store):
     """A database on a server."""
 
+    is_shared = True
+
     def __init__(self, address: Address) -> None:
         """Name the database; nothing is opened yet."""
         self.address = address

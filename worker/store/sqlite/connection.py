@@ -15,7 +15,8 @@ from typing import Self
 import aiosqlite
 
 from worker.errors import StoreUnusable, WorkerError
-from worker.store.database import Database, Writer
+from worker.store.database import Database, Fetch, Writer
+from worker.store.database import Reader as DatabaseReader
 from worker.store.sqlite.checks import (
     READ_HINT,
     identity,
@@ -325,7 +326,7 @@ class FileWriter(FileDatabase, Writer):
             await self._watch.opened(file_id, commits)
 
 
-class Reader(FileDatabase):
+class Reader(FileDatabase, DatabaseReader):
     """A connection that can only read; works while the worker writes, and when it is stopped.
 
     Any version of SQLite will do. Only a checkpoint can lose commits, and a read-only connection
@@ -347,6 +348,21 @@ class Reader(FileDatabase):
                 raise reading_failed(self.path, error) from error
             raise
         return self
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Fetch]:
+        """Return what fetches rows as of one moment, whatever is committed during the block."""
+        connection = self._opened()
+        try:
+            await self.fetch_all("BEGIN")
+            yield self.fetch_all
+        except BaseException as error:
+            await self.interrupt_if_cancelled(error)
+            raise
+        finally:
+            # SQLite may have ended it by itself.
+            with suppress(sqlite3.Error):
+                await connection.execute("ROLLBACK")
 
 
 def read_only_uri(path: Path) -> str:

@@ -34,6 +34,8 @@ class Writer(FileWriter):
 class SqliteStore(Store):
     """A database in a file."""
 
+    is_shared = False
+
     def __init__(self, path: Path) -> None:
         """Name the file; nothing is opened yet."""
         self.path = path
