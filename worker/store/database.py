@@ -11,7 +11,7 @@ from worker.store.consumption import Consumption
 from worker.store.fresh_tables import FreshTables
 from worker.store.log import Log, Position
 from worker.store.statements import Parameters, Row
-from worker.store.tables import Schema, may_be_named
+from worker.store.tables import Schema, require_names
 from worker.store.transaction import StoreTransaction
 
 Fetch = Callable[[str, Parameters], Awaitable[list[Row]]]
@@ -92,14 +92,9 @@ class Database(Log):
         Raises `StoreUnusable` if the database notes a table name that no projection can have.
         """
         rows = await self.fetch_all("SELECT table_name, version FROM projections")
-        for table, _ in rows:
-            if not may_be_named(table):
-                raise StoreUnusable(
-                    f"The database notes a projection with the table {table!r}, a name that no "
-                    f"projection may use ({self.named}).",
-                    "restore a backup, or run the version of the worker that wrote the note.",
-                )
-        return {row["table_name"]: row["version"] for row in rows}
+        versions = {row["table_name"]: row["version"] for row in rows}
+        require_names(versions, self.named)
+        return versions
 
     async def require_log(self) -> None:
         """Raise `StoreUnusable` for a database whose log is empty while other tables have rows.
@@ -109,12 +104,16 @@ class Database(Log):
         if not await self.is_log_empty():
             return
         for table in await self._existing(["streams", *await self.noted_versions()]):
-            if await self.fetch_all(f"SELECT 1 FROM {table} LIMIT 1"):  # noqa: S608 - ours
+            if await self._has_rows(table):
                 raise StoreUnusable(
                     f"The log is empty, but the table {table} has rows ({self.named}).",
                     "restore a backup that has the log; or, to start without these rows, move the "
                     "database away or set WORKER_DATABASE to a new one.",
                 )
+
+    async def _has_rows(self, table: str) -> bool:
+        """Return whether a table holds what only the log could restore."""
+        return bool(await self.fetch_all(f"SELECT 1 FROM {table} LIMIT 1"))  # noqa: S608 - ours
 
     @abstractmethod
     async def _existing(self, tables: list[str]) -> list[str]:

@@ -4,8 +4,9 @@ It knows the tables' names and CREATE statements. Of their columns it knows only
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from worker.errors import StoreUnusable
 from worker.store.statements import Value
 
 Schema = Mapping[str, tuple[str, ...]]
@@ -30,6 +31,17 @@ ROWS = "SELECT * FROM {} WHERE event_id = ?"
 def may_be_named(table: object) -> bool:
     """Return whether a projection's table may have this name."""
     return isinstance(table, str) and _NAME.fullmatch(table) is not None and table not in RESERVED
+
+
+def require_names(noted: Iterable[object], named: str) -> None:
+    """Raise `StoreUnusable` if a database notes a table name that no projection can have."""
+    for table in noted:
+        if not may_be_named(table):
+            raise StoreUnusable(
+                f"The database notes a projection with the table {table!r}, a name that no "
+                f"projection may use ({named}).",
+                "restore a backup, or run the version of the worker that wrote the note.",
+            )
 
 
 def insertion(table: str, columns: int) -> str:

@@ -156,8 +156,9 @@ class RebuiltTables(PostgresTables):
         for too long.
         """
         with self._faults():
-            tables = {*self._schema, *await noted_versions(self._session)}
-            await self._lock(await existing(self._session, self._address, tables))
+            tables = {*self._schema, *await noted_versions(self._session, self._address)}
+            if live := await existing(self._session, self._address, tables):
+                await self._lock(live)
             gone = await replace_tables(
                 self._session, self._address, self._schema, versions, self._move
             )

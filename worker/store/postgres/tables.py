@@ -14,7 +14,7 @@ from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.postgres.address import Address
 from worker.store.postgres.schemas import column_types, create_table, qualified
 from worker.store.postgres.session import Session
-from worker.store.tables import Schema, quoted
+from worker.store.tables import Schema, quoted, require_names
 
 # Writers read this table first in each transaction, and so wait for whoever changes the tables.
 LOCK = "LOCK TABLE projections IN ACCESS EXCLUSIVE MODE"
@@ -84,7 +84,7 @@ async def require_replaceable(session: Session, address: Address, schema: Schema
     That is a table or the like with the name of a new projection's table, or a trigger, a view or
     the like that belongs to a table.
     """
-    old = await noted_versions(session)
+    old = await noted_versions(session, address)
     new = [table for table in schema if table not in old]
     for name, kind in await session.ask(OBJECTS, quoted(address.schema), new):
         raise in_the_way(address, f"no projection created the {kind} {name}")
@@ -97,9 +97,12 @@ async def require_replaceable(session: Session, address: Address, schema: Schema
         )
 
 
-async def noted_versions(session: Session) -> dict[str, int]:
+async def noted_versions(session: Session, address: Address) -> dict[str, int]:
     """Return table -> version, as `Database.noted_versions` does."""
-    return dict(map(tuple, await session.ask(VERSIONS)))
+    rows = await session.ask(VERSIONS)
+    versions = {row["table_name"]: row["version"] for row in rows}
+    require_names(versions, address.named)
+    return versions
 
 
 async def existing(session: Session, address: Address, tables: Collection[str]) -> list[str]:
@@ -118,7 +121,7 @@ async def create_tables(
     """
     await session.run("BEGIN")
     await session.run(LOCK)
-    if await noted_versions(session) == versions:
+    if await noted_versions(session, address) == versions:
         await session.run("ROLLBACK")
         return
     if await session.ask("SELECT 1 FROM log LIMIT 1"):
@@ -151,7 +154,7 @@ async def replace_tables(
     Raises `StoreUnusable` if something hangs on a table, or if the name of a table or an index is
     taken by something that no projection created.
     """
-    old = await noted_versions(session)
+    old = await noted_versions(session, address)
     await require_replaceable(session, address, schema)
     indexes = await session.ask(INDEXES, quoted(address.schema), list(old))
     rights = await _rights(session, address, schema)
