@@ -27,8 +27,9 @@ run: venv ## Run the worker (settings from the environment, such as WORKER_AMQP_
 
 # Reproducible: the same SEED chooses the same faults in the same order.
 .PHONY: chaos
-chaos: setup ## Inject faults for SECONDS (600) and check that nothing is lost; SEED chooses the faults
-	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+chaos: setup ## Inject faults for SECONDS (600) with STORE (sqlite, postgres); nothing may be lost; SEED chooses
+	@$(BIN)/python -m tests.chaos --store $(or $(STORE),sqlite) \
+		--seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 # Both start a broker of their own. Run nothing else meanwhile: the machine has few cores.
 .PHONY: bench

@@ -16,6 +16,7 @@ from random import randrange
 from rich.console import Console
 
 from tests.chaos.engine import Engine, S, fitting
+from tests.chaos.postgres import POSTGRES
 from tests.chaos.run import Plan, run
 from tests.chaos.sqlite import SQLITE
 from tests.chaos.table import show
@@ -25,7 +26,10 @@ from tests.rabbitmq import RabbitMQNode
 def main() -> int:
     """Run the chaos test; return its exit code."""
     parser = _parser()
-    return _main(SQLITE, parser, parser.parse_args())
+    options = parser.parse_args()
+    if options.store == "postgres":
+        return _main(POSTGRES, parser, options)
+    return _main(SQLITE, parser, options)
 
 
 def _main(engine: Engine[S], parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -70,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=600, help="how long; each fault comes once at least"
     )
+    parser.add_argument("--store", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--seed", type=int, default=randrange(1_000_000))
     parser.add_argument("--faults", default="", help="some of them, separated by commas")
     parser.add_argument("--prefetch", type=int, default=1_000, help="of the workers")

@@ -38,10 +38,10 @@ async def kill(stage: Stage, rng: Random) -> None:
 
 async def _until_appended(stage: Stage, messages: int) -> None:
     """Wait until this many more messages are committed, but not for long."""
-    wanted = await stage.witness.appended() + messages
+    wanted = await stage.witness.progress() + messages
 
     async def is_committed() -> bool:
-        return await stage.witness.appended() >= wanted
+        return await stage.witness.progress() >= wanted
 
     with suppress(AssertionError):
         await eventually(is_committed, COMMIT_SECONDS)

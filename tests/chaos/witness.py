@@ -31,6 +31,10 @@ class Witness(Protocol):
         """Return the number of committed appends; while the database is away, the last one seen."""
         ...
 
+    async def progress(self) -> int:
+        """Return a number that grows by one with each append, and perhaps also without; cheap."""
+        ...
+
     async def appends(self) -> list[Hashable]:
         """Return what the trigger has noted: the key of each append."""
         ...
@@ -70,6 +74,10 @@ class FileWitness:
             return int(query(self._database, "SELECT max(rowid) FROM chaos_appends")[0][0] or 0)
         except sqlite3.OperationalError:
             return 0
+
+    async def progress(self) -> int:
+        """Return the number of appends, which is at hand."""
+        return await self.appended()
 
     async def appends(self) -> list[Hashable]:
         """Read the whole table."""
