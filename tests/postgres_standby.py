@@ -62,7 +62,7 @@ class PostgresStandby(PostgresNode):
     def _make_data(self) -> None:
         primary = self._primary
         connection = f"host={primary.folder} port={primary.port} user=postgres"
-        options = ("--pgdata=data", "--checkpoint=fast", "--no-sync")
+        options = (f"--pgdata={self.folder / 'data'}", "--checkpoint=fast", "--no-sync")
         copying = ("pg_basebackup", *options, f"--dbname={connection}")
         run(self.folder, *copying, inside=self._inside)
         (self.data / "standby.signal").touch()

@@ -23,7 +23,7 @@ SETTINGS = {
     "wal_keep_size": "128MB",
     "max_wal_size": "128MB",
 }
-ERROR = re.compile(r"^(?:ERROR|FATAL|PANIC):  (\w{5}):", re.MULTILINE)
+ERROR = re.compile(r" (?:ERROR|FATAL|PANIC):  (\w{5}): ")
 
 
 @dataclass(frozen=True, slots=True)

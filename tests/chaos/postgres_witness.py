@@ -31,7 +31,7 @@ BODIES = f"SELECT event_id, id, body FROM {SCHEMA}.messages"
 ROWS = f'SELECT {", ".join(COLUMNS)} FROM {SCHEMA}.events ORDER BY event_id COLLATE "C"'
 TABLES = """
     SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE nspname = ANY ($1) AND relkind = $2
+    WHERE nspname = ANY ($1) AND relkind::text = $2
 """
 LOOK_SECONDS = 1
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
