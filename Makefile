@@ -21,6 +21,11 @@ setup: venv ## Build .venv, and install what the tests need (RabbitMQ, PostgreSQ
 demo: venv ## Kill workers under load, and show that the rows are right, in about a minute
 	@$(BIN)/python -m tests.demo
 
+# Its own RabbitMQ and PostgreSQL, which it installs if they are missing.
+.PHONY: demo-scale
+demo-scale: venv ## Kill, add and move four workers on PostgreSQL, and show that the rows are right
+	@$(BIN)/python -m tests.demo.scale
+
 .PHONY: run
 run: venv ## Run the worker (settings from the environment, such as WORKER_AMQP_URL)
 	@$(BIN)/projection-worker run
