@@ -21,14 +21,20 @@ setup: venv ## Build .venv, and install what the tests need (RabbitMQ, PostgreSQ
 demo: venv ## Kill workers under load, and show that the rows are right, in about a minute
 	@$(BIN)/python -m tests.demo
 
+# Its own RabbitMQ and PostgreSQL, which it installs if they are missing.
+.PHONY: demo-scale
+demo-scale: venv ## Kill, add and move four workers on PostgreSQL, and show that the rows are right
+	@$(BIN)/python -m tests.demo.scale
+
 .PHONY: run
 run: venv ## Run the worker (settings from the environment, such as WORKER_AMQP_URL)
 	@$(BIN)/projection-worker run
 
 # Reproducible: the same SEED chooses the same faults in the same order.
 .PHONY: chaos
-chaos: setup ## Inject faults for SECONDS (600) and check that nothing is lost; SEED chooses the faults
-	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+chaos: setup ## Inject faults for SECONDS (600) with STORE (sqlite, postgres); nothing may be lost; SEED chooses
+	@$(BIN)/python -m tests.chaos --store $(or $(STORE),sqlite) \
+		--seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 # Both start a broker of their own. Run nothing else meanwhile: the machine has few cores.
 .PHONY: bench

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,16 @@ class PostgresNode:
         """Its data folder as seen from outside."""
         return self._folder / "data" if self._disk is None else self._disk.seen
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and has not ended since."""
+        return self._server is not None and self._server.poll() is None
+
+    @property
+    def console_file(self) -> Path:
+        """The file with everything that it writes."""
+        return self._folder / "console"
+
     async def __aenter__(self) -> Self:
         """Start the node, or leave nothing behind."""
         try:
@@ -151,9 +161,8 @@ class PostgresNode:
         if not self.port:
             await asyncio.to_thread(self._prepare)
         if self._server is None:
-            inside = () if self._disk is None else self._disk.inside
             program = str(programs() / "postgres")
-            command = (*inside, *unprivileged(), program, "-D", str(self._folder / "data"))
+            command = (*self._inside, *unprivileged(), program, "-D", str(self._folder / "data"))
             server = self._server = spawn(command, self._folder, ENVIRONMENT)
             answers = await poll(
                 lambda: server.poll() is not None or self._is_ready(), START_SECONDS
@@ -233,7 +242,7 @@ class PostgresNode:
 
     def console(self) -> str:
         """Return the end of everything that the node wrote."""
-        return (self._folder / "console").read_text(errors="replace")[-8_000:]
+        return self.console_file.read_text(errors="replace")[-8_000:]
 
     def _prepare(self) -> None:
         """Choose a port and lay out the folder."""
@@ -248,6 +257,11 @@ class PostgresNode:
         self.data.chmod(0o700)
         self._make_data()
         self._configure()
+
+    @property
+    def _inside(self) -> Sequence[str]:
+        """What stands before a command that sees its data."""
+        return () if self._disk is None else self._disk.inside
 
     def _make_data(self) -> None:
         """Fill the data folder."""

@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -71,9 +72,12 @@ def template() -> Path:
     return folder / "data"
 
 
-def run(folder: Path, program: str, *arguments: str) -> None:
-    """Run a program in a folder as that user, and wait for its end."""
-    command = (*unprivileged(), str(programs() / program), *arguments)
+def run(folder: Path, program: str, *arguments: str, inside: Sequence[str] = ()) -> None:
+    """Run a program in a folder as that user, and wait for its end.
+
+    `inside` is what stands before a command that sees the folder's disk.
+    """
+    command = (*inside, *unprivileged(), str(programs() / program), *arguments)
     result = subprocess.run(
         command,
         env=ENVIRONMENT,

@@ -20,12 +20,13 @@ class PostgresStandby(PostgresNode):
         settings: Mapping[str, object] | None = None,
         *,
         synchronous: bool = False,
+        disk: str | None = None,
     ) -> None:
         """Store whom it follows; if synchronous, the primary's commits wait until it has them.
 
         The setting `recovery_min_apply_delay`, such as `1h`, delays what its readers see.
         """
-        super().__init__(settings)
+        super().__init__(settings, disk=disk)
         self._primary = primary
         self._is_synchronous = synchronous
 
@@ -61,8 +62,9 @@ class PostgresStandby(PostgresNode):
     def _make_data(self) -> None:
         primary = self._primary
         connection = f"host={primary.folder} port={primary.port} user=postgres"
-        options = (f"--pgdata={self.data}", "--checkpoint=fast", "--no-sync")
-        run(self.folder, "pg_basebackup", *options, f"--dbname={connection}")
+        options = (f"--pgdata={self.folder / 'data'}", "--checkpoint=fast", "--no-sync")
+        copying = ("pg_basebackup", *options, f"--dbname={connection}")
+        run(self.folder, *copying, inside=self._inside)
         (self.data / "standby.signal").touch()
         # What operators changed on the primary while it ran is about the primary.
         (self.data / "postgresql.auto.conf").write_text("")

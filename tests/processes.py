@@ -37,6 +37,11 @@ class WorkerProcess:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, and all its output is here."""
+        return self._has_ended
+
     def said(self, event: str, **fields: Any) -> list[Line]:
         """Return the log lines of one event whose fields have these values."""
         wanted = {"event": event, **fields}

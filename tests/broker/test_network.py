@@ -16,9 +16,9 @@ from tests.chaos.footprint import Footprint
 from tests.database import locked
 from tests.link import Ending, Link, linked
 from tests.processes import environment, worker_process
-from tests.proxy import Way
 from tests.queues import DELIVERY_LIMIT
 from tests.rabbitmq import RabbitMQNode
+from tests.relay import Way
 
 # The stories run in a loop that lives as long as their workers.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -103,7 +103,7 @@ async def cuts(link: Link) -> None:
 
 STORIES: dict[str, Story] = {
     "silence both ways": silence(),
-    "silence to the broker": silence(Way.TO_BROKER),
+    "silence to the broker": silence(Way.TO_SERVER),
     "silence to the worker": silence(Way.TO_WORKER),
     "noise without end": noise(ENDLESS),
     "noise of another protocol": noise(b"HTTP/1.1 400 Bad Request\r\n\r\n"),

@@ -12,8 +12,9 @@ from tests.database import log, rows
 from tests.letters import EVERY, headers, place_of, put, requeue_all, take_back, unheard
 from tests.oracle import expected_rows
 from tests.processes import StartWorker
-from tests.proxy import BASIC_ACK, Proxy, Way
+from tests.proxy import BASIC_ACK, Proxy
 from tests.queues import Queues
+from tests.relay import Way
 from tests.waiting import eventually
 from worker.broker import pages
 from worker.broker.dead_letter_queue import Selection, dead_letter_queue

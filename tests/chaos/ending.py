@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from aio_pika.abc import HeadersType
 
@@ -14,9 +15,8 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.ledger import Ledger, identity_of
 from tests.chaos.moments import pause
 from tests.chaos.verdict import Check, Counts
-from tests.chaos.witness import appended, appended_twice
-from tests.database import query, rows
-from tests.oracle import expected_rows
+from tests.chaos.witness import Witness
+from tests.oracle import Row, expected_rows
 from tests.processes import worker_process
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
@@ -28,7 +28,6 @@ LOOK_SECONDS = 1.0
 # RabbitMQ's lists of a quorum queue may be five seconds old, and are empty after a restart.
 STEADY_LOOKS = 8
 SHOWN = 3
-LOG = "SELECT event_id, id, body FROM messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,21 @@ async def until_drained(node: RabbitMQNode, queues: Queues) -> str:
 
 
 async def left_in(node: RabbitMQNode, queues: Queues) -> str:
-    """Return what is ready or unacked in the queue, or an empty text."""
+    """Return what is ready or unacked in the workers' queues, or an empty text."""
+    found = (await work_queues(node, queues)).values()
+    ready, unacked = (sum(numbers) for numbers in zip(*found, strict=True))
+    return f"{ready} ready and {unacked} unacked" if ready or unacked else ""
+
+
+async def work_queues(node: RabbitMQNode, queues: Queues) -> dict[str, tuple[int, int]]:
+    """Return how many messages are ready and unacked in each queue that workers consume from."""
     columns = ("name", "messages_ready", "messages_unacknowledged")
     listed = await node.ctl("list_queues", *columns, "--formatter", "json")
-    (found,) = (each for each in json.loads(listed) if each["name"] == queues.name)
-    ready, unacked = found["messages_ready"], found["messages_unacknowledged"]
-    return f"{ready} ready and {unacked} unacked" if ready or unacked else ""
+    return {
+        each["name"]: (each["messages_ready"], each["messages_unacknowledged"])
+        for each in json.loads(listed)
+        if each["name"].startswith(queues.name) and each["name"] != queues.dead_letters
+    }
 
 
 async def take_all(queues: Queues, name: str) -> list[Letter]:
@@ -90,28 +98,43 @@ async def command(fleet: Fleet, folder: Path, *arguments: str) -> tuple[int, str
         return await process.exit_code(), process.output
 
 
+@dataclass(frozen=True, slots=True)
 class Findings:
-    """The file and the queues, compared with the ledger."""
+    """The database and the queues, compared with the ledger; nobody may write any more."""
 
-    def __init__(
-        self, database: Path, ledger: Ledger, dead: list[Letter], queued: list[Letter]
-    ) -> None:
-        """Read everything once; no worker may write any more."""
-        self._database = database
-        self._ledger = ledger
-        self._dead = dead
-        self._queued = queued
-        self._log = {identity_of(row[0], row[1]): row[2] for row in query(database, LOG)}
+    ledger: Ledger
+    log: dict[str, str]
+    """The body of each message in the log."""
+    appends: list[Hashable]
+    rows: list[Row]
+    damage: str
+    dead: list[Letter]
+    queued: list[Letter]
+
+    @classmethod
+    async def of(
+        cls, witness: Witness, ledger: Ledger, dead: list[Letter], queued: list[Letter]
+    ) -> Self:
+        """Read everything once."""
+        return cls(
+            ledger=ledger,
+            log={identity_of(*key): body for *key, body in await witness.log()},
+            appends=await witness.appends(),
+            rows=await witness.rows(),
+            damage=await witness.damage(),
+            dead=dead,
+            queued=queued,
+        )
 
     def counts(self) -> Counts:
         """Count what became of every message."""
         return Counts.of(
-            attempted=set(self._ledger.reasons),
-            confirmed=self._ledger.confirmed,
-            applied=set(self._log),
-            dead={letter.identity for letter in self._dead},
-            queued={letter.identity for letter in self._queued},
-            applied_twice=appended_twice(self._database),
+            attempted=set(self.ledger.reasons),
+            confirmed=self.ledger.confirmed,
+            applied=set(self.log),
+            dead={letter.identity for letter in self.dead},
+            queued={letter.identity for letter in self.queued},
+            applied_twice=len(self.appends) - len(set(self.appends)),
         )
 
     def checks(self) -> Iterator[Check]:
@@ -120,30 +143,29 @@ class Findings:
         for name in ("lost", "unexpected", "applied_twice"):
             number = getattr(counts, name)
             yield Check(f"nothing is {name.replace('_', ' ')}", str(number) if number else "")
-        sound = dict(self._ledger.sound())
+        sound = dict(self.ledger.sound())
         yield Check("what is in the log was published so, and is sound", some(self._changed(sound)))
         yield Check(
             "the log has as many rows as a trigger has counted appends",
-            differ(len(self._log), appended(self._database)),
+            differ(len(self.log), len(self.appends)),
         )
-        accepted = [message for identity, message in sound.items() if identity in self._log]
+        accepted = [message for identity, message in sound.items() if identity in self.log]
         yield Check(
             "the rows are those of tests/oracle.py",
-            some(_different(rows(self._database), expected_rows(accepted))),
+            some(_different(self.rows, expected_rows(accepted))),
         )
         yield Check("each dead letter has the right reason", some(self._misjudged()))
-        found = query(self._database, "PRAGMA integrity_check")
-        yield Check("integrity_check finds nothing", "" if found == [("ok",)] else str(found))
+        yield Check("the engine finds no damage in its files", self.damage)
 
     def _changed(self, sound: dict[str, Message]) -> Iterator[str]:
-        for identity, body in self._log.items():
+        for identity, body in self.log.items():
             if json.loads(body) != sound.get(identity):
                 yield identity
 
     def _misjudged(self) -> Iterator[str]:
         """Yield dead letters that are sound or have the wrong reason."""
-        for letter in self._dead:
-            right = self._ledger.reasons.get(letter.identity)
+        for letter in self.dead:
+            right = self.ledger.reasons.get(letter.identity)
             if right != letter.reason:
                 yield f"{letter.identity}: {letter.reason} and not {right}"
 
@@ -155,9 +177,9 @@ def _different(found: list[tuple[object, ...]], right: list[tuple[object, ...]])
         yield f"{len(found)} rows, and not {len(right)}"
 
 
-def digest(database: Path) -> str:
+async def digest(witness: Witness) -> str:
     """Return the hash of all rows."""
-    return hashlib.sha256(repr(rows(database)).encode()).hexdigest()
+    return hashlib.sha256(repr(await witness.rows()).encode()).hexdigest()
 
 
 def differ(found: object, right: object) -> str:

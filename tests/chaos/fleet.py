@@ -1,13 +1,15 @@
-"""The workers. One is kept running, as by a service manager; sometimes a second stands by."""
+"""The workers. A number of them is kept running, as by a service manager."""
 
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from signal import Signals
+from types import TracebackType
+from typing import Self
 
 from tests.chaos.moments import pause
 from tests.processes import WorkerProcess, worker_process
@@ -26,9 +28,19 @@ CHANGES = (
 class Fleet:
     """Every worker of the run, with its output and exit code."""
 
-    def __init__(self, settings: dict[str, str], folder: Path) -> None:
-        """Start workers with the settings; write their output to a file in the folder."""
+    def __init__(
+        self,
+        settings: dict[str, str],
+        folder: Path,
+        places: Sequence[Mapping[str, str]] = ({},),
+    ) -> None:
+        """Start workers with the settings; write their output to a file in the folder.
+
+        The workers that are kept take the further settings of the places in turn.
+        """
         self.settings = settings
+        self._places = places
+        self._keepers: list[tuple[asyncio.Task[None], asyncio.Event]] = []
         self._folder = folder
         self._log = folder / "workers.log"
         self._log.touch()
@@ -52,20 +64,48 @@ class Fleet:
         """The file with the output of all workers that have ended."""
         return self._log
 
+    @property
+    def size(self) -> int:
+        """How many workers are kept running."""
+        return len(self._keepers)
+
+    async def become(self, size: int) -> None:
+        """Keep this many workers running; surplus ones are drained, and not started again."""
+        while self.size < size:
+            stop = asyncio.Event()
+            place = self._places[self.size % len(self._places)]
+            self._keepers.append((asyncio.create_task(self._keep(stop, place)), stop))
+        surplus = self._keepers[size:]
+        del self._keepers[size:]
+        for _, stop in surplus:
+            stop.set()
+        for keeping, _ in surplus:
+            await keeping
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Drain all workers."""
+        await self.become(0)
+
     @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Keep a worker running; at the end of the block it is drained, and not started again."""
-        stop = asyncio.Event()
-        keeping = asyncio.create_task(self._keep(stop))
+    async def one_more(self) -> AsyncIterator[None]:
+        """Keep one more worker running, until the block ends."""
+        await self.become(self.size + 1)
         try:
             yield
         finally:
-            stop.set()
-            await keeping
+            await self.become(self.size - 1)
 
-    async def _keep(self, stop: asyncio.Event) -> None:
+    async def _keep(self, stop: asyncio.Event, settings: Mapping[str, str]) -> None:
         while not stop.is_set():
-            async with self.worker() as worker:
+            async with self.worker(**settings) as worker:
                 ended = asyncio.create_task(worker.outlives(LONG_SECONDS))
                 stopped = asyncio.create_task(stop.wait())
                 await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)

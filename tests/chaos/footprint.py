@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ async def metrics(port: int) -> bytes:
     return await asyncio.to_thread(ask)
 
 
-def words_in(fleet: Fleet, database: Path, secret: str) -> list[str]:
+def secrets_in(fleet: Fleet, folder: Path, secrets: Sequence[str]) -> list[str]:
     """Return the files that contain a secret, among the workers' output and files."""
-    folder = database.parent
-    files = [fleet.output, folder / "metrics", *folder.glob(f"{database.name}*")]
-    return [file.name for file in files if secret.encode() in file.read_bytes()]
+    files = [fleet.output, folder / "metrics", *folder.glob("projection.db*")]
+    texts = {file.name: file.read_bytes() for file in files}
+    return [name for name, text in texts.items() if any(each.encode() in text for each in secrets)]

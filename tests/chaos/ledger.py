@@ -23,6 +23,7 @@ class Publication:
     body: bytes
     reason: str | None = None
     """Why it must be dead-lettered; None for a sound message."""
+    routing_key: str = "chat-1"
 
 
 class Ledger:

@@ -13,7 +13,6 @@ from aio_pika.exceptions import AMQPError
 from tests.chaos.ledger import Ledger, Publication
 from tests.chaos.moments import pause
 from tests.chaos.traffic import Traffic
-from tests.queues import ROUTING_KEY
 
 # Portions of about thirty messages at this interval make some 250 messages a second.
 PORTION_SECONDS = 0.12
@@ -66,7 +65,7 @@ class Publisher:
         """Publish until all is done, or something is not confirmed."""
         while not self._is_finishing:
             again, self._again = self._again, []
-            if not await self._together(exchange, again + self._traffic.portion()):
+            if not await self._together(exchange, again + await self._traffic.portion()):
                 return
             await pause(PORTION_SECONDS)
         rest = self._again + self._traffic.rest()
@@ -99,7 +98,7 @@ class Publisher:
             message_id=publication.identity,
         )
         async with asyncio.timeout(CONFIRM_SECONDS):
-            await exchange.publish(message, ROUTING_KEY, mandatory=True)
+            await exchange.publish(message, publication.routing_key, mandatory=True)
         self._ledger.confirm(publication)
 
 

@@ -5,45 +5,28 @@ leaves nothing behind: no queue on the broker, no process and no file.
 """
 
 import argparse
-import asyncio
-import logging
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from aio_pika.exceptions import AMQPError
 from rich.console import Console
 
 from tests.demo import picture, readmodel
-from tests.demo.broker import Broker, DemoFailed, Say, chosen, topology_of_this_run
+from tests.demo.broker import Broker, Say, chosen, topology_of_this_run
 from tests.demo.commands import command, read_json, settings_of
 from tests.demo.load import KILLS, Load
 from tests.demo.proof import Ending, claims
+from tests.demo.running import run
 from tests.demo.story import Story, tell
-from tests.servers import NodeFailed
-from worker.errors import WorkerError
 
 SEED = 42
-LAST_LINES = 12
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Run the demo; return its exit code."""
     options = _options()
-    # These libraries' errors arrive as exceptions.
-    for library in ("aio_pika", "aiormq"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    try:
-        return asyncio.run(_with_signals(picture.console(), options))
-    except (DemoFailed, NodeFailed, WorkerError, AMQPError, AssertionError, OSError) as error:
-        # The tools shared with the tests raise AssertionError. If a text has more lines,
-        # they end with the output of a worker or a node.
-        first, *rest = str(error).splitlines() or [type(error).__name__]
-        print("\n".join([f"The demo failed: {first}", *rest[-LAST_LINES:]]), file=sys.stderr)
-        return 1
+    return run(lambda on, say: _demo(on, say, options))
 
 
 def _options() -> argparse.Namespace:
@@ -53,42 +36,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _with_signals(on: Console, options: argparse.Namespace) -> int:
-    """Run the demo so that a signal ends it, but not its cleanup."""
-    received: list[signal.Signals] = []
-    task = asyncio.ensure_future(_demo(on, options))
-
-    def end(number: signal.Signals) -> None:
-        if not received:
-            received.append(number)
-            task.cancel()
-
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        print("Ended by a signal; everything is cleaned up.", file=sys.stderr)
-        return 128 + received[0]
-
-
-async def _demo(on: Console, options: argparse.Namespace) -> int:
-    def say(sentence: str) -> None:
-        # If it is cancelled while it connects or closes, aiormq sometimes continues regardless.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
-        on.print(sentence)
-
+async def _demo(on: Console, say: Say, options: argparse.Namespace) -> int:
     started = time.monotonic()
     story = tell(options.seed, parts=KILLS + 1)
-    say(
-        f"The story: {story.events:,} events in {len(story.chats)} chats, {len(story.messages):,} "
-        f"messages. They are published in no order,\n{story.copies:,} of them twice, among "
-        f"{len(story.broken)} broken ones (seed {options.seed})."
-    )
+    say(f"{story.summary} (seed {options.seed}).")
     async with (
         chosen(say, is_private=options.private) as url,
         topology_of_this_run(url) as broker,
@@ -99,17 +50,7 @@ async def _demo(on: Console, options: argparse.Namespace) -> int:
     picture.show_numbers(on, story, ending)
     picture.show_chat(on, ending)
     picture.show_proof(on, proof)
-    seconds = time.monotonic() - started
-    on.print()
-    if any(claim.differences for claim in proof):
-        on.print(f"NOT as claimed (see above). {seconds:.0f} seconds.", style="bold red")
-        return 1
-    on.print(
-        f"All as claimed, in {seconds:.0f} seconds. Its exchanges, queues, files and processes are "
-        "gone again.",
-        style="bold green",
-    )
-    return 0
+    return picture.show_end(on, proof, time.monotonic() - started)
 
 
 async def _play(say: Say, story: Story, broker: Broker, folder: Path) -> Ending:

@@ -69,7 +69,7 @@ async def chosen(say: Say, *, is_private: bool) -> AsyncIterator[str]:
     why = "--private asks for one" if is_private else "none on localhost:5672 lets guest in"
     if server_program() is None:
         say("Broker: RabbitMQ is not installed here; installing it ...")
-        await _install()
+        await install()
     say(f"Broker: starting a private RabbitMQ, because {why} ...")
     async with RabbitMQNode() as node:
         yield node.url
@@ -86,7 +86,8 @@ async def _problem(url: str) -> str | None:
     return None
 
 
-async def _install() -> None:
+async def install() -> None:
+    """Install the servers that the tests start."""
     process = await asyncio.create_subprocess_exec(INSTALL)
     try:
         exit_code = await process.wait()
@@ -95,7 +96,7 @@ async def _install() -> None:
             process.terminate()
             await process.wait()
     if exit_code != 0:
-        raise DemoFailed("There is no usable broker, and none could be installed (see above).")
+        raise DemoFailed("There is no usable server, and none could be installed (see above).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,11 @@ class Broker:
         self.topology = topology
         self._channel = channel
 
-    async def publish(self, part: Sequence[Publication]) -> int:
-        """Publish as chat servers do; return how many publishes the broker has confirmed."""
+    async def publish(self, part: Sequence[Publication], pause_seconds: float = 0) -> int:
+        """Publish as chat servers do; return how many publishes the broker has confirmed.
+
+        With a pause after each hundred, this takes a while.
+        """
         confirmed = 0
         exchange = self.topology.exchange
         async with publisher(
@@ -135,6 +139,7 @@ class Broker:
                 chunk = part[start : start + UNCONFIRMED]
                 await self._publish_together(publishing, chunk)
                 confirmed += len(chunk)
+                await asyncio.sleep(pause_seconds)  # noqa: TID251 - a slow publisher is the story
         return confirmed
 
     async def _publish_together(self, to: Publisher, chunk: Sequence[Publication]) -> None:

@@ -29,7 +29,7 @@ def show_numbers(on: Console, story: Story, ending: Ending) -> None:
     measured, model = ending.measured, ending.model
     taken_again = sum(kill.redelivered for kill in measured.kills)
     copies = len(ending.dead_letters) - ending.broken
-    table = _table()
+    table = plain_table()
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
@@ -62,8 +62,8 @@ def show_numbers(on: Console, story: Story, ending: Ending) -> None:
         table.add_row(f"  {reason}", str(number), Text(detail, no_wrap=True, overflow="ellipsis"))
     table.add_row("rows", f"{len(model.rows):,}", _statuses(model))
     table.add_row("seconds", f"{measured.work_seconds:.1f}", _seconds(measured))
-    _title(on, "What was counted")
-    _print(on, table)
+    show_title(on, "What was counted")
+    show_table(on, table)
 
 
 def worth_seeing(model: ReadModel) -> tuple[str, str]:
@@ -83,8 +83,8 @@ def worth_seeing(model: ReadModel) -> tuple[str, str]:
 
 def show_chat(on: Console, ending: Ending) -> None:
     """Print what goes on in the chat, and how one of its events reached its status."""
-    _title(on, f"What is planned or going on in {ending.chat_id}? (list {ending.chat_id})")
-    table = _table("event", "kind", "status", "planned for", "props")
+    show_title(on, f"What is planned or going on in {ending.chat_id}? (list {ending.chat_id})")
+    table = plain_table("event", "kind", "status", "planned for", "props")
     for event in ending.listed:
         props = json.dumps(event["props"], ensure_ascii=False)
         table.add_row(
@@ -94,19 +94,19 @@ def show_chat(on: Console, ending: Ending) -> None:
             _moment(event["planned_for"]),
             Text(props, no_wrap=True, overflow="ellipsis"),
         )
-    _print(on, table)
-    _title(on, f"How did {ending.event_id} come to this? (show {ending.event_id})")
-    table = _table("occurred at", "message", "status after it", "what it did")
+    show_table(on, table)
+    show_title(on, f"How did {ending.event_id} come to this? (show {ending.event_id})")
+    table = plain_table("occurred at", "message", "status after it", "what it did")
     for step in ending.shown["history"]:
         at, kind, status, mark = (step[n] for n in ("occurred_at", "kind", "status", "mark"))
         table.add_row(_moment(at), kind, status, mark)
-    _print(on, table)
+    show_table(on, table)
 
 
 def show_proof(on: Console, claims: list[Claim]) -> None:
     """Print each claim, and what contradicts it."""
-    _title(on, "The proof")
-    table = _table()
+    show_title(on, "The proof")
+    table = plain_table()
     for claim in claims:
         mark = Text("NOT SO", "bold red") if claim.differences else Text("true", "green")
         table.add_row(mark, claim.text)
@@ -114,15 +114,31 @@ def show_proof(on: Console, claims: list[Claim]) -> None:
             table.add_row("", Text(difference, "red"))
         if (more := len(claim.differences) - MOST_DIFFERENCES) > 0:
             table.add_row("", Text(f"... and {more:,} more differences", "red"))
-    _print(on, table)
+    show_table(on, table)
 
 
-def _title(on: Console, title: str) -> None:
+def show_end(on: Console, claims: list[Claim], seconds: float) -> int:
+    """Print whether all is as claimed; return the exit code."""
+    on.print()
+    if any(claim.differences for claim in claims):
+        on.print(f"NOT as claimed (see above). {seconds:.0f} seconds.", style="bold red")
+        return 1
+    on.print(
+        f"All as claimed, in {seconds:.0f} seconds. Its exchanges, queues, files and processes are "
+        "gone again.",
+        style="bold green",
+    )
+    return 0
+
+
+def show_title(on: Console, title: str) -> None:
+    """Print the title of what follows."""
     on.print()
     on.print(title, style="bold")
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Return a table without lines."""
     table = Table(
         *columns, box=None, show_header=bool(columns), pad_edge=False, padding=(0, 2, 0, 0)
     )
@@ -134,7 +150,7 @@ def _moment(text: str | None) -> str:
     return text[:16].replace("T", " ") if text else ""
 
 
-def _print(on: Console, table: Table) -> None:
+def show_table(on: Console, table: Table) -> None:
     """Print a table without the spaces that rich puts after each line."""
     with on.capture() as captured:
         on.print(table)

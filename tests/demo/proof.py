@@ -75,7 +75,7 @@ def claims(story: Story, ending: Ending) -> list[Claim]:
         Claim(
             f"The {len(model.rows):,} rows equal, byte for byte, those of tests/oracle.py, an "
             "independent fold.",
-            tuple(_rows_differ(model.rows, expected)),
+            tuple(rows_differ(model.rows, expected)),
         ),
         Claim(
             "`rebuild --verify` folds the log again and finds the same rows.",
@@ -87,12 +87,12 @@ def claims(story: Story, ending: Ending) -> list[Claim]:
         ),
         Claim(
             "The log holds every sound message once, as it was published, and nothing else.",
-            tuple(_log_differs(story, model)),
+            tuple(log_differs(story, model)),
         ),
         Claim(
             f"The {len(story.broken)} broken messages, and no others, are dead letters, with the "
             "right reason and body.",
-            tuple(_dead_letters_differ(story, ending.dead_letters, len(measured.kills))),
+            tuple(dead_letters_differ(story, ending.dead_letters, len(measured.kills))),
         ),
         Claim(
             "The queue is empty; every publish was confirmed, and acked once.",
@@ -106,7 +106,8 @@ def claims(story: Story, ending: Ending) -> list[Claim]:
     ]
 
 
-def _rows_differ(rows: list[Row], expected: list[Row]) -> Iterator[str]:
+def rows_differ(rows: list[Row], expected: list[Row]) -> Iterator[str]:
+    """Yield how the rows differ from the expected ones."""
     found, wanted = ({row[0]: row for row in each} for each in (rows, expected))
     if len(rows) != len(expected):
         yield f"there are {len(rows):,} rows and should be {len(expected):,}"
@@ -135,7 +136,8 @@ def _list_differs(ending: Ending, expected: list[Row]) -> Iterator[str]:
         yield f"it gives {found} and should give {right}, or their columns differ"
 
 
-def _log_differs(story: Story, model: ReadModel) -> Iterator[str]:
+def log_differs(story: Story, model: ReadModel) -> Iterator[str]:
+    """Yield how the log differs from the story's sound messages."""
     sound = {
         (message["payload"]["event_id"], message["id"]): body
         for message, body in zip(story.messages, story.bodies, strict=True)
@@ -146,7 +148,8 @@ def _log_differs(story: Story, model: ReadModel) -> Iterator[str]:
             yield f"message {key[1]} of {key[0]}: in the log: {stands}, sound: {is_sound}"
 
 
-def _dead_letters_differ(story: Story, letters: list[DeadLetter], kills: int) -> Iterator[str]:
+def dead_letters_differ(story: Story, letters: list[DeadLetter], kills: int) -> Iterator[str]:
+    """Yield how the dead letters differ from the story's broken messages."""
     found = Counter((letter.reason, letter.body) for letter in letters)
     wanted = Counter((each.reason or "", each.body) for each in story.broken)
     for key in wanted.keys() - found.keys():

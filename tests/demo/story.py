@@ -79,6 +79,15 @@ class Story:
     """How many messages are sent twice."""
 
     @property
+    def summary(self) -> str:
+        """Return what it is about, in two sentences; the second has no full stop yet."""
+        return (
+            f"The story: {self.events:,} events in {len(self.chats)} chats, "
+            f"{len(self.messages):,} messages. They are published in no order,\n{self.copies:,} "
+            f"of them twice, among {len(self.broken)} broken ones"
+        )
+
+    @property
     def bodies(self) -> list[bytes]:
         """The bodies of the messages, in the same order."""
         return [_body(message) for message in self.messages]
