@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from array import array
+from pathlib import Path
 
 import aiormq
 from aiormq.abc import DeliveredMessage
@@ -40,7 +41,7 @@ async def main(told: Arguments) -> None:
         acked = len(seen)
         await channel.basic_ack(acked, multiple=True)
     await connection.close()
-    with told.database.open("wb") as file:
+    with Path(told.database).open("wb") as file:
         seen.tofile(file)
 
 
