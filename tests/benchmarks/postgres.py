@@ -7,12 +7,17 @@ from pathlib import Path
 
 from tests.benchmarks.bench import DISK
 from tests.benchmarks.usage import cpu_seconds, reaped_seconds
+from tests.oracle import COLUMNS
 from tests.postgres import PostgresDatabase, PostgresNode
 from tests.servers import children
+from worker.settings import Settings
 
 # Commits are as safe as PostgreSQL's defaults make them. Memory, and how much is written between
 # two checkpoints, are those of a small server: the defaults are for the smallest of machines.
 SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB", "wal_buffers": "16MB"}
+
+SCHEMA: str = Settings.model_fields["database_schema"].default
+ROWS = f"SELECT {', '.join(COLUMNS)} FROM {SCHEMA}.events ORDER BY event_id"
 
 # What a process of the server calls itself, behind its cluster's name; sessions have other titles.
 BACKGROUND = (
@@ -52,10 +57,10 @@ class Postgres:
         """Use a running node."""
         self.node = node
 
-    def cpu(self) -> ServerCPU:
-        """Return the CPU time so far."""
+    def cpu(self, without: int | None = None) -> ServerCPU:
+        """Return the CPU time so far, without that of the process that serves the observer."""
         seconds = {"sessions": 0.0, "background": 0.0}
-        for pid in children(self.node.pid):
+        for pid in {*children(self.node.pid)} - {without}:
             # It may have ended since.
             with suppress(OSError):
                 seconds[_kind(pid)] += cpu_seconds(pid)

@@ -57,7 +57,7 @@ class Arguments(argparse.Namespace):
     url: str
     queue: str
     database: str
-    """Where it stores its rows, if it stores any: a path, or the address of a PostgreSQL database."""
+    """Where it stores its rows, if it stores any: a file, or the address of a database."""
     messages: int
     """How many messages wait for it: the first of `Traffic`."""
 
