@@ -99,10 +99,10 @@ class Broker:
 
         await eventually(is_empty, every=LISTING_SECONDS)
 
-    async def until_spread(self, queue: str, workers: int) -> list[int]:
+    async def until_spread(self, queue: str, partitions: int, workers: int) -> list[int]:
         """Wait until each worker consumes from some of the partitions, and nothing moves any more.
 
-        Return how many each of them has.
+        Return how many each of them has, the fewest first.
         """
         before: dict[str, str] = {}
 
@@ -117,7 +117,8 @@ class Broker:
                 if active == "true" and PARTITION.sub("", name) == queue
             }
             seen, before = before, after
-            return after if after == seen and len({*after.values()}) == workers else None
+            is_spread = len(after) == partitions and len({*after.values()}) == workers
+            return after if is_spread and after == seen else None
 
         found = await eventually(spread, every=LISTING_SECONDS)
         return sorted(Counter(found.values()).values())

@@ -7,6 +7,7 @@ which one worker still has messages and another has none is part of the figures.
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,9 +54,11 @@ class Shared:
     """How many partitions each worker had, the fewest first."""
 
 
-async def scaling(bench: Bench, *, rounds: int, messages: int) -> Result:
+async def scaling(
+    bench: Bench, *, rounds: int, messages: int, together: Sequence[int] = TOGETHER
+) -> Result:
     """Let one worker, then two, then four take the same messages, round after round."""
-    runs: dict[int, list[Shared]] = {number: [] for number in TOGETHER}
+    runs: dict[int, list[Shared]] = {number: [] for number in together}
     sent = Traffic().take(messages)
     expected = expected_rows(message.document for message in sent)
     traffic.write(bench.folder / "messages", sent)
@@ -85,7 +88,7 @@ async def _share(
         running_workers(bench.broker, QUEUE, database.url, number) as workers,
         lock_waits(postgres, database) as waits,
     ):
-        partitions = await bench.broker.until_spread(QUEUE, number)
+        partitions = await bench.broker.until_spread(QUEUE, PARTITIONS, number)
         await bench.broker.publish(bench.folder / "messages")
         before = await _state(bench, postgres, workers, waits)
         await workers.until_settled(round(messages * MOST))

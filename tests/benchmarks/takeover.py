@@ -85,7 +85,7 @@ async def _live(
             return await stack.enter_async_context(running_worker(*told, ordinal=ordinal))
 
         workers = dict(enumerate(await asyncio.gather(start(0), start(1))))
-        await bench.broker.until_spread(QUEUE, len(workers))
+        await bench.broker.until_spread(QUEUE, PARTITIONS, len(workers))
         publishing = await stack.enter_async_context(
             bench.broker.publishing(bench.folder / "messages", RATE)
         )
