@@ -101,17 +101,20 @@ class PostgresNode:
         *,
         certificate: trustme.LeafCert | None = None,
         disk: str | None = None,
+        parent: Path | None = None,
     ) -> None:
         """Store further settings of postgresql.conf; nothing is started or written yet.
 
         With a certificate, it accepts no connection without TLS. With a disk, its data is on a
-        small disk with these mount options, such as `size=128m`; that needs root.
+        small disk with these mount options, such as `size=128m`; that needs root. Its folder is in
+        `parent`, or where temporary files are.
         """
         self.port = 0
         """Its port; the same after every start."""
         self._settings = dict(settings or {})
         self._certificate = certificate
         self._disk_options = disk
+        self._parent = parent
         self._disk: HeldDisk | None = None
         self._folder = Path()
         self._held = ExitStack()
@@ -126,6 +129,12 @@ class PostgresNode:
     def folder(self) -> Path:
         """The folder of its socket."""
         return self._folder
+
+    @property
+    def pid(self) -> int:
+        """The process from which all others of the node descend."""
+        assert self._server is not None
+        return self._server.pid
 
     @property
     def data(self) -> Path:
@@ -247,7 +256,7 @@ class PostgresNode:
     def _prepare(self) -> None:
         """Choose a port and lay out the folder."""
         (self.port,) = free_ports(1)
-        self._folder = own_folder()
+        self._folder = own_folder(self._parent)
         self._held.callback(shutil.rmtree, self._folder, ignore_errors=True)
         (self._folder / "data").mkdir(0o700)
         if self._disk_options is not None:

@@ -56,9 +56,9 @@ def unprivileged() -> tuple[str, ...]:
     return dying_with_us("--reuid", str(user), "--regid", str(group), "--clear-groups")
 
 
-def own_folder() -> Path:
-    """Return a fresh temporary folder that belongs to that user alone."""
-    folder = Path(tempfile.mkdtemp(prefix="postgres-node-"))
+def own_folder(parent: Path | None = None) -> Path:
+    """Return a fresh temporary folder, in this one if any, that belongs to that user alone."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-node-", dir=parent))
     shutil.chown(folder, *owner())
     return folder
 

@@ -86,6 +86,11 @@ def family(leader: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Return the ids of the living children of a process."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
 def signal_family(leader: subprocess.Popen[bytes], number: signal.Signals) -> list[int]:
     """Send a signal to a process and its descendants, and return their ids."""
     # A stopped process starts no others while we look for its children.

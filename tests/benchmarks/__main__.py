@@ -22,9 +22,12 @@ from tests.benchmarks.late import late
 from tests.benchmarks.latency import latency, latency_by_load
 from tests.benchmarks.log_size import log_size
 from tests.benchmarks.machine import machine
+from tests.benchmarks.on_postgres import on_postgres
 from tests.benchmarks.outage import outage
 from tests.benchmarks.rebuilding import rebuild
+from tests.benchmarks.scaling import scaling
 from tests.benchmarks.tables import tables
+from tests.benchmarks.takeover import takeover
 from tests.benchmarks.throughput import throughput
 from tests.processes import ROOT
 
@@ -41,6 +44,9 @@ def quick(
     """Return the parts that together take less than five minutes."""
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
+        "on_postgres": lambda bench: on_postgres(bench, rounds=2, messages=messages // 2),
+        "scaling": lambda bench: scaling(bench, rounds=1, messages=messages),
+        "takeover": lambda bench: takeover(bench, rounds=1),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
         "dead_lettering": lambda bench: dead_lettering(
             bench, rounds=rounds, messages=messages // 10
@@ -62,6 +68,9 @@ def full(
     sizes = [size for size in LOG_SIZES if size <= messages * 50]
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
+        "on_postgres": lambda bench: on_postgres(bench, rounds=rounds, messages=messages),
+        "scaling": lambda bench: scaling(bench, rounds=rounds, messages=messages),
+        "takeover": lambda bench: takeover(bench, rounds=5),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages * 2),
         "late": lambda bench: late(
             bench, rounds=rounds, messages=messages // 2, long_stream=messages

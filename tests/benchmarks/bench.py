@@ -10,6 +10,9 @@ from typing import Any
 from tests.benchmarks.broker import Broker, broker_on
 from tests.rabbitmq import RabbitMQNode
 
+# Not in /tmp, which on many machines is in memory, where an fsync costs nothing.
+DISK = Path("/var/tmp")
+
 Result = dict[str, Any]
 """The figures of one part, as they are in the JSON file."""
 
@@ -30,6 +33,5 @@ class Bench:
 async def private_bench(say: Callable[[str], None]) -> AsyncIterator[Bench]:
     """Yield a bench, and remove it with everything on it after the block."""
     async with RabbitMQNode() as node:
-        # Not in /tmp, which on many machines is in memory, where an fsync costs nothing.
-        with TemporaryDirectory(prefix="projection-benchmark-", dir="/var/tmp") as folder:
+        with TemporaryDirectory(prefix="projection-benchmark-", dir=DISK) as folder:
             yield Bench(node, await broker_on(node), Path(folder), say)

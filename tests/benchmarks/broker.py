@@ -1,5 +1,7 @@
 """The private broker of a run: its queues, publishing to them, and its CPU time."""
 
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from worker.broker.topology import Topology
 
 EXCHANGE = "benchmark.events"
 DELIVERY_LIMIT = 20
+# How the queue of a partition is named.
+PARTITION = re.compile(r"\.\d{3}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,11 @@ class Broker:
         """Return the CPU time that the node has used so far."""
         return cpu_seconds(self._pid)
 
-    async def declare(self, queues: Sequence[str]) -> None:
+    async def declare(self, queues: Sequence[str], partitions: int | None = None) -> None:
         """Create queues like the worker's, each of which receives everything that is published."""
         async with self._channel() as channel:
             for queue in queues:
-                await Topology(EXCHANGE, queue, DELIVERY_LIMIT).apply(channel)
+                await _topology(queue, partitions).apply(channel)
 
     async def unbind(self, queues: Sequence[str]) -> None:
         """Unbind these queues, so that no further message reaches them."""
@@ -73,25 +77,51 @@ class Broker:
                 found = await channel.get_queue(queue, ensure=False)
                 await found.unbind(EXCHANGE, "#")
 
-    async def delete(self, queues: Sequence[str]) -> None:
+    async def delete(self, queues: Sequence[str], partitions: int | None = None) -> None:
         """Delete queues and their dead letters."""
         async with self._channel() as channel:
             for queue in queues:
-                dead_letters = Topology(EXCHANGE, queue, DELIVERY_LIMIT).dead_letters
-                for name in (queue, dead_letters):
+                topology = _topology(queue, partitions)
+                for name in topology.queues:
                     await channel.queue_delete(name)
-                for name in (dead_letters, exchange_of(queue)):
+                for name in {*topology.exchanges, exchange_of(queue)} - {EXCHANGE}:
                     await channel.exchange_delete(name)
 
     async def until_empty(self, queue: str) -> None:
-        """Wait until everything that was in a queue is acked."""
+        """Wait until everything that was in a queue or its partitions is acked."""
 
         async def is_empty() -> bool:
             # The number may be five seconds old, so it is asked for only after the measurement.
             table = await self._node.ctl("list_queues", "--no-table-headers", "name", "messages")
-            return dict(line.split("\t") for line in table.splitlines())[queue] == "0"
+            waiting = [line.split("\t") for line in table.splitlines()]
+            found = [number for name, number in waiting if PARTITION.sub("", name) == queue]
+            return bool(found) and set(found) == {"0"}
 
         await eventually(is_empty, every=LISTING_SECONDS)
+
+    async def until_spread(self, queue: str, partitions: int, workers: int) -> list[int]:
+        """Wait until each worker consumes from some of the partitions, and nothing moves any more.
+
+        Return how many each of them has, the fewest first.
+        """
+        before: dict[str, str] = {}
+
+        async def spread() -> dict[str, str] | None:
+            nonlocal before
+            columns = ("queue_name", "channel_pid", "active")
+            table = await self._node.ctl("list_consumers", "--no-table-headers", *columns)
+            consumers = [line.split("\t") for line in table.splitlines()]
+            after = {
+                name: channel
+                for name, channel, active in consumers
+                if active == "true" and PARTITION.sub("", name) == queue
+            }
+            seen, before = before, after
+            is_spread = len(after) == partitions and len({*after.values()}) == workers
+            return after if is_spread and after == seen else None
+
+        found = await eventually(spread, every=LISTING_SECONDS)
+        return sorted(Counter(found.values()).values())
 
     @asynccontextmanager
     async def watching(self, queue: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
@@ -120,6 +150,10 @@ class Broker:
     async def _channel(self) -> AsyncIterator[AbstractChannel]:
         async with await aio_pika.connect(self.url) as connection:
             yield await connection.channel()
+
+
+def _topology(queue: str, partitions: int | None) -> Topology:
+    return Topology(EXCHANGE, queue, DELIVERY_LIMIT, partitions)
 
 
 async def broker_on(node: RabbitMQNode) -> Broker:

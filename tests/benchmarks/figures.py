@@ -42,3 +42,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 def thousands(value: float) -> str:
     """Return a number for display."""
     return f"{value:,.0f}"
+
+
+def in_rounds(part: Result) -> str:
+    """Return the end of a title: how often a part was measured, and what its figures are."""
+    if part["rounds"] == 1:
+        return ", one round"
+    return f", {part['rounds']} rounds in turn: median (least..greatest)"

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from statistics import median
 
+from tests.benchmarks import scaling_tables
 from tests.benchmarks.bench import Result
 from tests.benchmarks.contenders import CONTENDERS, WORKER
-from tests.benchmarks.figures import median_rate, microseconds, rates, spread, thousands
+from tests.benchmarks.figures import in_rounds, median_rate, microseconds, rates, spread, thousands
 from tests.benchmarks.report import Table
 from tests.benchmarks.targets import targets
 
@@ -24,6 +25,7 @@ def tables(results: Result) -> list[Table]:
         "idle": idle,
     }
     found = [make(results[name]) for name, make in makers.items() if name in results]
+    found += scaling_tables.tables(results)
     reached = [target.cells() for target in targets(results)]
     if not reached:
         return found
@@ -50,7 +52,7 @@ def throughput(part: Result) -> Table:
             ]
         )
     return Table(
-        f"Throughput and CPU time per message{_rounds(part)}",
+        f"Throughput and CPU time per message{in_rounds(part)}",
         (
             "contender",
             "messages",
@@ -74,7 +76,7 @@ def rebuild(part: Result) -> Table:
         for name, runs in part["runs"].items()
     ]
     return Table(
-        f"Rebuild of {part['messages']:,} messages{_rounds(part)}",
+        f"Rebuild of {part['messages']:,} messages{in_rounds(part)}",
         ("", "messages/s", "CPU µs"),
         rows,
     )
@@ -92,7 +94,7 @@ def late(part: Result) -> Table:
         for case, runs in part["runs"].items()
     ]
     return Table(
-        f"Late messages, without a broker{_rounds(part)}",
+        f"Late messages, without a broker{in_rounds(part)}",
         ("", "messages", "messages/s", "longest turn of the event loop, ms"),
         rows,
     )
@@ -110,7 +112,7 @@ def latency(part: Result) -> Table:
         )
     ]
     columns = ("load", "messages/s", "", "p50", "p90", "p99", "p99.9", "max")
-    return Table(f"Latency from publish, in milliseconds{_rounds(part)}", columns, rows)
+    return Table(f"Latency from publish, in milliseconds{in_rounds(part)}", columns, rows)
 
 
 def batch_size(part: Result) -> Table:
@@ -120,7 +122,7 @@ def batch_size(part: Result) -> Table:
         for each in part["sizes"]
     ]
     columns = ("WORKER_BATCH_SIZE", "messages/s", f"p99 at {part['rate']:,.0f}/s, ms")
-    return Table(f"Batch size{_rounds(part)}", columns, rows)
+    return Table(f"Batch size{in_rounds(part)}", columns, rows)
 
 
 def log_size(part: Result) -> Table:
@@ -165,12 +167,6 @@ def idle(part: Result) -> Table:
     """Show the CPU use of an idle worker."""
     rows = [[f"{part['seconds']:.0f} s", f"{part['share']:.2%}"]]
     return Table("CPU of the idle worker", ("watched for", "of one core"), rows)
-
-
-def _rounds(part: Result) -> str:
-    if part["rounds"] == 1:
-        return ", one round"
-    return f", {part['rounds']} rounds in turn: median (least..greatest)"
 
 
 def _gigabytes(part: Result) -> str:

@@ -9,12 +9,15 @@ from tests.benchmarks.bench import Result
 from tests.benchmarks.contenders import (
     AIO_PIKA,
     FASTSTREAM,
+    FASTSTREAM_POSTGRES,
     HANDWRITTEN,
+    HANDWRITTEN_POSTGRES,
     RAW_AIORMQ,
     RAW_SOCKET,
     RAW_SQLITE,
     REBUILD,
     WORKER,
+    WORKER_POSTGRES,
 )
 from tests.benchmarks.dead_lettering import CLIENT, DEAD_LETTERING
 from tests.benchmarks.figures import median_rate, rates, thousands
@@ -23,6 +26,7 @@ MEGABYTE = 1_000_000
 MEMORY_MESSAGES = 1_000_000
 LARGE_LOG = 5_000_000
 
+BATCHES = "statements of a batch, in PostgreSQL and in Python"
 # Each contender, its title, the target ratio, and what the worker does in addition.
 RATIOS = (
     (FASTSTREAM, "FastStream with one commit per message", 12, "an fsync for each batch"),
@@ -33,6 +37,12 @@ RATIOS = (
     (RAW_SQLITE, "plain sqlite3 (the disk's limit)", 0.4, "decoding and handlers, on one core"),
     (RAW_SOCKET, "raw socket (the broker's limit)", 0.15, "all work on a message, on one core"),
 )
+RATIOS_ON_POSTGRES = (
+    (FASTSTREAM_POSTGRES, "FastStream + asyncpg, a commit per message", 8, BATCHES),
+    (HANDWRITTEN_POSTGRES, "aio-pika + asyncpg, a commit per message", 8, BATCHES),
+    (WORKER, "the worker on SQLite", 0.5, "another process and a protocol between them"),
+)
+SHARED_CORES = "workers, RabbitMQ and PostgreSQL share the cores"
 PAGES = "three pages of indexes for a random event id"
 TAIL_FOLDS = "what comes after a late message is folded again, from rows that are read and put back"
 ONE_MESSAGE = "a piece of the log is decoded in one go; other processes on the machine count, too"
@@ -92,6 +102,8 @@ def targets(results: Result) -> list[Target]:
         "memory": _memory,
         "idle": _idle,
         "latency": _latency,
+        "on_postgres": _on_postgres,
+        "scaling": _scaling,
     }
     return [
         target
@@ -159,6 +171,19 @@ def _latency(part: Result) -> Iterator[Target]:
                 what = f"publish to committed at {at}, p{share * 100:.0f}"
                 measured = each["percentiles_ms"][str(share)]
                 yield Target(what, wanted, measured, _milliseconds, obstacle, is_floor=False)
+
+
+def _on_postgres(part: Result) -> Iterator[Target]:
+    for name, title, wanted, obstacle in RATIOS_ON_POSTGRES:
+        ratio = median_rate(part, WORKER_POSTGRES) / median_rate(part, name)
+        yield Target(f"worker on PostgreSQL / {title}", wanted, ratio, _ratio, obstacle)
+
+
+def _scaling(part: Result) -> Iterator[Target]:
+    alone = median_rate(part, "1")
+    for workers in [each for each in part["runs"] if each != "1"]:
+        what = f"{workers} workers on {part['cores']} cores / one worker"
+        yield Target(what, 0.9, median_rate(part, workers) / alone, _ratio, SHARED_CORES)
 
 
 def _ratio(value: float) -> str:

@@ -12,6 +12,8 @@ class Contender:
     """Empty for the worker, which does not know that it is measured."""
     needs_queue: bool = True
     keeps_rows: bool = False
+    is_on_postgres: bool = False
+    """Whether its rows are on PostgreSQL, and not in a file."""
     share: float = 1.0
     """The share of the messages: a slow contender gets only the first, to keep rounds short."""
 
@@ -24,6 +26,9 @@ FASTSTREAM = "faststream_app"
 HANDWRITTEN = "handwritten"
 RAW_SQLITE = "raw_sqlite"
 REBUILD = "rebuild"
+WORKER_POSTGRES = "worker_postgres"
+FASTSTREAM_POSTGRES = "faststream_postgres"
+HANDWRITTEN_POSTGRES = "handwritten_postgres"
 
 CONTENDERS = {
     WORKER: Contender("worker, as shipped", keeps_rows=True),
@@ -38,5 +43,23 @@ CONTENDERS = {
     ),
     RAW_SQLITE: Contender("raw sqlite3, no broker", RAW_SQLITE, needs_queue=False, keeps_rows=True),
     REBUILD: Contender("rebuild", REBUILD, needs_queue=False, keeps_rows=True),
+    WORKER_POSTGRES: Contender(
+        "worker on PostgreSQL, as shipped", keeps_rows=True, is_on_postgres=True
+    ),
+    FASTSTREAM_POSTGRES: Contender(
+        "FastStream and asyncpg, one commit per message",
+        FASTSTREAM_POSTGRES,
+        keeps_rows=True,
+        is_on_postgres=True,
+        share=0.05,
+    ),
+    HANDWRITTEN_POSTGRES: Contender(
+        "hand-written with asyncpg, one commit per message",
+        HANDWRITTEN_POSTGRES,
+        keeps_rows=True,
+        is_on_postgres=True,
+        share=0.05,
+    ),
 }
 COMPARED = (WORKER, RAW_SOCKET, RAW_AIORMQ, AIO_PIKA, FASTSTREAM, HANDWRITTEN, RAW_SQLITE)
+COMPARED_ON_POSTGRES = (WORKER_POSTGRES, WORKER, FASTSTREAM_POSTGRES, HANDWRITTEN_POSTGRES)

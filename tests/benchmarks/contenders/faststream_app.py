@@ -10,6 +10,7 @@ lines are off. With a prefetch of 30, 500 or 1,000 it is no faster than with 100
 """
 
 import asyncio
+from pathlib import Path
 
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
@@ -24,8 +25,8 @@ PREFETCH = 100
 async def main(told: Arguments) -> None:
     clock = Clock(told.messages)
     is_done = asyncio.Event()
-    await create(told.database)
-    database = await rules.open_database(str(told.database))
+    await create(Path(told.database))
+    database = await rules.open_database(told.database)
     broker = RabbitBroker(told.url, logger=None)
 
     @broker.subscriber(

@@ -9,6 +9,7 @@ it is no faster than with 100; a loop that takes one message at a time is a thir
 """
 
 import asyncio
+from pathlib import Path
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -25,8 +26,8 @@ WIRE: TypeAdapter[rules.AnyMessage] = TypeAdapter(rules.AnyMessage)
 async def main(told: Arguments) -> None:
     clock = Clock(told.messages)
     is_done = asyncio.Event()
-    await create(told.database)
-    database = await rules.open_database(str(told.database))
+    await create(Path(told.database))
+    database = await rules.open_database(told.database)
 
     async def take(delivery: AbstractIncomingMessage) -> None:
         clock.begin()

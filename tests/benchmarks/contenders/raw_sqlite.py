@@ -8,6 +8,7 @@ duplicates and no late messages. Each row is written once per batch.
 """
 
 import asyncio
+from pathlib import Path
 
 from tests.benchmarks.contenders.timing import Arguments, Clock, arguments
 from tests.benchmarks.database import Fold, connect, create, write
@@ -15,9 +16,10 @@ from tests.benchmarks.traffic import Traffic
 
 
 def main(told: Arguments) -> None:
-    asyncio.run(create(told.database))
+    database = Path(told.database)
+    asyncio.run(create(database))
     batches = list(Fold().batches(Traffic().take(told.messages)))
-    connection = connect(told.database)
+    connection = connect(database)
     clock = Clock(told.messages)
     clock.begin()
     write(connection, batches)

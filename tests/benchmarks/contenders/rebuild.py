@@ -5,6 +5,7 @@ the page cache.
 """
 
 import asyncio
+from pathlib import Path
 
 from tests.benchmarks.contenders.timing import Arguments, Clock, arguments
 from tests.benchmarks.database import Fold, connect, create, write
@@ -15,13 +16,14 @@ from worker.store.sqlite.store import Writer
 
 
 async def main(told: Arguments) -> None:
-    await create(told.database)
-    connection = connect(told.database, synchronous="OFF")
+    database = Path(told.database)
+    await create(database)
+    connection = connect(database, synchronous="OFF")
     write(connection, Fold().batches(Traffic().take(told.messages)))
     connection.close()
     registry = load()
     clock = Clock(told.messages)
-    async with Writer(told.database) as writer:
+    async with Writer(database) as writer:
         clock.begin()
         audit = await rebuild(writer, registry, lambda done, total: None)
         clock.done(audit.messages)

@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from array import array
+from pathlib import Path
 
 import aiormq
 from aiormq.abc import DeliveredMessage
@@ -19,8 +20,7 @@ from tests.benchmarks.contenders.timing import Arguments, arguments
 PREFETCH = 2_000
 
 
-async def main(told: Arguments) -> None:
-    seen = array("d")
+async def main(told: Arguments, seen: "array[float]") -> None:
     has_come = asyncio.Event()
 
     async def take(_: DeliveredMessage) -> None:
@@ -40,9 +40,10 @@ async def main(told: Arguments) -> None:
         acked = len(seen)
         await channel.basic_ack(acked, multiple=True)
     await connection.close()
-    with told.database.open("wb") as file:
-        seen.tofile(file)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(arguments()))
+    told, seen = arguments(), array("d")
+    asyncio.run(main(told, seen))
+    with Path(told.database).open("wb") as file:
+        seen.tofile(file)

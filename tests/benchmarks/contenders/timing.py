@@ -9,7 +9,6 @@ import asyncio
 import json
 import sys
 import time
-from pathlib import Path
 
 
 class Clock:
@@ -57,8 +56,8 @@ class Arguments(argparse.Namespace):
 
     url: str
     queue: str
-    database: Path
-    """Where it stores its rows, if it stores any."""
+    database: str
+    """Where it stores its rows, if it stores any: a file, or the address of a database."""
     messages: int
     """How many messages wait for it: the first of `Traffic`."""
 
@@ -68,6 +67,6 @@ def arguments() -> Arguments:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("queue")
-    parser.add_argument("database", type=Path)
+    parser.add_argument("database")
     parser.add_argument("messages", type=int)
     return parser.parse_args(namespace=Arguments())
