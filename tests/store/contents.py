@@ -1,5 +1,6 @@
 """What a database of either store consists of, and what a rebuild may have left beside it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.places import Place, rows
@@ -26,7 +27,7 @@ def tables(place: Place) -> set[str]:
     return {name for kind, name, _ in contents(place) if kind == "table"}
 
 
-def leftovers(place: Place) -> list[object]:
+def leftovers(place: Place) -> Sequence[object]:
     """Return what a rebuild or an audit has left."""
     if isinstance(place, Path):
         return [*place.parent.glob(f"{place.name}.rebuild*")]

@@ -24,7 +24,7 @@ async def execute(writer: Writer, sql: str) -> None:
 
 
 class TestAHandlersStatement:
-    @pytest.mark.parametrize("table", sorted(RESERVED - {"messages", "store"}))
+    @pytest.mark.parametrize("table", sorted(RESERVED - {"messages", "store", "consumption"}))
     async def test_writes_no_table_of_the_worker(self, writer: Writer, table: str) -> None:
         """This holds however the name is written; the store itself may write them."""
         for name in (table, f'"{table.upper()}"', f"main.[{table}]"):

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 
 from tests.builders import Message, completed, planned, reverted, started
-from tests.database import change
 from tests.oracle import expected_rows
 from tests.places import Place, change, writer_at
 from tests.store.contents import contents, leftovers

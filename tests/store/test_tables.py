@@ -34,7 +34,7 @@ class TestReservedNames:
 
         own = {name for kind, name, _ in contents(place) if kind != "index"}
 
-        assert RESERVED - own == {"store" if isinstance(place, Path) else "file"}
+        assert RESERVED - own == ({"store", "consumption"} if isinstance(place, Path) else {"file"})
         assert own < RESERVED
 
 

@@ -25,6 +25,8 @@ NAMES = [
     "projection_breaker_open",
     "projection_queue_messages",
     "projection_dead_letter_queue_messages",
+    "projection_partition_messages",
+    "projection_partition_oldest_seconds",
     "projection_wal_bytes",
     "projection_worker_info",
     "process_open_fds",
