@@ -203,12 +203,9 @@ class TestAnyWorkers:
 WITHOUT_LOCK = """
     WITH opened AS (
         INSERT INTO streams (event_id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
-        RETURNING event_id, messages, head_sequence, head_at, head_id
     )
-    SELECT event_id, messages, head_sequence, head_at, head_id, NULL::text, NULL::bigint FROM opened
-    UNION ALL
-    SELECT event_id, messages, head_sequence, head_at, head_id, NULL, NULL FROM streams
-    WHERE event_id = ANY ($1::text[])
+    SELECT each, coalesce(messages, 0), head_sequence, head_at, head_id, NULL, NULL
+    FROM unnest($1::text[]) AS each LEFT JOIN streams ON event_id = each
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, table_name, version FROM projections
 """

@@ -11,7 +11,6 @@ import pytest
 from tests.builders import completed, planned, started
 from tests.database import change
 from tests.oracle import expected_rows
-from tests.places import change
 from tests.store.processes import line, process
 from tests.unit.projecting import EVENTS, arrivals, audited, project, projecting, rows
 from worker.errors import StoreUnavailable, StoreUnusable

@@ -9,7 +9,6 @@ import pytest
 from tests.builders import Message, completed, planned, reverted, started
 from tests.database import change
 from tests.oracle import expected_rows
-from tests.places import change
 from tests.store.processes import line, process
 from tests.unit.projecting import EVENTS, audited, project, rows
 from worker.projections import load
