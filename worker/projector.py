@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from worker.deliveries import Delivery, Folding, Outcome, Reason, Rejected, Verdict
+from worker.errors import StoreConflict
 from worker.fold import Addition, Turns, apply, fold
 from worker.isolation import HANDLER_ATTEMPTS, Isolation, TrialEnded, rejection
 from worker.late import fold_late, fold_whole
@@ -50,6 +51,8 @@ class Projector:
         self._clock = clock
         self._folding = folding
         self._wary_batches = 0
+        self.conflicts = 0
+        """How many transactions the database has ended because of another one."""
 
     async def project(
         self, batch: Sequence[Arrival], meanwhile: Callable[[], None] | None = None
@@ -57,14 +60,15 @@ class Projector:
         """Decide every delivery, in order, and commit; `meanwhile` is called during the commit.
 
         Raises `StoreUnavailable` if the database cannot commit now: nothing has happened then, and
-        the same batch may be tried again.
+        the same batch may be tried again. That is done here, once, if another worker's transaction
+        was in the way.
         """
         messages = [
             (delivery, content, content.payload.event_id)
             for delivery, content in batch
             if not isinstance(content, Rejected)
         ]
-        decided = await self._commit(messages, meanwhile) if messages else []
+        decided = await self._commit_again(messages, meanwhile) if messages else []
         if len(decided) == len(batch):
             return decided
         following = iter(decided)
@@ -74,6 +78,17 @@ class Projector:
             else next(following)
             for delivery, content in batch
         ]
+
+    async def _commit_again(
+        self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None
+    ) -> list[Outcome]:
+        """Commit a batch; try once more if the database has ended the transaction for another."""
+        try:
+            return await self._commit(messages, meanwhile)
+        except StoreConflict:
+            self.conflicts += 1
+            # `meanwhile` may have been called: a database may notice the conflict as late as then.
+            return await self._commit(messages, None)
 
     async def _commit(
         self, messages: Sequence[_Message], meanwhile: Callable[[], None] | None

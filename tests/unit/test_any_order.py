@@ -1,6 +1,5 @@
 import json
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from tests.builders import (
     started,
 )
 from tests.oracle import expected_rows
+from tests.places import Place, beside
 from tests.unit.projecting import LOG, audited, project, rows, verdicts
 
 # Some are equal moments in different notations, so that the id decides.
@@ -153,31 +153,29 @@ def life(event_id: str) -> list[Message]:
 
 class TestAllPermutations:
     @pytest.mark.parametrize("batch_size", [1, 2, 5, 600])
-    async def test_of_one_life_end_alike(self, tmp_path: Path, batch_size: int) -> None:
+    async def test_of_one_life_end_alike(self, place: Place, batch_size: int) -> None:
         """Whatever the order of arrival, the event is cancelled after it was taken back."""
         lives = [life(f"e-{number:03}") for number in range(120)]
         orders = zip(lives, permutations(range(5)), strict=True)
         arriving = [history[place] for history, order in orders for place in order]
 
-        await project(
-            tmp_path / "p.db", *(arriving[n : n + batch_size] for n in range(0, 600, batch_size))
-        )
+        await project(place, *(arriving[n : n + batch_size] for n in range(0, 600, batch_size)))
 
-        assert rows(tmp_path / "p.db") == expected_rows(arriving)
-        assert rows(tmp_path / "p.db", "SELECT DISTINCT status FROM events") == [("cancelled",)]
-        assert rows(tmp_path / "p.db", "SELECT count(*) FROM log") == [(600,)]
+        assert rows(place) == expected_rows(arriving)
+        assert rows(place, "SELECT DISTINCT status FROM events") == [("cancelled",)]
+        assert rows(place, "SELECT count(*) FROM log") == [(600,)]
 
-    async def test_mark_the_same_messages_late_in_any_batches(self, tmp_path: Path) -> None:
+    async def test_mark_the_same_messages_late_in_any_batches(self, place: Place) -> None:
         """Whether a message is late does not depend on how deliveries are split into batches."""
         history = life("e-1")
         arriving = [history[place] for place in (1, 3, 0, 4, 2)]
 
-        await project(tmp_path / "one.db", arriving)
-        await project(tmp_path / "five.db", *([message] for message in arriving))
+        await project(beside(place, "one"), arriving)
+        await project(beside(place, "five"), *([message] for message in arriving))
 
-        is_late = "SELECT id FROM log WHERE is_late ORDER BY id"
-        assert rows(tmp_path / "one.db", is_late) == [("1",), ("3",)]
-        assert rows(tmp_path / "five.db", is_late) == [("1",), ("3",)]
+        is_late = "SELECT id FROM log WHERE is_late = 1 ORDER BY id"
+        assert rows(beside(place, "one"), is_late) == [("1",), ("3",)]
+        assert rows(beside(place, "five"), is_late) == [("1",), ("3",)]
 
 
 SECOND_CONTENTS = {
@@ -191,56 +189,54 @@ SECOND_CONTENTS = {
 
 class TestOneContentUnderOneId:
     @pytest.mark.parametrize("batches", [1, 2])
-    async def test_is_a_duplicate_however_it_is_written(self, tmp_path: Path, batches: int) -> None:
+    async def test_is_a_duplicate_however_it_is_written(self, place: Place, batches: int) -> None:
         """Spaces, escapes and the order of keys do not matter; the first bytes are kept."""
         first = planned("e-1", payload={"props": {"ä": [1.50, {"b": 1, "a": 2}]}})
         both = [body(first), rewritten(first)]
 
-        outcomes = await project(tmp_path / "p.db", *([both] if batches == 1 else [both[:1], both]))
+        outcomes = await project(place, *([both] if batches == 1 else [both[:1], both]))
 
         assert verdicts(outcomes) == ["applied", *["duplicate"] * batches]
-        assert rows(tmp_path / "p.db", "SELECT body FROM log") == [(both[0].decode(),)]
+        assert rows(place, "SELECT body FROM log") == [(both[0].decode(),)]
 
 
 class TestTwoContentsUnderOneId:
     @pytest.mark.parametrize("change", SECOND_CONTENTS.values(), ids=SECOND_CONTENTS)
     @pytest.mark.parametrize("batches", [1, 2])
-    async def test_first_counts(self, tmp_path: Path, change: dict[str, Any], batches: int) -> None:
+    async def test_first_counts(self, place: Place, change: dict[str, Any], batches: int) -> None:
         """The second is a conflict, in the same batch and in a later one."""
         at: Message = {"id": "m", "sequence": 5, "occurred_at": "2026-04-27T10:00:00Z"}
         first, second = planned("e-1", **at), planned("e-1", **(at | change))
         arriving = [[first, second]] if batches == 1 else [[first], [second]]
 
-        outcomes = await project(tmp_path / "p.db", *arriving)
+        outcomes = await project(place, *arriving)
 
         assert verdicts(outcomes) == ["applied", "id_conflict"]
-        assert rows(tmp_path / "p.db") == expected_rows([first, second])
-        assert (await audited(tmp_path / "p.db")).differing == 0
+        assert rows(place) == expected_rows([first, second])
+        assert (await audited(place)).differing == 0
 
-    async def test_is_settled_by_arrival(self, tmp_path: Path) -> None:
+    async def test_is_settled_by_arrival(self, place: Place) -> None:
         """Whichever arrives first counts, and repeats of either change nothing."""
         one, other = planned("e-1", id="m"), planned("e-1", chat_id="chat-2", id="m")
 
-        outcomes = await project(tmp_path / "p.db", [other, one, other], [one, other])
+        outcomes = await project(place, [other, one, other], [one, other])
 
         assert verdicts(outcomes) == [
             "applied", "id_conflict", "duplicate", "id_conflict", "duplicate",
         ]  # fmt: skip
-        assert rows(tmp_path / "p.db") == expected_rows([other])
+        assert rows(place) == expected_rows([other])
 
-    async def test_of_different_events_do_not_conflict(self, tmp_path: Path) -> None:
+    async def test_of_different_events_do_not_conflict(self, place: Place) -> None:
         """A message's identity is its id within its stream."""
-        outcomes = await project(
-            tmp_path / "p.db", [planned("e-1", id="m"), planned("e-2", id="m")]
-        )
+        outcomes = await project(place, [planned("e-1", id="m"), planned("e-2", id="m")])
 
         assert verdicts(outcomes) == ["applied", "applied"]
 
-    async def test_says_which_id_and_event(self, tmp_path: Path) -> None:
+    async def test_says_which_id_and_event(self, place: Place) -> None:
         """A person can find the publisher's fault from the error text alone."""
         history = [planned("e-1", id="m-7"), started("e-1", id="m-7")]
 
-        (_, conflict) = await project(tmp_path / "p.db", history)
+        (_, conflict) = await project(place, history)
 
         assert conflict.rejected is not None
         assert "'m-7'" in conflict.rejected.detail

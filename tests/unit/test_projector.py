@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders import Message, completed, message, planned, started
 from tests.oracle import expected_rows
+from tests.places import Place
 from tests.unit.projecting import LOG, arrivals, project, projecting, rows, verdicts
 from worker import Message as Message_
 from worker import Payload, Transaction
@@ -20,12 +21,12 @@ from worker.store.sqlite.opening import BUSY_MILLISECONDS
 
 
 class TestOutcomes:
-    async def test_stand_in_the_order_of_the_batch(self, tmp_path: Path) -> None:
+    async def test_stand_in_the_order_of_the_batch(self, place: Place) -> None:
         """There is one outcome for each delivery, and it refers to that delivery."""
         first, late = planned("e-1"), started("e-1", sequence=0)
         batch = arrivals([b"{", first, started("e-2"), late, first, b"", completed("e-1")])
 
-        async with projecting(tmp_path / "p.db") as projector:
+        async with projecting(place) as projector:
             outcomes = await projector.project(batch)
 
         assert [outcome.delivery for outcome in outcomes] == [each.delivery for each in batch]
@@ -33,58 +34,56 @@ class TestOutcomes:
             "not_json", "applied", "orphan", "late", "duplicate", "not_json", "applied",
         ]  # fmt: skip
 
-    async def test_name_the_message(self, tmp_path: Path) -> None:
+    async def test_name_the_message(self, place: Place) -> None:
         """An outcome holds what a log line needs, unless the delivery held no message."""
-        bad, good = await project(tmp_path / "p.db", [b"{", started("e-1", id="m-7")])
+        bad, good = await project(place, [b"{", started("e-1", id="m-7")])
 
         assert (good.kind, good.event_id, good.message_id) == ("event_started", "e-1", "m-7")
         assert (bad.kind, bad.event_id, bad.message_id) == (None, None, None)
 
-    async def test_of_an_empty_batch_are_none(self, tmp_path: Path) -> None:
+    async def test_of_an_empty_batch_are_none(self, place: Place) -> None:
         """An empty batch has no outcomes."""
-        assert await project(tmp_path / "p.db", []) == []
+        assert await project(place, []) == []
 
-    async def test_are_orphan_only_while_there_is_no_row(self, tmp_path: Path) -> None:
+    async def test_are_orphan_only_while_there_is_no_row(self, place: Place) -> None:
         """An event that is planned after it was started gets its complete row."""
         history = [started("e", sequence=2), planned("e", sequence=1), completed("e", sequence=3)]
 
-        outcomes = await project(tmp_path / "p.db", *([each] for each in history))
+        outcomes = await project(place, *([each] for each in history))
 
         assert verdicts(outcomes) == ["orphan", "late", "applied"]
-        assert rows(tmp_path / "p.db") == expected_rows(history)
+        assert rows(place) == expected_rows(history)
 
     @pytest.mark.parametrize("again", [False, True])
     async def test_are_duplicates_after_the_file_was_closed(
-        self, tmp_path: Path, *, again: bool
+        self, place: Place, *, again: bool
     ) -> None:
         """The log recognizes a message forever, and nothing is written again."""
         history = [planned("e"), started("e"), started("orphan")]
-        await project(tmp_path / "p.db", history)
-        before = rows(tmp_path / "p.db", "SELECT * FROM messages ORDER BY event_id, id")
+        await project(place, history)
+        before = rows(place, "SELECT * FROM messages ORDER BY event_id, id")
 
-        outcomes = await project(
-            tmp_path / "p.db", [*history, history[0]], history[1:], again=again
-        )
+        outcomes = await project(place, [*history, history[0]], history[1:], again=again)
 
         assert verdicts(outcomes) == ["duplicate"] * 6
-        assert rows(tmp_path / "p.db", "SELECT * FROM messages ORDER BY event_id, id") == before
+        assert rows(place, "SELECT * FROM messages ORDER BY event_id, id") == before
 
-    async def test_make_the_report_of_a_batch(self, tmp_path: Path) -> None:
+    async def test_make_the_report_of_a_batch(self, place: Place) -> None:
         """The report counts verdicts and keeps the rejections."""
-        outcomes = await project(tmp_path / "p.db", [planned("e"), b"{", planned("f")])
+        outcomes = await project(place, [planned("e"), b"{", planned("f")])
 
         report = BatchReport.of(outcomes, 0.5)
 
         assert dict(report.verdicts) == {"applied": 2, "rejected": 1}
         assert report.rejections == (outcomes[1],)
 
-    async def test_are_in_the_log_with_the_clock_that_was_given(self, tmp_path: Path) -> None:
+    async def test_are_in_the_log_with_the_clock_that_was_given(self, place: Place) -> None:
         """The worker's own time is in the log, and nowhere else."""
-        async with projecting(tmp_path / "p.db", clock=lambda: "now") as projector:
+        async with projecting(place, clock=lambda: "now") as projector:
             await projector.project(arrivals([planned("e")]))
 
-        assert rows(tmp_path / "p.db", "SELECT appended_at, is_late FROM log") == [("now", 0)]
-        assert "now" not in str(rows(tmp_path / "p.db"))
+        assert rows(place, "SELECT appended_at, is_late FROM log") == [("now", 0)]
+        assert "now" not in str(rows(place))
 
 
 class TestHops:
@@ -237,11 +236,16 @@ class TestStoreUnavailable:
         assert seen == [("planned",)]
 
 
+NOTHING = "CREATE TABLE none (event_id TEXT PRIMARY KEY)"
+
+
 class TestFastPath:
-    async def test_runs_each_handler_once(self, tmp_path: Path) -> None:
+    async def test_runs_each_handler_once(self, place: Place) -> None:
         """Disorder within a batch is sorted; only a message before the log's head needs a fold."""
         registry, runs = Registry(), []
-        registry.projection(table="none", version=1, schema=("CREATE TABLE none (event_id)",))
+        registry.projection(
+            table="none", version=1, schema=("CREATE TABLE none (event_id TEXT PRIMARY KEY)",)
+        )
 
         @registry.on("counted")
         async def counted(tx: Transaction, message: Message_[Payload]) -> None:
@@ -250,14 +254,14 @@ class TestFastPath:
         batches = [[3, 1, 2], [6, 5], [4]]
         history = [[message("counted", {"event_id": "e"}, sequence=n) for n in b] for b in batches]
 
-        outcomes = await project(tmp_path / "p.db", *history, registry=registry)
+        outcomes = await project(place, *history, registry=registry)
 
         assert runs == [1, 2, 3, 5, 6, 1, 2, 3, 4, 5, 6]
         assert len(outcomes) == 6
 
 
 class TestManyStreams:
-    async def test_end_like_each_alone(self, tmp_path: Path) -> None:
+    async def test_end_like_each_alone(self, place: Place) -> None:
         """A shuffled batch of many streams gives what each stream gives by itself."""
         random_ = random.Random(7)
         history: list[Any] = [
@@ -265,6 +269,6 @@ class TestManyStreams:
             for _ in range(600)
         ]
 
-        await project(tmp_path / "p.db", history[:599], history[599:])
+        await project(place, history[:599], history[599:])
 
-        assert rows(tmp_path / "p.db") == expected_rows(history)
+        assert rows(place) == expected_rows(history)

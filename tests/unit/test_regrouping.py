@@ -1,10 +1,10 @@
 """Statements of many events that run together."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 from tests.builders import message
+from tests.places import Place
 from tests.unit.notebook import NOTES, TABLE
 from tests.unit.projecting import project, rows
 from worker import Message, Payload, Transaction
@@ -12,7 +12,10 @@ from worker.registry import Registry
 
 
 def speaking(letter: str) -> Any:
-    sql = f"INSERT INTO notes VALUES (:e, '{letter}') ON CONFLICT DO UPDATE SET text = text || "
+    sql = f"""
+        INSERT INTO notes VALUES (:e, '{letter}')
+        ON CONFLICT (event_id) DO UPDATE SET text = notes.text ||
+    """
 
     async def spoken(tx: Transaction, message: Message[Payload]) -> None:
         await tx.execute(f"{sql} '{letter}'", {"e": message.event_id})
@@ -23,7 +26,7 @@ def speaking(letter: str) -> Any:
 
 
 class TestRegrouping:
-    async def test_keeps_the_order_of_each_stream(self, tmp_path: Path) -> None:
+    async def test_keeps_the_order_of_each_stream(self, place: Place) -> None:
         """Statements of many streams run together, but each stream's run in order."""
         registry = Registry()
         registry.projection(table="notes", version=1, schema=(TABLE,))
@@ -37,6 +40,6 @@ class TestRegrouping:
             event_id = each["payload"]["event_id"]
             spoken[event_id] = spoken.get(event_id, "") + each["kind"].replace("c", "cd")
 
-        await project(tmp_path / "p.db", batch, registry=registry)
+        await project(place, batch, registry=registry)
 
-        assert rows(tmp_path / "p.db", NOTES) == sorted(spoken.items())
+        assert rows(place, NOTES) == sorted(spoken.items())
