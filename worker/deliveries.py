@@ -45,6 +45,8 @@ class Delivery(NamedTuple):
     """Bytes of its header and body as they arrived."""
     partition: int = 0
     """The number of the queue that it came from; 0 if there is one queue."""
+    appended_at: str | None = None
+    """When another database's log took it, if it comes from there."""
 
     @property
     def is_suspect(self) -> bool:

@@ -6,11 +6,17 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from worker.broker_settings import address_of
+from worker.errors import StoreUnavailable
 from worker.registry import Registry
 from worker.service import Service
 from worker.settings import Settings
+from worker.sources import SettingsError
+from worker.store.engines import store_of
+from worker.store.postgres.address import Address
 from worker.store.sqlite.library import dotted
 from worker.tasks import end
 from worker.telemetry.health import Facts
@@ -29,14 +35,16 @@ TICK_SECONDS = 1
 async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None:
     """Run a worker until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 
-    `load_settings` is called at each connection to the broker, so that a renewed password is used.
+    `load_settings` is called at each connection to the broker or to a database on a server, so that
+    a renewed password is used.
     Raises what `Service.run` raises, and `HealthUnavailable` if the health port is in use.
     """
     settings = load_settings()
     facts = Facts()
     metrics = Metrics(facts, sqlite_version=dotted())
     report = Report(facts, metrics, settings.summary_seconds)
-    service = Service(settings, registry, report, lambda: address_of(load_settings()))
+    store = store_of(_renewing(load_settings))
+    service = Service(settings, store, registry, report, lambda: address_of(load_settings()))
     ending = _Ending(service, report)
     report.starting(
         database=settings.shown_database,
@@ -52,6 +60,23 @@ async def run(registry: Registry, load_settings: Callable[[], Settings]) -> None
         await service.run()
     ending.is_complete = True
     report.stopped()
+
+
+def _renewing(load_settings: Callable[[], Settings]) -> Path | Address:
+    """Return the database of the settings, whose address is read again for each connection."""
+    database = load_settings().store
+    if isinstance(database, Path):
+        return database
+
+    def renewed() -> str:
+        try:
+            now = load_settings().store
+        except SettingsError as error:
+            # The file with the password may be half written at this moment.
+            raise StoreUnavailable(error.message, error.hint) from error
+        return now.url if isinstance(now, Address) else database.url
+
+    return replace(database, renewed=renewed)
 
 
 class _Ending:

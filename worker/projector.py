@@ -269,7 +269,8 @@ class Projector:
                 is_late = addition.accept(message, body)
                 verdict, rejected = Verdict.LATE if is_late else Verdict.APPLIED, None
                 sequence, at = message.sequence, message.occurred_at
-                entries.append((*key, sequence, at, kind, int(is_late), appended_at, body))
+                since = delivery.appended_at or appended_at
+                entries.append((*key, sequence, at, kind, int(is_late), since, body))
             outcomes.append(Outcome(delivery, verdict, rejected, kind, event_id, message_id))
         tx.append(entries)
         return outcomes

@@ -17,19 +17,14 @@ from worker.errors import NotYet, StoreUnavailable, StoreUnusable
 from worker.store.database import Database
 from worker.store.engines import store_of
 from worker.store.postgres.address import SCHEMA, Address
+from worker.store.presence import AT_ONCE, PublishedMessage, missing_of
 from worker.store.statements import Parameters, Row
 
 WITHIN_SECONDS = 2.0
 MAX_WITHIN_SECONDS = 60.0
-MAX_MESSAGES = 100
 # The next look comes when the wait has become half as long again: a wait of two seconds costs the
 # database 17 looks, and an answer is late by a third of the wait at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, PAUSE = 0.002, 0.25, 0.5
-# A part of the query for each message: the number of those that are in the log.
-IN_LOG = "SELECT {} FROM messages WHERE event_id = ? AND id = ?"
-
-PublishedMessage = tuple[str, str]
-"""A message that somebody has published: the id of its event, and its own."""
 
 
 class Reader:
@@ -97,8 +92,8 @@ class Reader:
                 return await self._database.fetch_all(sql, parameters)
         if not 0 <= within <= MAX_WITHIN_SECONDS:
             raise ValueError(f"within must be 0 to {MAX_WITHIN_SECONDS:.0f} seconds, not {within}")
-        if len(after) > MAX_MESSAGES:
-            raise ValueError(f"after may name {MAX_MESSAGES} messages at most, not {len(after)}")
+        if len(after) > AT_ONCE:
+            raise ValueError(f"after may name {AT_ONCE} messages at most, not {len(after)}")
         return await self._fetch_after(sql, parameters, [*dict.fromkeys(after)], within)
 
     async def _fetch_after(
@@ -128,10 +123,7 @@ class Reader:
         # In one snapshot, because two statements may be answered by two replicas if something
         # between here and the database spreads them.
         async with self._turn, self._database.snapshot() as fetch_all:
-            parts = " UNION ALL ".join(map(IN_LOG.format, range(len(after))))
-            found = await fetch_all(parts, [each for message in after for each in message])
-            numbers = {number for (number,) in found}
-            missing = [each for number, each in enumerate(after) if number not in numbers]
+            missing = await missing_of(fetch_all, after)
             return ([] if missing else await fetch_all(sql, parameters)), missing
 
     def _not_yet(self, missing: Sequence[PublishedMessage], within: float) -> NotYet:

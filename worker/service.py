@@ -38,8 +38,7 @@ from worker.settings import Settings
 from worker.sources import SettingsError
 from worker.store.consumption import Consumption
 from worker.store.database import Writer
-from worker.store.engines import store_of
-from worker.store.store import Lock
+from worker.store.store import Lock, Store
 from worker.telemetry.report import Report
 
 T = TypeVar("T")
@@ -65,16 +64,17 @@ class Service:
     def __init__(
         self,
         settings: Settings,
+        store: Store,
         registry: Registry,
         report: Report,
         address: Callable[[], BrokerAddress],
     ) -> None:
-        """Store the configuration; must be called in the running loop, and opens nothing yet.
+        """Keep the configuration; must be called in the running loop, and opens nothing yet.
 
         `address` is called for each connection, so that a renewed password needs no restart.
         """
         self._settings = settings
-        self._store = store_of(settings.store)
+        self._store = store
         self._registry = registry
         self._report = report
         self._address = address

@@ -34,6 +34,7 @@ from worker.projector import Projector
 from worker.rebuild import create_tables
 from worker.service import Service
 from worker.settings import Settings
+from worker.store.engines import store_of
 from worker.store.sqlite.store import Writer
 from worker.telemetry.health import Facts, State
 from worker.telemetry.metrics import Metrics
@@ -100,7 +101,9 @@ class Worker:
         self.transports: list[Transport] = []
         """The transports of the connections, in the order in which they were opened."""
         self.steps = Steps()
-        self.service = Service(settings, load(), self.steps, lambda: address_of(settings))
+        self.service = Service(
+            settings, store_of(settings.store), load(), self.steps, lambda: address_of(settings)
+        )
         self.steps.stop = self.service.stop
         self._writer = writer
 

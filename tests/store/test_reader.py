@@ -6,6 +6,7 @@ import pytest
 
 from tests.builders import Message, planned, started
 from tests.oracle import utc
+from tests.places import Place
 from tests.unit.projecting import arrivals, project, projecting
 from tests.waiting import eventually, turns
 from worker import NotYet, Reader
@@ -52,19 +53,19 @@ async def older_rows(reader: Reader, projector: Projector, *, is_after: bool) ->
 
 
 class TestAReadAfterAMessage:
-    async def test_never_returns_a_row_without_it(self, tmp_path: Path) -> None:
+    async def test_never_returns_a_row_without_it(self, place: Place) -> None:
         """Whenever it is asked, while a worker writes."""
-        async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
+        async with projecting(place) as projector, Reader(place) as reader:
             assert await older_rows(reader, projector, is_after=True) == 0
 
-    async def test_differs_from_one_that_is_not(self, tmp_path: Path) -> None:
+    async def test_differs_from_one_that_is_not(self, place: Place) -> None:
         """Which returns what there is, so the test above can fail."""
-        async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
+        async with projecting(place) as projector, Reader(place) as reader:
             assert await older_rows(reader, projector, is_after=False) > 0
 
-    async def test_sees_one_moment(self, tmp_path: Path) -> None:
+    async def test_sees_one_moment(self, place: Place) -> None:
         """The message and the rows, whatever is committed between the two queries."""
-        async with projecting(tmp_path / "p.db") as projector, Reader(tmp_path / "p.db") as reader:
+        async with projecting(place) as projector, Reader(place) as reader:
             await projector.project(arrivals([planned("e")]))
             async with reader._database.snapshot() as fetch_all:
                 ((before,),) = await fetch_all("SELECT count(*) FROM messages", ())
@@ -74,41 +75,39 @@ class TestAReadAfterAMessage:
 
         assert (before, after, then) == (1, 1, 2)
 
-    async def test_that_does_not_come_is_told(self, tmp_path: Path) -> None:
+    async def test_that_does_not_come_is_told(self, place: Place) -> None:
         """The error names event, message, and how long; an older row is no answer."""
         plan = planned("e")
-        await project(tmp_path / "p.db", [plan])
+        await project(place, [plan])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             assert await get_event(reader, "e", after=plan["id"], within=0) is not None
             with pytest.raises(NotYet) as error:
                 await get_event(reader, "e", after="m-later", within=0.01)
 
         assert error.value.missing == (("e", "m-later"),)
-        assert "no message 'm-later' of event 'e' yet (waited 0.01 seconds; path " in str(
-            error.value
-        )
+        assert "no message 'm-later' of event 'e' yet (waited 0.01 seconds; " in str(error.value)
         assert "dead-letters show ID" in error.value.hint
 
-    async def test_of_another_event_is_another(self, tmp_path: Path) -> None:
+    async def test_of_another_event_is_another(self, place: Place) -> None:
         """An id counts within its event."""
         plan = planned("e")
-        await project(tmp_path / "p.db", [plan])
+        await project(place, [plan])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             with pytest.raises(NotYet):
                 await get_event(reader, "other", after=plan["id"], within=0)
 
-    async def test_lists_the_events_of_a_chat(self, tmp_path: Path) -> None:
+    async def test_lists_the_events_of_a_chat(self, place: Place) -> None:
         """After several messages, of which the error names those that are missing."""
         first, second = planned("e-1"), planned("e-2")
         after = [("e-1", first["id"]), ("e-2", second["id"])]
-        await project(tmp_path / "p.db", [first])
+        await project(place, [first])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             with pytest.raises(NotYet) as error:
                 await list_active_events(reader, "chat-1", after=after, within=0)
-            await project(tmp_path / "p.db", [second])
+            await project(place, [second])
             active = await list_active_events(reader, "chat-1", after=after)
             ended = await list_events_in_status(reader, "chat-1", "completed", after=after)
 
@@ -116,25 +115,23 @@ class TestAReadAfterAMessage:
         assert [each["event_id"] for each in active] == ["e-1", "e-2"]
         assert ended == []
 
-    async def test_is_for_any_query(self, tmp_path: Path) -> None:
+    async def test_is_for_any_query(self, place: Place) -> None:
         """Such as those of a projection of one's own."""
         plan = planned("e")
-        await project(tmp_path / "p.db", [plan])
+        await project(place, [plan])
 
-        async with Reader(str(tmp_path / "p.db")) as reader:
+        async with Reader(str(place) if isinstance(place, Path) else place) as reader:
             after = [("e", plan["id"]), ("e", plan["id"])]
             rows = await reader.fetch_all("SELECT count(*) AS n FROM log", after=after)
 
         assert [row["n"] for row in rows] == [1]
 
-    async def test_waits_without_haste(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_waits_without_haste(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         """The pauses grow, so a long wait costs the database little."""
-        await project(tmp_path / "p.db", [planned("e")])
+        await project(place, [planned("e")])
         looks = 0
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             snapshot = reader._database.snapshot
 
             def counted() -> Any:
@@ -148,12 +145,12 @@ class TestAReadAfterAMessage:
 
         assert 2 <= looks <= 14
 
-    async def test_ends_at_once_when_it_is_cancelled(self, tmp_path: Path) -> None:
+    async def test_ends_at_once_when_it_is_cancelled(self, place: Place) -> None:
         """The reader goes on, at whatever moment that was."""
         plan = planned("e")
-        await project(tmp_path / "p.db", [plan])
+        await project(place, [plan])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             for number in range(40):
                 waiting = asyncio.create_task(get_event(reader, "e", after="m", within=60))
                 await turns(number)
@@ -162,28 +159,28 @@ class TestAReadAfterAMessage:
                     await waiting
                 assert await get_event(reader, "e", after=plan["id"], within=0) is not None
 
-    async def test_takes_no_turn_while_it_waits(self, tmp_path: Path) -> None:
+    async def test_takes_no_turn_while_it_waits(self, place: Place) -> None:
         """Other tasks read through the same reader meanwhile."""
         plan, start = planned("e"), started("e")
-        await project(tmp_path / "p.db", [plan])
+        await project(place, [plan])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             waiting = [
                 asyncio.create_task(get_event(reader, "e", after=start["id"], within=60))
                 for _ in range(20)
             ]
             await eventually(lambda: get_event(reader, "e"))
-            await project(tmp_path / "p.db", [start])
+            await project(place, [start])
             rows = await asyncio.gather(*waiting)
 
         assert not any(is_older(row, start) for row in rows)
 
     @pytest.mark.parametrize("within", [-1, 61, float("nan"), float("inf")])
-    async def test_has_a_bound(self, tmp_path: Path, within: float) -> None:
+    async def test_has_a_bound(self, place: Place, within: float) -> None:
         """A wait without an end would hide that nobody writes."""
-        await project(tmp_path / "p.db", [planned("e")])
+        await project(place, [planned("e")])
 
-        async with Reader(tmp_path / "p.db") as reader:
+        async with Reader(place) as reader:
             with pytest.raises(ValueError, match="within must be 0 to 60 seconds"):
                 await get_event(reader, "e", after="m", within=within)
             with pytest.raises(ValueError, match="100 messages at most, not 101"):
@@ -201,7 +198,7 @@ class TestAReader:
         assert "a raw / in the user or password" in str(error.value)
         assert "s3cret" not in str(error.value)
 
-    async def test_of_a_missing_file_says_so(self, tmp_path: Path) -> None:
+    async def test_of_a_missing_database_says_so(self, place: Place) -> None:
         """It is not taken for an empty one."""
-        with pytest.raises(StoreUnusable, match="There is no database"):
-            await Reader(tmp_path / "p.db").__aenter__()
+        with pytest.raises(StoreUnusable, match="start the worker once"):
+            await Reader(place).__aenter__()

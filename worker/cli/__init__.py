@@ -18,6 +18,7 @@ COMMANDS = (
     "dead_letters",
     "events",
     "healthcheck_options",
+    "import_log",
     "partitions",
     "publish",
     "rebuild",

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from worker.messages import Identifier, Message, Payload, Timestamp, canonical_json
-from worker.reader import WITHIN_SECONDS, PublishedMessage, Reader
+from worker.reader import WITHIN_SECONDS, Reader
 from worker.registry import on, projection
+from worker.store.presence import PublishedMessage
 from worker.store.statements import Row
 from worker.store.transaction import Transaction
 

@@ -6,7 +6,8 @@ each store brings its own queries.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from worker.store.statements import Parameters, Row
 
@@ -30,7 +31,28 @@ PIECE_SIZE = 1024 * 1024
 # Some 300 bytes each. Every query for the next ones searches the whole stream.
 PLACES_AT_ONCE = 25_000
 
+# What the readers of the log page through, in either store.
+NEXT_STREAMS = "SELECT event_id FROM streams WHERE event_id > ? ORDER BY event_id LIMIT ?"
+STREAMS_AT_ONCE = 500
+SIZES = """
+    SELECT event_id, sum(length(body)) + count(*) * ? FROM messages
+    WHERE event_id >= ? AND event_id <= ? GROUP BY event_id ORDER BY event_id
+"""
+ENTRIES = """
+    SELECT event_id, id, appended_at, body FROM messages WHERE event_id >= ? AND event_id <= ?
+    ORDER BY event_id, sequence, occurred_at, id
+"""
+
 COUNT = "SELECT count(*) FROM messages WHERE event_id = ?"
+
+
+class Logged(NamedTuple):
+    """A message as the log holds it."""
+
+    event_id: str
+    id: str
+    appended_at: str
+    body: str
 
 
 class Log(ABC):
@@ -65,6 +87,22 @@ class Log(ABC):
             room -= size
         if whole:
             yield await self._bodies(whole)
+
+    async def entries(self) -> AsyncIterator[list[Logged]]:
+        """Read the whole log, stream by stream, each in the order of position, in bounded pieces.
+
+        Streams that are opened meanwhile may be missing.
+        """
+        last = ""
+        while streams := await self.fetch_all(NEXT_STREAMS, (last, STREAMS_AT_ONCE)):
+            first, last = streams[0][0], streams[-1][0]
+            sizes = await self.fetch_all(SIZES, (MESSAGE_SIZE, first, last))
+            for group in _grouped([(row[0], int(row[1])) for row in sizes]):
+                if isinstance(group, str):
+                    async for rows in self.history(group):
+                        yield [Logged(group, row[0], row[5], row[6]) for row in rows]
+                else:
+                    yield [Logged(*row) for row in await self.fetch_all(ENTRIES, group)]
 
     async def history(self, event_id: str) -> AsyncIterator[list[Row]]:
         """Read one stream in the order of position, as people read it, in bounded pieces."""
@@ -119,3 +157,21 @@ class Log(ABC):
     @abstractmethod
     async def _key_of(self, event_id: str) -> Key | None:
         """Return the key of an event's stream; None if it has none."""
+
+
+def _grouped(sizes: Sequence[tuple[str, int]]) -> Iterator[tuple[str, str] | str]:
+    """Yield the first and the last of streams that fit into a piece, or one that does not."""
+    group: tuple[str, str] | None = None
+    room = PIECE_SIZE
+    for event_id, size in sizes:
+        # A group is a range, so no stream between its first and its last may be left out.
+        if group and size > room:
+            yield group
+            group, room = None, PIECE_SIZE
+        if size > PIECE_SIZE:
+            yield event_id
+        else:
+            group = (group[0] if group else event_id, event_id)
+            room -= size
+    if group:
+        yield group

@@ -1,6 +1,7 @@
 """Where a database is, and how the way there is protected. Knows nothing of the driver."""
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
@@ -26,6 +27,13 @@ class Address:
     """Whose certificates are trusted, instead of those that the system trusts."""
     allow_plain_text: bool = False
     """Whether another machine may be spoken to without TLS."""
+    renewed: Callable[[], str] | None = field(default=None, compare=False, repr=False)
+    """Returns the URL as it is now, for each connection: its password may have been changed."""
+
+    @property
+    def current_url(self) -> str:
+        """The URL for the next connection; raises what `renewed` raises."""
+        return self.url if self.renewed is None else self.renewed()
 
     @property
     def rebuild_schema(self) -> str:

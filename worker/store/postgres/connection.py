@@ -297,7 +297,8 @@ class PostgresReader(PostgresDatabase, Reader):
         """Return what fetches rows as of one moment, whatever is committed during the block."""
         async with self.lent() as session:
             await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield self.fetch_all
+            # Not by `fetch_all`, which would open another connection if this one were lost.
+            yield session.fetch
             await session.run("COMMIT")
 
     async def exists(self) -> bool:

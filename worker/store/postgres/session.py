@@ -120,9 +120,10 @@ async def connect(
     connection of a process.
     """
     path = ", ".join(map(quoted, search or (address.schema,)))
+    url = address.current_url
     try:
         connection = await asyncpg.connect(
-            address.url,
+            url,
             timeout=OPEN_SECONDS,
             command_timeout=None if is_long else STATEMENT_SECONDS,
             connection_class=_Connection,
