@@ -1,9 +1,9 @@
 """What several workers do together on PostgreSQL and partitions, and what each process costs.
 
-The workers have started and have their partitions before anything is published, and are frozen until
-everything is. The clock runs from then until most of the backlog is committed. So neither the start
-of a worker, nor the publisher, nor the end at which one worker still has messages and another has
-none is part of the figures.
+The workers have started and have their partitions before anything is published, and are frozen
+until everything is. The clock runs from then until most of the backlog is committed. So neither the
+start of a worker, nor the publisher, nor the end at which one worker still has messages and another
+has none is part of the figures.
 """
 
 import os
