@@ -155,7 +155,7 @@ def takeover(part: Result) -> Table:
 
 
 def model_of(part: Result) -> Model:
-    """Return the model: costs and use of the free cores with the most workers, the rate with one."""
+    """Return the model: costs and use of the cores with the most workers, the rate with one."""
     most = part["runs"][max(part["runs"], key=int)]
     usable = median(_used(run) / (part["cores"] - _others(run)) for run in most)
     return Model(_costs(most), median_rate(part, "1"), usable)
