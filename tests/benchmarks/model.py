@@ -52,7 +52,7 @@ class Model:
     alone: float
     """Messages a second of one worker that has the machine for itself."""
     usable: float
-    """The share of all cores that workers and engines use together when there is enough to do."""
+    """The share of the cores that workers and engines use together when there is enough to do."""
 
     def by_cores(self, cores: int) -> float:
         """Return the messages per second for which so many cores suffice."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -96,6 +97,14 @@ class MeasuredWorker:
             to_go = (messages - settled) * (now - began) / max(1, settled)
             pause = min(POLL_SECONDS, max(SHORTEST_POLL_SECONDS, to_go / 2))
             await asyncio.sleep(pause)  # noqa: TID251 - asking too often would slow down what is measured
+
+    def freeze(self) -> None:
+        """Let it do nothing until it is thawed, while its connections stay open."""
+        self._process.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it continue."""
+        self._process.send(signal.SIGCONT)
 
     async def kill(self) -> None:
         """Kill it as a crash would, and return when it is gone."""

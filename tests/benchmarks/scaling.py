@@ -1,8 +1,9 @@
 """What several workers do together on PostgreSQL and partitions, and what each process costs.
 
-Measured between two moments at which all workers are busy: the last message is published, and most
-of the backlog is committed. So neither the start of a worker, nor the publisher, nor the end at
-which one worker still has messages and another has none is part of the figures.
+The workers have started and have their partitions before anything is published, and are frozen
+until everything is. The clock runs from then until most of the backlog is committed. So neither the
+start of a worker, nor the publisher, nor the end at which one worker still has messages and another
+has none is part of the figures.
 """
 
 import os
@@ -89,10 +90,11 @@ async def _share(
         lock_waits(postgres, database) as waits,
     ):
         partitions = await bench.broker.until_spread(QUEUE, PARTITIONS, number)
-        await bench.broker.publish(bench.folder / "messages")
-        before = await _state(bench, postgres, workers, waits)
-        await workers.until_settled(round(messages * MOST))
-        after = await _state(bench, postgres, workers, waits)
+        with workers.frozen():
+            await bench.broker.publish(bench.folder / "messages")
+            before = await _spent(bench, postgres, workers, waits)
+        outcomes = await workers.until_settled(round(messages * MOST))
+        after = await _spent(bench, postgres, workers, waits)
         await workers.until_settled(messages)
         peak = workers.peak_bytes()
         await workers.stop()
@@ -101,20 +103,20 @@ async def _share(
     looks, waiting = spent.pop("looks"), spent.pop("waiting")
     return Shared(
         **spent,
+        messages=sum(outcomes.values()),
+        late=outcomes["late"],
         lock_share=waiting / max(1, looks) / number,
         peak_bytes=peak,
         partitions=partitions,
     )
 
 
-async def _state(
+async def _spent(
     bench: Bench, postgres: Postgres, workers: Workers, waits: LockWaits
 ) -> dict[str, Any]:
-    """Return everything that is counted, up to now."""
-    outcomes = await workers.outcomes()
+    """Return what everything has cost so far, and what has been seen of locks."""
     server = postgres.cpu(without=waits.pid)
     return {
-        "messages": sum(outcomes.values()),
         "seconds": time.monotonic(),
         "cpu_seconds": workers.cpu_seconds(),
         "broker_cpu_seconds": bench.broker.cpu_seconds(),
@@ -122,7 +124,6 @@ async def _state(
         "background_cpu_seconds": server.background,
         "busy_seconds": busy_seconds(),
         "wal_bytes": await postgres.wal_bytes(),
-        "late": outcomes["late"],
         "looks": waits.looks,
         "waiting": waits.waiting,
     }

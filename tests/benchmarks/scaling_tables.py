@@ -88,7 +88,7 @@ def costs(part: Result) -> Table:
     rows = []
     for workers, runs in part["runs"].items():
         each, used = _costs(runs), median(map(_used, runs)) / part["cores"]
-        others = median(run["busy_seconds"] / run["seconds"] - _used(run) for run in runs)
+        others = median(map(_others, runs))
         figures = (each.workers, each.broker, each.sessions, each.background, each.total)
         wal = f"{_per_message(runs, 'wal_bytes'):,.0f}"
         shares = (f"{used:.0%}", f"{others / part['cores']:.0%}")
@@ -157,7 +157,7 @@ def takeover(part: Result) -> Table:
 def model_of(part: Result) -> Model:
     """Return the model: costs and use of the cores with the most workers, the rate with one."""
     most = part["runs"][max(part["runs"], key=int)]
-    usable = median(map(_used, most)) / part["cores"]
+    usable = median(_used(run) / (part["cores"] - _others(run)) for run in most)
     return Model(_costs(most), median_rate(part, "1"), usable)
 
 
@@ -175,6 +175,12 @@ def _used(run: dict[str, Any]) -> float:
     parts = ("", "broker_", "sessions_", "background_")
     used: float = sum(run[f"{each}cpu_seconds"] for each in parts) / run["seconds"]
     return used
+
+
+def _others(run: dict[str, Any]) -> float:
+    """Return how many cores everything else on the machine used."""
+    busy: float = run["busy_seconds"] / run["seconds"]
+    return max(0.0, busy - _used(run))
 
 
 def _per_message(runs: list[dict[str, Any]], field: str) -> float:

@@ -1,8 +1,8 @@
 """Several workers that share the partitions of one queue, observed together."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from tests.benchmarks.broker import Broker
 from tests.benchmarks.running import MeasuredWorker, running_worker
@@ -43,6 +43,15 @@ class Workers:
     def peak_bytes(self) -> int:
         """Return the peak memory of the largest."""
         return max(peak_bytes(worker.pid) for worker in self.each)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let them do nothing during the block, for less than the broker waits for a heartbeat."""
+        for worker in self.each:
+            worker.freeze()
+        yield
+        for worker in self.each:
+            worker.thaw()
 
     async def stop(self) -> None:
         """Stop all of them as an operator does, and wait until they have drained."""

@@ -29,6 +29,7 @@ REBUILD = "rebuild"
 WORKER_POSTGRES = "worker_postgres"
 FASTSTREAM_POSTGRES = "faststream_postgres"
 HANDWRITTEN_POSTGRES = "handwritten_postgres"
+POOLED_POSTGRES = "pooled_postgres"
 
 CONTENDERS = {
     WORKER: Contender("worker, as shipped", keeps_rows=True),
@@ -60,6 +61,19 @@ CONTENDERS = {
         is_on_postgres=True,
         share=0.05,
     ),
+    POOLED_POSTGRES: Contender(
+        "the same on 16 connections, 16 commits at a time",
+        POOLED_POSTGRES,
+        keeps_rows=True,
+        is_on_postgres=True,
+        share=0.1,
+    ),
 }
 COMPARED = (WORKER, RAW_SOCKET, RAW_AIORMQ, AIO_PIKA, FASTSTREAM, HANDWRITTEN, RAW_SQLITE)
-COMPARED_ON_POSTGRES = (WORKER_POSTGRES, WORKER, FASTSTREAM_POSTGRES, HANDWRITTEN_POSTGRES)
+COMPARED_ON_POSTGRES = (
+    WORKER_POSTGRES,
+    WORKER,
+    FASTSTREAM_POSTGRES,
+    HANDWRITTEN_POSTGRES,
+    POOLED_POSTGRES,
+)

@@ -18,10 +18,10 @@ PREFETCH = 100
 WIRE: TypeAdapter[rules.AnyMessage] = TypeAdapter(rules.AnyMessage)
 
 
-async def main(told: Arguments) -> None:
+async def main(told: Arguments, connections: int = 1) -> None:
     clock = Clock(told.messages)
     is_done = asyncio.Event()
-    async with events_on(told.database) as events:
+    async with events_on(told.database, connections) as events:
 
         async def take(delivery: AbstractIncomingMessage) -> None:
             clock.begin()

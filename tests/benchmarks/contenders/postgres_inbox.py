@@ -5,8 +5,8 @@ the message's id in the inbox and change the row, unless the id was there. So du
 nothing; a late message is applied when it arrives, as in `rules.py`, and there is no log to make
 the rows from again.
 
-Several connections commit at the same time, so that one flush of the disk serves many. Messages of
-one event take turns in the order of arrival, which such an application needs and rarely has.
+With one connection, messages are applied in the order of arrival. With several, which commit at the
+same time, messages of one event take turns: without that, the rows would be wrong.
 """
 
 import asyncio
@@ -19,9 +19,6 @@ import asyncpg
 from tests.benchmarks.contenders import rules
 from worker.projections import load
 from worker.settings import Settings
-
-# More are no faster: the contender's own Python is what takes the time.
-CONNECTIONS = 16
 
 INBOX = 'CREATE TABLE inbox (id text COLLATE "C" PRIMARY KEY)'
 # Where the worker's tables are by default.
@@ -55,9 +52,9 @@ class Events:
         self._idle: asyncio.LifoQueue[asyncpg.Connection[asyncpg.Record]] = asyncio.LifoQueue()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def connect(self, url: str) -> None:
+    async def connect(self, url: str, connections: int) -> None:
         """Create the tables, and connect."""
-        for _ in range(CONNECTIONS):
+        for _ in range(connections):
             connection = await asyncpg.connect(url, server_settings={"search_path": SCHEMA})
             self._idle.put_nowait(connection)
         connection = await self._idle.get()
@@ -90,9 +87,9 @@ class Events:
 
 
 @asynccontextmanager
-async def events_on(url: str) -> AsyncIterator[Events]:
+async def events_on(url: str, connections: int = 1) -> AsyncIterator[Events]:
     """Create the table in an empty database, and hold connections to it."""
     events = Events()
-    await events.connect(url)
+    await events.connect(url, connections)
     yield events
     await events.close()
