@@ -110,6 +110,6 @@ def _summary(lines: list[Line]) -> str:
     workers = {line.worker for line in lines if line.worker and not line.is_silent}
     waiting = sum(line.waiting or 0 for line in lines)
     return (
-        f"{counted(len(lines), 'partition')}, {counted(len(workers), 'worker')}: "
-        f"{counted(waiting, 'message')} wait."
+        f"{counted(len(workers), 'worker')} on {counted(len(lines), 'partition')}; "
+        f"{counted(waiting, 'message')} waiting."
     )

@@ -1,6 +1,8 @@
 """`topology`: the exchanges, queues and bindings that the worker uses."""
 
 import asyncio
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,16 +10,18 @@ from worker.broker import commands
 from worker.broker.claim import ClaimNotPermitted
 from worker.broker.definitions import definitions
 from worker.broker.topology import Topology
-from worker.broker_settings import address_of, topology_of
+from worker.broker_settings import address_of
 from worker.cli.app import AsJson, Yes, app
-from worker.cli.output import confirm, print_json, say, table
+from worker.cli.current_topology import current_topology
+from worker.cli.output import complain, confirm, print_json, say, table
 from worker.errors import StoreUnavailable, StoreUnusable
-from worker.settings import Settings, load_settings
+from worker.plurals import counted
+from worker.settings import MAX_PARTITIONS, Settings, load_settings
 from worker.store.engines import store_of
 
 topology = typer.Typer(
     name="topology",
-    help="Show, create or export the worker's exchanges and queues; release its queue.",
+    help="Show, create, resize or export the worker's exchanges and queues; release them.",
     no_args_is_help=True,
 )
 app.add_typer(topology)
@@ -27,7 +31,7 @@ app.add_typer(topology)
 def show(*, as_json: AsJson = False) -> None:
     """Show what must be on the broker, and verify that it is; create nothing."""
     settings = load_settings()
-    wanted = topology_of(settings)
+    wanted = asyncio.run(current_topology(settings))
     if not as_json:
         _print(wanted)
     verified = asyncio.run(commands.verify(address_of(settings), wanted))
@@ -61,7 +65,8 @@ def apply() -> None:
     A new queue belongs to no database: the first worker to start claims it for its own.
     """
     settings = load_settings()
-    created = asyncio.run(commands.apply(address_of(settings), topology_of(settings)))
+    wanted = asyncio.run(current_topology(settings))
+    created = asyncio.run(commands.apply(address_of(settings), wanted))
     names = f"Created {', '.join(created)}." if created else "All exchanges and queues existed."
     say(f"{names} Everything that the worker needs is on {settings.broker}.")
 
@@ -91,7 +96,45 @@ def release(*, yes: Yes = False) -> None:
 def export() -> None:
     """Print RabbitMQ definitions for `rabbitmqctl import_definitions`, without asking a broker."""
     settings = load_settings()
-    print_json(definitions(topology_of(settings), settings.vhost))
+    print_json(definitions(asyncio.run(current_topology(settings)), settings.vhost))
+
+
+@topology.command("resize")
+def resize(
+    partitions: Annotated[
+        int, typer.Argument(min=1, max=MAX_PARTITIONS, help="The new number of partitions.")
+    ],
+) -> None:
+    """Change the number of partitions while workers run; they follow within seconds.
+
+    With fewer partitions, it ends when workers have emptied the queues of the others, which are
+    then deleted. It may be interrupted and run again.
+    """
+    settings = load_settings()
+    if isinstance(settings.database, Path):
+        complain(
+            "The database is a file, so there is one queue without partitions.",
+            "set WORKER_DATABASE to a PostgreSQL database; docs/scale.md says how to move.",
+        )
+        raise typer.Exit(1)
+    asyncio.run(_resize(settings, partitions))
+    say(f"The messages are spread over {counted(partitions, 'partition')}.")
+
+
+async def _resize(settings: Settings, partitions: int) -> None:
+    store = store_of(settings.store)
+    if not await store.exists():
+        raise StoreUnusable(
+            f"No worker has made the database yet ({store.named}).",
+            "set WORKER_PARTITIONS to this number before the first start.",
+        )
+
+    async def write(number: int) -> None:
+        async with store.writer(store.lock()) as writer:
+            await writer.set_partitions(number)
+
+    wanted = await current_topology(settings)
+    await commands.resize(address_of(settings), wanted, partitions, write, say)
 
 
 def _print(wanted: Topology) -> None:
