@@ -1,5 +1,7 @@
 """The broker's address and topology, from the settings."""
 
+from pathlib import Path
+
 from worker.broker.connection import BrokerAddress
 from worker.broker.partitions import Ranking
 from worker.broker.topology import Topology
@@ -10,8 +12,11 @@ from worker.sources import PREFIX, SettingsError
 def topology_of(settings: Settings, partitions: int | None = None) -> Topology:
     """Return the topology that the settings describe, with so many partitions.
 
-    Raises `SettingsError` if two of its exchanges would have the same name.
+    Without a number it is that of the settings, or none if the database is a file. Raises
+    `SettingsError` if two of its exchanges would have the same name.
     """
+    if partitions is None and not isinstance(settings.database, Path):
+        partitions = settings.partitions
     if partitions is not None and settings.exchange == settings.queue:
         raise SettingsError(
             f"{PREFIX}EXCHANGE and {PREFIX}QUEUE are the same ({settings.queue}), but with "

@@ -20,4 +20,4 @@ async def current_topology(settings: Settings) -> Topology:
     if await store.exists():
         async with store.reader() as reader:
             number = await reader.partitions()
-    return topology_of(settings, number or settings.partitions)
+    return topology_of(settings, number)
