@@ -190,7 +190,7 @@ class TestABrokerThatFallsSilent:
             proxy.stall()
             await declare(*arguments)
 
-        monkeypatch.setattr(Topology, "_declare_queue", silenced)
+        monkeypatch.setattr(Topology, "declare_queue", silenced)
 
         with pytest.raises(SessionLost, match="did not answer within"):
             await commands.apply(
