@@ -12,6 +12,9 @@ TALES = """
 """
 
 
+MARKS = "CREATE TABLE marks (event_id TEXT PRIMARY KEY, value DOUBLE PRECISION, data BYTEA)"
+
+
 class Word(Payload):
     text: str
 
@@ -22,12 +25,12 @@ def telling(runs: list[int] | None = None) -> Registry:
     registry.projection(
         table="tales",
         version=1,
-        schema=("CREATE TABLE tales (event_id TEXT PRIMARY KEY, text TEXT, odd) WITHOUT ROWID",),
+        schema=("CREATE TABLE tales (event_id TEXT PRIMARY KEY, text TEXT, odd TEXT)",),
     )
     registry.projection(
         table="marks",
         version=1,
-        schema=("CREATE TABLE marks (event_id TEXT PRIMARY KEY, value REAL, data BLOB)",),
+        schema=(MARKS,),
     )
 
     @registry.on("told")
@@ -35,7 +38,10 @@ def telling(runs: list[int] | None = None) -> Registry:
         if runs is not None:
             runs.append(message.sequence)
         await tx.execute(
-            "INSERT INTO tales VALUES (?, ?, 'x') ON CONFLICT DO UPDATE SET text = text || ?",
+            """
+            INSERT INTO tales VALUES (?, ?, 'x')
+            ON CONFLICT (event_id) DO UPDATE SET text = tales.text || ?
+            """,
             (message.event_id, message.payload.text, message.payload.text),
         )
 
@@ -44,7 +50,11 @@ def telling(runs: list[int] | None = None) -> Registry:
         row = await tx.fetch_one("SELECT value FROM marks WHERE event_id = ?", (message.event_id,))
         value = (row["value"] if row else 0.5) * 3 + len(message.payload.text)
         await tx.execute(
-            "INSERT OR REPLACE INTO marks VALUES (?, ?, x'00ff')", (message.event_id, value % 1_000)
+            """
+            INSERT INTO marks VALUES (?, ?, ?)
+            ON CONFLICT (event_id) DO UPDATE SET value = excluded.value
+            """,
+            (message.event_id, value % 1_000, b"\x00\xff"),
         )
 
     @registry.on("wiped")

@@ -1,5 +1,4 @@
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -7,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import Message
+from tests.places import Place, writer_at
 from tests.unit.projecting import arrivals, audited, project, projecting, projecting_with
 from tests.unit.projecting import rows as rows_of
 from tests.unit.tales import TALES, Word, expected, telling, word
@@ -18,7 +18,7 @@ from worker.fold import Addition
 from worker.projector import Projector
 from worker.registry import Registry
 from worker.store import log, streams
-from worker.store.sqlite.store import Writer
+from worker.store.postgres.transaction import PostgresTransaction
 from worker.store.sqlite.transaction import SqliteTransaction
 from worker.store.streams import Snapshot
 
@@ -83,7 +83,7 @@ class TestSnapshots:
 
     @pytest.mark.usefixtures("small")
     @pytest.mark.parametrize("seed", range(4))
-    async def test_are_used(self, tmp_path: Path, used: list[Snapshot], seed: int) -> None:
+    async def test_are_used(self, place: Place, used: list[Snapshot], seed: int) -> None:
         """Many folds start from one: with and without a tail, with and without rows."""
         rng = Random(seed)
         history = [
@@ -92,58 +92,61 @@ class TestSnapshots:
         ]
         arriving = sorted(history, key=lambda m: m["sequence"] + rng.choice([0, 3, 20]))
 
-        await project(tmp_path / "p.db", *([each] for each in arriving), registry=telling())
+        await project(place, *([each] for each in arriving), registry=telling())
 
-        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert rows_of(place, TALES) == expected(history)
         assert len(used) > 20
         assert {snapshot.tail is None for snapshot in used} == {True, False}
         assert {len(snapshot.rows) for snapshot in used} == {0, 1, 2}
 
     @pytest.mark.parametrize("batch_size", [1, 10])
     async def test_spare_what_comes_in_order_behind_a_wrong_clock(
-        self, tmp_path: Path, batch_size: int
+        self, place: Place, batch_size: int
     ) -> None:
         """Each message is folded once, and the one from the future once per batch."""
         runs: list[int] = []
         arriving = [word(n) for n in range(200)]
 
         await project(
-            tmp_path / "p.db",
+            place,
             [future := word(2**40)],
             *(arriving[n : n + batch_size] for n in range(0, 200, batch_size)),
             registry=telling(runs),
         )
 
-        assert rows_of(tmp_path / "p.db", TALES) == expected([*arriving, future])
+        assert rows_of(place, TALES) == expected([*arriving, future])
         assert len(runs) == 1 + 200 + 200 / batch_size
 
     async def test_do_not_serve_what_comes_before_them(
-        self, tmp_path: Path, used: list[Snapshot]
+        self, place: Place, used: list[Snapshot]
     ) -> None:
         """A message before a snapshot needs a full fold, and the next one does not."""
         history = [word(n) for n in (1, 9, 5, 3, 7)]
 
-        await project(tmp_path / "p.db", *([each] for each in history), registry=telling())
+        await project(place, *([each] for each in history), registry=telling())
 
-        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert rows_of(place, TALES) == expected(history)
         assert [snapshot.position[0] for snapshot in used] == [3]
 
     async def test_follow_what_comes_in_order_in_between(
-        self, tmp_path: Path, used: list[Snapshot]
+        self, place: Place, used: list[Snapshot]
     ) -> None:
         """Messages after the head join the tail and are folded with the next late message."""
         order = [1, 9, 3, 10, 11, 4, 12, 5]
         history = [word(n) for n in order]
 
-        await project(tmp_path / "p.db", *([each] for each in history), registry=telling())
+        await project(place, *([each] for each in history), registry=telling())
 
-        assert rows_of(tmp_path / "p.db", TALES) == expected(history)
+        assert rows_of(place, TALES) == expected(history)
         assert [len(snapshot.tail or ()) for snapshot in used] == [3, 4]
 
-    async def test_are_not_kept_of_many_rows(self, tmp_path: Path, used: list[Snapshot]) -> None:
+    async def test_are_not_kept_of_many_rows(self, place: Place, used: list[Snapshot]) -> None:
         """If an event has several rows in a table, their order is that of a full fold."""
         registry = Registry()
-        schema = ("CREATE TABLE steps (event_id, text)", "CREATE INDEX of ON steps (event_id)")
+        schema = (
+            "CREATE TABLE steps (event_id TEXT, text TEXT)",
+            "CREATE INDEX steps_of ON steps (event_id)",
+        )
         registry.projection(table="steps", version=1, schema=schema)
 
         @registry.on("told")
@@ -152,9 +155,9 @@ class TestSnapshots:
             await tx.execute("INSERT INTO steps VALUES (?, ?)", values)
 
         history = [word(n) for n in (1, 2, 9, 3, 4)]
-        await project(tmp_path / "p.db", *([each] for each in history), registry=registry)
+        await project(place, *([each] for each in history), registry=registry)
 
-        found = rows_of(tmp_path / "p.db", "SELECT text FROM steps ORDER BY rowid")
+        found = rows_of(place, "SELECT text FROM steps ORDER BY text")
         assert found == [("1,",), ("2,",), ("3,",), ("4,",), ("9,",)]
         assert used == []
 
@@ -163,42 +166,39 @@ class TestWhatIsRemembered:
     """A snapshot is a cache: it is dropped whenever it may differ from the file."""
 
     async def test_is_dropped_with_a_transaction_that_fails(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No later fold contains what a failed commit would have written."""
-        path = tmp_path / "p.db"
         history = [word(n) for n in (1, 9, 3)]
-        async with projecting(path, telling()) as projector:
+        async with projecting(place, telling()) as projector:
             for each in history:
                 await projector.project(arrivals([each], telling()))
             with monkeypatch.context() as failing:
-                failing.setattr(SqliteTransaction, "commit", refuse)
+                for kind in (SqliteTransaction, PostgresTransaction):
+                    failing.setattr(kind, "commit", refuse)
                 with pytest.raises(StoreUnavailable):
                     await projector.project(arrivals([word(5), word(10)], telling()))
 
             await projector.project(arrivals([last := word(7)], telling()))
 
-        assert rows_of(path, TALES) == expected([*history, last])
+        assert rows_of(place, TALES) == expected([*history, last])
 
-    async def test_is_dropped_when_somebody_else_has_written(self, tmp_path: Path) -> None:
+    async def test_is_dropped_when_somebody_else_has_written(self, place: Place) -> None:
         """The next fold contains what another writer added to the stream."""
-        path = tmp_path / "p.db"
         history = [word(n) for n in (1, 9, 3, 4, 5)]
         async with (
-            projecting_with(Writer(path), telling()) as one,
-            projecting_with(Writer(path), telling()) as other,
+            projecting_with(writer_at(place), telling()) as one,
+            projecting_with(writer_at(place), telling()) as other,
         ):
             for who, each in zip([one, one, one, other, one], history, strict=True):
                 await insist(who, each)
 
-        assert rows_of(path, TALES) == expected(history)
+        assert rows_of(place, TALES) == expected(history)
 
-    async def test_survives_a_batch_of_duplicates(
-        self, tmp_path: Path, used: list[Snapshot]
-    ) -> None:
+    async def test_survives_a_batch_of_duplicates(self, place: Place, used: list[Snapshot]) -> None:
         """Duplicates change nothing, so what is remembered stays right."""
         history = [word(n) for n in (1, 9, 3)]
-        async with projecting(tmp_path / "p.db", telling()) as projector:
+        async with projecting(place, telling()) as projector:
             for each in history:
                 await projector.project(arrivals([each], telling()))
 
@@ -220,11 +220,15 @@ async def insist(projector: Projector, each: Message) -> None:
     await projector.project(batch)
 
 
+STEPS = "CREATE TABLE steps (event_id TEXT, text TEXT)"
+EMPTY = "CREATE TABLE t (event_id TEXT PRIMARY KEY)"
+
+
 class TestFailures:
-    async def test_of_some_late_streams_stop_no_others(self, tmp_path: Path) -> None:
+    async def test_of_some_late_streams_stop_no_others(self, place: Place) -> None:
         """All failing streams are found in one pass, even if streams are read in pieces."""
         registry, runs = Registry(), list[str]()
-        registry.projection(table="t", version=1, schema=("CREATE TABLE t (event_id PRIMARY KEY)",))
+        registry.projection(table="t", version=1, schema=(EMPTY,))
 
         @registry.on("told")
         async def told(tx: Transaction, message: Message_[Word]) -> None:
@@ -238,7 +242,7 @@ class TestFailures:
             word(1, "bad" if n in {3, 500, 997} else "good", event_id=event_id)
             for n, event_id in enumerate(ids)
         ]
-        async with projecting(tmp_path / "p.db", registry) as projector:
+        async with projecting(place, registry) as projector:
             await projector.project(arrivals(heads, registry))
             runs.clear()
             outcomes = await projector.project(arrivals(late_ones, registry))
@@ -251,11 +255,11 @@ class TestFailures:
 
 class TestProgress:
     @pytest.mark.usefixtures("small")
-    async def test_is_reported_after_every_piece(self, tmp_path: Path) -> None:
+    async def test_is_reported_after_every_piece(self, place: Place) -> None:
         """An observer sees that a long fold makes progress, and for which event."""
         told: list[Folding] = []
         registry = telling()
-        async with projecting_with(Writer(tmp_path / "p.db"), registry) as projector:
+        async with projecting_with(writer_at(place), registry) as projector:
             reporting = Projector(registry, projector._writer, folding=told.append)
             await reporting.project(arrivals([word(n) for n in range(1, 20)], registry))
             assert told == []

@@ -15,9 +15,9 @@ from worker.store.statements import Parameters, Row
 from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
-# A statement takes milliseconds. One that takes longer waits for a server that is frozen, or for
-# its disk.
-STATEMENT_SECONDS = 30
+# A statement takes milliseconds, and waits for a lock for five seconds at most. One that takes
+# longer waits for a server that is frozen, or for its disk.
+STATEMENT_SECONDS = 15
 # The kernel gives up a silent connection after some ten seconds.
 SILENT_SECONDS = 10
 PROBES = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
