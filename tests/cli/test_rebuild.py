@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import places
 from tests.builders import completed, planned
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
@@ -13,7 +14,8 @@ from tests.database import change, rows
 from tests.disk import Disk, cannot_mount
 from tests.oracle import expected_rows
 from tests.processes import environment
-from tests.unit.projecting import project
+from tests.unit.projecting import arrivals, project, projecting, verdicts
+from worker.store.postgres.address import Address
 
 LIFE = [planned("e-1"), completed("e-1"), planned("e-2")]
 TAMPER = "UPDATE events SET status = 'expired' WHERE event_id = 'e-1'"
@@ -126,3 +128,38 @@ class TestRebuild:
         assert code == 1
         assert f"pid {worker.pid} on" in err
         assert verified == 0
+
+
+class TestOnPostgres:
+    async def test_corrects_what_differs_while_a_worker_is_connected(
+        self, tmp_path: Path, database_url: str
+    ) -> None:
+        """`--verify` finds it, `rebuild` corrects it, and nothing has to be stopped."""
+        address = Address(database_url)
+        where = {"folder": tmp_path, "database": database_url}
+        async with projecting(address) as projector:
+            await projector.project(arrivals(LIFE))
+            places.change(address, TAMPER)
+
+            differs, table, _ = await run_command("rebuild", "--verify", **where)
+            code, out, _ = await run_command("rebuild", **where)
+            agrees, _, _ = await run_command("rebuild", "--verify", **where)
+            outcomes = await projector.project(arrivals([planned("e-3")]))
+
+        assert (differs, code, agrees) == (1, 0, 0)
+        assert all(word in table for word in ("e-1", "status", "expired", "completed"))
+        assert "the live rows of 1 event differed and have been corrected." in out
+        assert verdicts(outcomes) == ["applied"]
+
+    async def test_makes_no_database(self, tmp_path: Path, database_url: str) -> None:
+        """A wrong address is an error, not an empty read model."""
+        for verify in ([], ["--verify"]):
+            code, _, err = await run_command(
+                "rebuild", *verify, folder=tmp_path, database=database_url
+            )
+
+            assert code == 1
+            assert err.startswith("There is no database of the worker")
+        assert places.rows(Address(database_url), "SELECT to_regnamespace('projection')") == [
+            (None,)
+        ]

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.projections import load
-from worker.rebuild import reason_to_rebuild, require_known_kinds, require_same_columns
+from worker.rebuild import (
+    reason_to_rebuild,
+    require_known_kinds,
+    require_same_columns,
+    require_schemas,
+)
 from worker.settings import Settings
 from worker.store.database import Database
 from worker.store.engines import store_of
@@ -71,6 +76,7 @@ async def _file(settings: Settings) -> Line:
 async def _reason_to_rebuild(reader: Database) -> str | None:
     """Return why the rows must be rebuilt; raises for what a start would refuse."""
     registry = load()
+    await require_schemas(reader, registry)
     await reader.require_log()
     await require_known_kinds(reader, registry)
     reason = reason_to_rebuild(await reader.noted_versions(), registry)

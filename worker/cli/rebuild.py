@@ -32,7 +32,8 @@ def rebuild(
     """Fold the whole log into new tables, and replace the live tables with them.
 
     Readers see the old rows until the new ones are complete; an interrupted rebuild changes
-    nothing. --verify works while a worker runs; without it, the worker must be stopped.
+    nothing. Workers on PostgreSQL may run meanwhile; the worker of an SQLite file must be stopped,
+    unless --verify only compares.
     """
     store = store_of(load_settings().store)
     registry = load()

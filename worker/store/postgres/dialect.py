@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from math import isnan
+from typing import Any, NamedTuple
 
 from worker.store.statements import Parameters, Value
 
@@ -19,7 +20,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # Lists are the store's own: arrays, of which no column of a projection can be one.
-_PLAIN = {str, int, float, bytes, bool, type(None), list}
+_PLAIN = {str, int, bytes, bool, type(None), list}
 
 
 class Translated(NamedTuple):
@@ -67,16 +68,18 @@ def translated(sql: str) -> Translated:
     return Translated(_TOKEN.sub(parameter, sql), tuple(names))
 
 
-def _plain(value: object) -> Value:
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a `Value`, or a list of the store's own
     """Return a value of a built-in type with the same content; runs no code of its class."""
-    if value is None:
-        return None
+    if value is None or type(value) is list:
+        return value
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
         return int.__int__(value)
     if isinstance(value, float):
-        return float.__float__(value)
+        # As SQLite stores it: without NaN, and without the sign of zero.
+        plain = float.__float__(value)
+        return None if isnan(plain) else plain + 0.0
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(memoryview(value))
     raise TypeError(f"A statement's parameter must not be of the type {type(value).__name__}")

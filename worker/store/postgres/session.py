@@ -9,9 +9,9 @@ from asyncpg.connect_utils import SessionAttribute
 
 from worker.store.failures import StoreFault
 from worker.store.postgres.address import Address
-from worker.store.postgres.dialect import translated
+from worker.store.postgres.dialect import Translated, translated
 from worker.store.postgres.faults import opening_failed
-from worker.store.statements import Parameters, Row
+from worker.store.statements import Parameters, Row, Value
 from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
@@ -34,6 +34,7 @@ SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
+WHOLE = frozenset({"int2", "int4", "int8"})
 # Nobody waits for a long transaction, until it locks others out.
 LONG = {"idle_in_transaction_session_timeout": "5min", "statement_timeout": "0"}
 
@@ -80,13 +81,13 @@ class Session:
         """Return all rows of a statement, whose parameters are written as SQLite's."""
         statement = translated(sql)
         prepared = await self.prepared(statement.sql)
-        return list(await prepared.fetch(*statement.bound(parameters)))
+        return list(await prepared.fetch(*_bound(prepared, statement, parameters)))
 
     async def run_many(self, sql: str, rows: Sequence[Parameters]) -> None:
         """Run a statement once for each of these rows of parameters, in one round trip."""
         statement = translated(sql)
         prepared = await self.prepared(statement.sql)
-        await prepared.executemany([statement.bound(row) for row in rows])
+        await prepared.executemany([_bound(prepared, statement, row) for row in rows])
 
     async def prepared(self, sql: str) -> asyncpg.prepared_stmt.PreparedStatement:
         """Return the prepared statement of a text; it is prepared once."""
@@ -101,6 +102,24 @@ class Session:
     def abort(self) -> None:
         """Close without a word; waits for nothing, and the server rolls back."""
         self._connection.terminate()
+
+
+def _bound(
+    prepared: asyncpg.prepared_stmt.PreparedStatement, statement: Translated, row: Parameters
+) -> Sequence[Value]:
+    """Return the parameters of a statement in order; raises `TypeError` for those it cannot take.
+
+    The driver would cut off the fraction of a number where the server expects a whole one.
+    """
+    values = statement.bound(row)
+    if float in map(type, values):
+        for place, (value, kind) in enumerate(zip(values, prepared.get_parameters(), strict=False)):
+            if isinstance(value, float) and kind.name in WHOLE and not value.is_integer():
+                raise TypeError(
+                    f"PostgreSQL takes parameter {place + 1} for a whole number, not {value}: "
+                    "write CAST(? AS DOUBLE PRECISION), or give its column that type"
+                )
+    return values
 
 
 async def connect(
