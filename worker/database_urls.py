@@ -104,7 +104,7 @@ def _options_problem(options: str, hosts: str) -> str | None:
     if others:
         return (
             "has options after the ? that are not supported; host and port are, for a Unix socket "
-            "(WORKER_SCHEMA names the schema; write %3F for a ? in the database's name)"
+            "(WORKER_DATABASE_SCHEMA names the schema; write %3F for a ? in the database's name)"
         )
     if hosts:
         return "names hosts both before and after the ?; remove the option"

@@ -44,7 +44,7 @@ DATABASE_URL_RULE = "must look like postgresql://user:password@host:5432/databas
 # name of a queue could be longer, but its dead-letter exchange is named after it.
 NAME_CHARACTERS = 127
 NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
-DEAD_LETTERS, DATABASE = ".dead-letters", ".database"
+DEAD_LETTERS, DATABASE, PARTITIONS = ".dead-letters", ".database", ".partitions"
 QUEUE_CHARACTERS = NAME_CHARACTERS - len(DEAD_LETTERS)
 LONGEST_COMPANION = ".rebuild-journal"
 # The names of their queues have three digits. Each costs the broker some 0.1 MB, and each worker
@@ -105,9 +105,10 @@ def _name(name: str) -> str:
 
 
 def _queue(name: str) -> str:
-    if name.endswith((DEAD_LETTERS, DATABASE)):
+    if name.endswith((DEAD_LETTERS, DATABASE, PARTITIONS)):
         raise ValueError(
-            f"must not end in '{DEAD_LETTERS}' or '{DATABASE}', which the worker appends itself"
+            f"must not end in '{DEAD_LETTERS}', '{DATABASE}' or '{PARTITIONS}', which the worker "
+            "appends itself"
         )
     return name
 
@@ -270,8 +271,9 @@ class Settings(BaseModel):
                 f"{PREFIX}BATCH_SIZE ({self.batch_size}) must not exceed {PREFIX}PREFETCH "
                 f"({self.prefetch})"
             )
-        own = (f"{self.queue}{DEAD_LETTERS}", f"{self.queue}{DATABASE}")
-        if self.exchange in own or self.exchange.startswith(f"{own[1]}."):
+        own = [f"{self.queue}{end}" for end in (DEAD_LETTERS, DATABASE, PARTITIONS)]
+        claims = tuple(f"{name}." for name in own[1:])
+        if self.exchange in own or self.exchange.startswith(claims):
             raise ValueError(
                 f"{PREFIX}EXCHANGE ({self.exchange}) is the name of an exchange that the worker "
                 f"creates for {PREFIX}QUEUE ({self.queue}); set one of them to another name"

@@ -175,9 +175,15 @@ class TestReaders:
         registry = load()
         async with Writer(path) as writer:
             await create_tables(writer, registry)
-            history = [planned("e-42", chat_id="chat-7"), started("e-42")]
+            history = [
+                planned("e-42", chat_id="chat-7"),
+                started("e-42", id="0198c0de"),
+                planned("e-43", id="0198c0df"),
+            ]
             await Projector(registry, writer).project(arrivals(history))
-        text = example("docs/publish.md", "get_event").replace("data/projection.db", str(path))
+        text = example("docs/publish.md", "async with Reader")
+        text += textwrap.indent(example("docs/publish.md", "after="), "    ")
+        text = text.replace("data/projection.db", str(path))
         text = re.sub(
             r"^    await (.*?)(?: +#.*)?$", r"    found.append(await \1)", text, flags=re.M
         )
@@ -186,7 +192,8 @@ class TestReaders:
 
         await read(found)
 
-        event, active, done = found
+        event, active, done, event_after, active_after, ((events,),) = found
         assert (event["status"], event["props"]) == ("active", {})
         assert active == [event]
         assert done == []
+        assert (event_after, active_after, events) == (event, active, 2)

@@ -1,4 +1,4 @@
-"""Which database a queue belongs to: one queue, one database.
+"""Which database a queue belongs to: one queue, or one set of partitions, one database.
 
 A second worker with another database would fold some of the queue's messages into an empty log. So
 a worker claims the queue for its database before it consumes, and the broker refuses all others.
@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from aio_pika import ExchangeType
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
@@ -42,6 +42,21 @@ class Claimant:
     """Whether nothing has been projected into it, and no session has been opened for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What belongs to one database: a queue, or the queues of all partitions.
+
+    Both may exist for the same chats while their reader moves from the one to the other, each with
+    a claim of its own.
+    """
+
+    queue: str
+    """The name of the queue, or that with which the queues of all partitions begin."""
+    work_queues: tuple[str, ...]
+    exchange: str
+    """The exchange that says to which database they belong."""
+
+
 class QueueClaimed(BrokerRefused):
     """The queue belongs to another database."""
 
@@ -50,13 +65,13 @@ class ClaimNotPermitted(BrokerRefused):
     """The broker's user may neither claim the queue nor see which database it belongs to."""
 
 
-def exchange_of(queue: str) -> str:
+def exchange_of(queue: str, *, has_partitions: bool = False) -> str:
     """Return the name of the exchange that says which database a queue belongs to."""
-    return f"{queue}.database"
+    return f"{queue}.partitions" if has_partitions else f"{queue}.database"
 
 
 async def make(
-    connection: AbstractConnection, queue: str, claimant: Claimant
+    connection: AbstractConnection, claimed: Claimed, claimant: Claimant
 ) -> ClaimNotPermitted | None:
     """Claim the queue for a database, or verify that the database still has the claim.
 
@@ -65,43 +80,43 @@ async def make(
     is not a claim.
     """
     try:
-        if await _declare(connection, queue, claimant.id) == claimant.id:
+        if await _declare(connection, claimed, claimant.id) == claimant.id:
             return None
     except ClaimNotPermitted as error:
         return error
     # Declaring it without an identity leaves more room in the reply for the other one.
-    other = await _declare(connection, queue, None)
-    raise claimed_by_another(queue, other or UNKNOWN, claimant.shown, claimant.id)
+    other = await _declare(connection, claimed, None)
+    raise claimed_by_another(claimed.queue, other or UNKNOWN, claimant.shown, claimant.id)
 
 
-async def owner(connection: AbstractConnection, queue: str, own_id: str | None) -> str | None:
+async def owner(connection: AbstractConnection, claimed: Claimed, own_id: str | None) -> str | None:
     """Return the identity of the database that the queue belongs to, or None; changes nothing.
 
     Returns `UNKNOWN` if the broker does not name the identity, and it is not `own_id`. Raises
     `ClaimNotPermitted`, and `BrokerRefused` if the exchange is not a claim.
     """
     # An alternate exchange cannot be void, so the broker always refuses this, and says why.
-    found = await _declare(connection, queue, None)
+    found = await _declare(connection, claimed, None)
     if found == UNKNOWN and own_id is not None:
-        return await _declare(connection, queue, own_id)
+        return await _declare(connection, claimed, own_id)
     return found
 
 
-async def release(connection: AbstractConnection, queue: str) -> None:
+async def release(connection: AbstractConnection, claimed: Claimed) -> None:
     """Let the next worker that starts claim the queue for its own database.
 
     Raises `BrokerRefused` while somebody consumes, and what `owner` raises.
     """
-    async with connection.channel() as channel:
-        if await _is_consumed(channel, queue):
+    for queue in claimed.work_queues:
+        if await _is_consumed(connection, queue):
             raise BrokerRefused(
                 f"A worker consumes from queue {queue!r}, or the broker has not noticed that it "
                 "ended.",
                 "stop the worker first: until then it writes to the old database.",
             )
-    if await owner(connection, queue, None) is not None:
+    if await owner(connection, claimed, None) is not None:
         async with connection.channel() as channel:
-            await channel.exchange_delete(exchange_of(queue))
+            await channel.exchange_delete(claimed.exchange)
 
 
 def claimed_by_another(queue: str, owner: str, shown: str, own_id: str | None) -> QueueClaimed:
@@ -116,9 +131,11 @@ def claimed_by_another(queue: str, owner: str, shown: str, own_id: str | None) -
     )
 
 
-async def _declare(connection: AbstractConnection, queue: str, own_id: str | None) -> str | None:
+async def _declare(
+    connection: AbstractConnection, claimed: Claimed, own_id: str | None
+) -> str | None:
     """Declare the claim, and return the identity that it names."""
-    name = exchange_of(queue)
+    name = claimed.exchange
     async with connection.channel() as channel:
         try:
             await channel.declare_exchange(
@@ -132,7 +149,8 @@ async def _declare(connection: AbstractConnection, queue: str, own_id: str | Non
             return _owner_in(error, name)
         except ChannelAccessRefused as error:
             raise ClaimNotPermitted(
-                f"The broker's user may not claim queue {queue!r} for a database ({error}).",
+                f"The broker's user may not claim queue {claimed.queue!r} for a database "
+                f"({error}).",
                 "until it may, a worker with another database is not refused. Grant the user "
                 f"configure and read on exchange {name!r}, and write on all names that begin with "
                 f"'{name}.' (docs/operate.md, 'Permissions', has the rabbitmqctl command).",
@@ -153,9 +171,10 @@ def _owner_in(error: ChannelPreconditionFailed, name: str) -> str | None:
     ) from error
 
 
-async def _is_consumed(channel: AbstractChannel, queue: str) -> bool:
-    try:
-        declared = await channel.declare_queue(queue, passive=True)
-    except ChannelNotFoundEntity:
-        return False
+async def _is_consumed(connection: AbstractConnection, queue: str) -> bool:
+    async with connection.channel() as channel:
+        try:
+            declared = await channel.declare_queue(queue, passive=True)
+        except ChannelNotFoundEntity:
+            return False
     return bool(declared.declaration_result.consumer_count)

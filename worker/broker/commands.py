@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from aio_pika.abc import AbstractConnection
 
-from worker.broker import claim, verification
+from worker.broker import claim, retirement, verification
+from worker.broker.claim import Claimed
 from worker.broker.connection import (
     BrokerAddress,
     answer_within,
@@ -61,22 +62,43 @@ async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
     return await _answer(ask())
 
 
-async def owner(address: BrokerAddress, queue: str, own_id: str | None) -> str | None:
+async def owner(address: BrokerAddress, claimed: Claimed, own_id: str | None) -> str | None:
     """Return and raise what `claim.owner` does."""
 
     async def ask() -> str | None:
         async with _asking(address) as opened:
-            return await claim.owner(opened, queue, own_id)
+            return await claim.owner(opened, claimed, own_id)
 
     return await _answer(ask())
 
 
-async def release(address: BrokerAddress, queue: str) -> None:
+async def release(address: BrokerAddress, claimed: Claimed) -> None:
     """Let another database claim the queue; raises `BrokerRefused` while a worker consumes."""
 
     async def ask() -> None:
         async with _asking(address) as opened:
-            await claim.release(opened, queue)
+            await claim.release(opened, claimed)
+
+    await _answer(ask())
+
+
+async def old_topology(address: BrokerAddress, topology: Topology) -> Topology | None:
+    """Return what `retirement.old_topology` does."""
+
+    async def ask() -> Topology | None:
+        async with _asking(address) as opened:
+            return await retirement.old_topology(opened, topology)
+
+    return await _answer(ask())
+
+
+async def retire(address: BrokerAddress, topology: Topology, old: Topology) -> None:
+    """Feed the topology alone, and delete the old one; raises what `retirement.retire` does."""
+
+    async def ask() -> None:
+        async with _asking(address) as opened:
+            with requiring(old.needed_to_apply, address, "remove the old queues"):
+                await retirement.retire(opened, topology, old)
 
     await _answer(ask())
 

@@ -119,7 +119,7 @@ class Session:
                 raise ended("its connection is closed")
             if self.unclaimed is None:
                 try:
-                    await claim.make(self._asking, self._topology.queue, self._claimant)
+                    await claim.make(self._asking, self._topology.claimed, self._claimant)
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
@@ -225,7 +225,7 @@ async def _prepare(
     if not claimant.is_new:
         # This comes before the claim, so that no claim is left behind for a missing queue.
         await verification.verify(topology, connection)
-    unclaimed = await claim.make(connection, topology.queue, claimant)
+    unclaimed = await claim.make(connection, topology.claimed, claimant)
     if claimant.is_new and await verification.missing(topology, connection):
         await _make(connection, address, topology)
     return unclaimed, await verification.verify(topology, connection, binds=claimant.is_new)

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused, ConnectionCommandInvalid
 
-from worker.broker.claim import exchange_of
+from worker.broker.claim import Claimed, exchange_of
 from worker.broker.partitions import queue_of
 from worker.broker.permissions import Numbered, Permissions, Prefix
 from worker.errors import BrokerRefused
@@ -106,13 +106,19 @@ class Topology:
         )
 
     @property
+    def claimed(self) -> Claimed:
+        """What the database of the workers claims."""
+        exchange = exchange_of(self.queue, has_partitions=self.partitions is not None)
+        return Claimed(self.queue, self.work_queues, exchange)
+
+    @property
     def needed_to_consume(self) -> Permissions:
         """The permissions of a worker whose exchanges and queues another user has made.
 
         Read on the queues and write on the dead letters are for consuming, all others for the
         claim.
         """
-        claim = exchange_of(self.queue)
+        claim = self.claimed.exchange
         return Permissions(
             configure=(claim,),
             write=(self.dead_letters, Prefix(f"{claim}.")),
@@ -122,7 +128,7 @@ class Topology:
     @property
     def needed_to_apply(self) -> Permissions:
         """The permissions for `apply`, a full verification, and a worker that makes its queue."""
-        claim = exchange_of(self.queue)
+        claim = self.claimed.exchange
         own = tuple(dict.fromkeys((self.queue, *self._permitted_work_queues)))
         return Permissions(
             configure=(self.exchange, *own, self.dead_letters, claim),

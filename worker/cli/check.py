@@ -12,6 +12,7 @@ from worker.broker.claim import ClaimNotPermitted, claimed_by_another
 from worker.broker_settings import address_of, topology_of
 from worker.cli import healthcheck
 from worker.cli.app import AsJson, app
+from worker.cli.current_topology import current_topology
 from worker.cli.database_checks import Line, Looks, database_looks
 from worker.cli.output import print_json, verdict
 from worker.errors import (
@@ -113,8 +114,9 @@ async def _has_database(settings: Settings) -> bool:
 async def _claim(settings: Settings) -> Line:
     shown, queue = settings.shown_database, settings.queue
     own_id = await store_of(settings.store).id()
+    claimed = (await current_topology(settings)).claimed
     try:
-        owner = await broker.owner(address_of(settings), queue, own_id)
+        owner = await broker.owner(address_of(settings), claimed, own_id)
     except ClaimNotPermitted as error:
         return Line("warn", "claim", error.message, error.hint)
     if owner is None:

@@ -10,7 +10,7 @@ from worker.broker import commands
 from worker.broker.claim import ClaimNotPermitted
 from worker.broker.definitions import definitions
 from worker.broker.topology import Topology
-from worker.broker_settings import address_of
+from worker.broker_settings import address_of, topology_of
 from worker.cli.app import AsJson, Yes, app
 from worker.cli.current_topology import current_topology
 from worker.cli.output import complain, confirm, print_json, say, table
@@ -88,8 +88,34 @@ def release(*, yes: Yes = False) -> None:
             f"{belonging} After the release, the next worker to start claims it for its own "
             "database, which starts without the content of the old one. Continue?"
         )
-    asyncio.run(commands.release(address_of(settings), settings.queue))
+    claimed = asyncio.run(_known_topology(settings)).claimed
+    asyncio.run(commands.release(address_of(settings), claimed))
     say(f"Queue {settings.queue!r} is free: the next worker to start claims it.")
+
+
+@topology.command("retire")
+def retire(*, yes: Yes = False) -> None:
+    """Delete what the reader has left: the one queue after a move to PostgreSQL, or partitions.
+
+    Run it with the new settings, once their worker consumes: what it uses is bound, and what it has
+    left is unbound. That is deleted once it is empty and its worker is stopped; until then, the
+    command fails, and can be run again. Dead letters stay.
+    """
+    settings = load_settings()
+    wanted = asyncio.run(current_topology(settings))
+    old = asyncio.run(commands.old_topology(address_of(settings), wanted))
+    if old is None:
+        say("There is nothing to retire.")
+        return
+    what = old.queue if old.partitions is None else counted(old.partitions, "partition")
+    owner, belonging = asyncio.run(_owner(settings))
+    if owner is None or owner != asyncio.run(store_of(settings.store).id()):
+        complain(f"{belonging} So it is not the new one.", "start the worker on the new one first.")
+        raise typer.Exit(1)
+    if not yes:
+        confirm(f"{belonging} Let it get all messages, and delete {what}?")
+    asyncio.run(commands.retire(address_of(settings), wanted, old))
+    say(f"Deleted {what}, which was empty.")
 
 
 @topology.command("export")
@@ -153,6 +179,14 @@ def _print(wanted: Topology) -> None:
     )
 
 
+async def _known_topology(settings: Settings) -> Topology:
+    """Return the current topology, or that of the settings if the database cannot say it."""
+    try:
+        return await current_topology(settings)
+    except (StoreUnavailable, StoreUnusable):
+        return topology_of(settings, settings.partitions)
+
+
 async def _owner(settings: Settings) -> tuple[str | None, str]:
     """Return the identity of the database of the queue, and a sentence that says so."""
     try:
@@ -160,7 +194,8 @@ async def _owner(settings: Settings) -> tuple[str | None, str]:
     except (StoreUnavailable, StoreUnusable):
         # A broken database may be the reason for the move to another one.
         own = None
-    owner = await commands.owner(address_of(settings), settings.queue, own)
+    claimed = (await _known_topology(settings)).claimed
+    owner = await commands.owner(address_of(settings), claimed, own)
     if owner is None:
         which = "no database yet"
     elif owner == own:

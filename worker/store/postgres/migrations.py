@@ -61,7 +61,8 @@ async def identity(session: Session, address: Address) -> str:
     if not await is_ours(session, address):
         raise StoreUnusable(
             f"There is no database of the worker ({address.named}).",
-            "start the worker once, which makes it; or correct WORKER_DATABASE, or WORKER_SCHEMA.",
+            "start the worker once, which makes it; or correct WORKER_DATABASE or "
+            "WORKER_DATABASE_SCHEMA.",
         )
     ((database_id, version),) = await session.ask(STORE)
     _require_known(version, address)
@@ -101,7 +102,8 @@ async def _migrate(session: Session, address: Address) -> None:
     if not found["is_ours"]:
         raise StoreUnusable(
             f"The schema is not the worker's ({address.named}: it has {found['relname']!r}).",
-            "set WORKER_SCHEMA to a schema of the worker's own, or to a name that is not taken.",
+            "set WORKER_DATABASE_SCHEMA to a schema of the worker's own, or to a name that is not "
+            "taken.",
         )
     ((version,),) = await session.ask(VERSION)
     _require_known(version, address)

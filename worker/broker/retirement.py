@@ -1,0 +1,111 @@
+"""Removes what a reader has left that has moved between one queue and partitions.
+
+While it moves, the exchange of the chats feeds both, so that either could go on alone. Promise: the
+new ones get all messages before the old ones get no more, and the old ones are deleted only when
+they are empty and nobody consumes from them. Each step may be repeated after an interruption.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from itertools import count
+
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from worker.broker.partitions import queue_of
+from worker.broker.topology import Binding, Topology, bind
+from worker.errors import BrokerRefused
+from worker.plurals import counted
+
+# A message on its way from one consumer to the next is neither waiting nor unacked for a moment,
+# and so is one that the broker itself is dead-lettering.
+LOOK_SECONDS = 1.0
+LOOKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the old queues still have."""
+
+    messages: int
+    consumed: int
+    """How many of them have a consumer, or unacked messages."""
+
+
+async def old_topology(connection: AbstractConnection, topology: Topology) -> Topology | None:
+    """Return what the reader has left for this topology; None if there is nothing of it."""
+    if topology.partitions is not None:
+        old = replace(topology, partitions=None)
+        return old if await _exists(connection, old.queue) else None
+    for number in count():
+        if not await _exists(connection, queue_of(topology.queue, number)):
+            break
+    return replace(topology, partitions=number) if number else None
+
+
+async def retire(connection: AbstractConnection, topology: Topology, old: Topology) -> None:
+    """Feed the topology alone, and delete the old one, but for the dead letters, which stay.
+
+    Raises `BrokerRefused` while the old queues have messages or consumers: nothing is deleted then.
+    """
+    async with connection.channel() as channel:
+        try:
+            await bind(channel, topology.bindings[-1])
+        except ChannelNotFoundEntity as error:
+            raise BrokerRefused(
+                f"What should get the messages from now on is missing on the broker ({error}).",
+                "create it with 'projection-worker topology apply', and start a worker on it.",
+            ) from error
+        await _unbind(channel, old.bindings[-1])
+        for _ in range(LOOKS):
+            _require_empty(old, await _look(channel, old))
+            await asyncio.sleep(LOOK_SECONDS)
+        # The last one first, so that those that an interruption leaves are found.
+        for name in reversed(old.work_queues):
+            await channel.queue_delete(name)
+        if old.partitions is not None:
+            await channel.exchange_delete(old.queue)
+        await channel.exchange_delete(old.claimed.exchange)
+
+
+def _require_empty(old: Topology, left: Left) -> None:
+    if not left.messages and not left.consumed:
+        return
+    has = [counted(left.messages, "message")] if left.messages else []
+    has += ["a worker"] if left.consumed else []
+    queues = f"Queue {old.queue!r} gets" if old.partitions is None else "The partitions get"
+    raise BrokerRefused(
+        f"{queues} no more messages, and still has {' and '.join(has)}.",
+        "let the old worker empty it ('projection-worker check' with its settings counts what "
+        "waits) and stop it, import its log once more, and run this command again.",
+    )
+
+
+async def _exists(connection: AbstractConnection, queue: str) -> bool:
+    async with connection.channel() as channel:
+        try:
+            await channel.declare_queue(queue, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+    return True
+
+
+async def _look(channel: AbstractChannel, old: Topology) -> Left:
+    messages = consumed = 0
+    for name in old.work_queues:
+        found = (await channel.declare_queue(name, passive=True)).declaration_result
+        messages += found.message_count or 0
+        # It also counts a consumer that has ended and whose messages are unacked
+        # (rabbit_fifo.erl, `query_stat`).
+        consumed += bool(found.consumer_count)
+    return Left(messages, consumed)
+
+
+async def _unbind(channel: AbstractChannel, binding: Binding) -> None:
+    """Remove a binding, unless it is gone."""
+    if binding.to_exchange:
+        exchange = await channel.get_exchange(binding.destination, ensure=False)
+        await exchange.unbind(binding.exchange, binding.routing_key)
+    else:
+        queue = await channel.get_queue(binding.destination, ensure=False)
+        await queue.unbind(binding.exchange, binding.routing_key)
