@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from tests.docs.pages import ROOT
 from worker import cli
 from worker.cli.app import app
+from worker.store.consumption import Consumption
 from worker.telemetry.health import Facts
 from worker.telemetry.metrics import Metrics
 
@@ -43,7 +44,10 @@ def _walk(path: str, command: object) -> Iterator[tuple[str, set[str]]]:
 @cache
 def metrics() -> dict[str, str]:
     """Map each metric, with its labels in braces, to its type."""
-    text = Metrics(Facts(), sqlite_version="0").render()[0].decode()
+    found = Metrics(Facts(), sqlite_version="0")
+    # Only what has been seen has labels.
+    found.partitions([0], [Consumption(0, "worker", 0.0, 0, None)])
+    text = found.render()[0].decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
     labels = {
         name: ",".join(sorted(re.findall(r"(\w+)=", found)))
