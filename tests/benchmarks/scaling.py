@@ -1,7 +1,7 @@
 """What several workers do together on PostgreSQL and partitions, and what each process costs.
 
 The workers have started and have their partitions before anything is published, and are frozen
-until everything is. The clock runs from then until most of the backlog is committed. So neither the
+until everything is. The clock runs from then until most of it is committed. So neither the
 start of a worker, nor the publisher, nor the end at which one worker still has messages and another
 has none is part of the figures.
 """
@@ -26,8 +26,12 @@ from tests.postgres import PostgresDatabase
 QUEUE = "benchmark.scaling"
 TOGETHER = (1, 2, 4)
 """How many workers share the partitions."""
-MOST = 0.9
-"""The share of all messages whose commit ends the measurement."""
+MOST = 0.7
+"""The share of all messages whose commit ends the measurement.
+
+At the end about as many are delivered and unsettled as at the beginning, when the broker has filled
+the windows of the frozen workers. So as many are delivered as are settled in between.
+"""
 
 
 @dataclass(frozen=True, slots=True)
