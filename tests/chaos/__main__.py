@@ -40,7 +40,7 @@ def _main(engine: Engine[S], parser: argparse.ArgumentParser, options: argparse.
     plan = Plan(
         seed=options.seed,
         seconds=options.seconds,
-        faults=chosen or fitting(engine.faults, options.seconds),
+        faults=chosen or fitting(engine, options.seconds, options.seed),
         prefetch=options.prefetch,
         batch_size=options.batch_size,
     )

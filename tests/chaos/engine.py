@@ -33,12 +33,19 @@ class Engine(Generic[S]):
     staged: Callable[[Setting], AbstractAsyncContextManager[S]]
     """Holds a stage whose workers have not started yet."""
     faults: Mapping[str, Fault[S]]
+    seconds_each: float
+    """How long a run is for each of its faults, at least."""
 
 
-def fitting(faults: Mapping[str, Fault[S]], seconds: float) -> list[str]:
-    """Return the faults that leave time for others in a run of this length."""
-    return [
+def fitting(engine: Engine[S], seconds: float, seed: int) -> list[str]:
+    """Return the faults that leave time for others in a run of this length.
+
+    If there are more than come once in that time, the seed chooses.
+    """
+    usual = [
         name
-        for name, fault in faults.items()
+        for name, fault in engine.faults.items()
         if fault.is_usual and fault.longest <= seconds / 10 and fault.needs()
     ]
+    number = min(len(usual), round(seconds / engine.seconds_each))
+    return Random(seed).sample(usual, number)

@@ -4,10 +4,12 @@ Workers reach both through relays, whose ports stay the same whichever node is b
 """
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.disk import cannot_mount
 from tests.postgres import PostgresDatabase, PostgresNode
@@ -41,15 +43,19 @@ class Way:
 class Pair:
     """The two nodes, their database, and the ways to them."""
 
-    def __init__(self, ways: Sequence[Way]) -> None:
-        """Let the ways lead to the nodes, once these have started."""
+    def __init__(self, ways: Sequence[Way], folder: Path) -> None:
+        """Let the ways lead to the nodes, once these have started.
+
+        Their logs are kept in the folder.
+        """
         self.ways = ways
         self._disk = None if cannot_mount("--mount") else DISK
         self.primary = PostgresNode(SETTINGS, disk=self._disk)
         self.standby = self._standby_of(self.primary)
         self._places = [self.primary, self.standby]
         """The nodes behind the first and the second relay of each way."""
-        self._past: Counter[str] = Counter()
+        self._folder = folder
+        self._nodes = 0
 
     @property
     def relays(self) -> list[Relay]:
@@ -67,15 +73,19 @@ class Pair:
     async def remove(self) -> None:
         """End both nodes, and remove every trace."""
         for node in self._places:
-            await node.__aexit__()
+            await self._remove(node)
+
+    async def _remove(self, node: PostgresNode) -> None:
+        self._nodes += 1
+        if node.port:
+            shutil.copy(node.console_file, self._folder / f"postgres-{self._nodes}.log")
+        await node.__aexit__()
 
     async def succeed(self) -> None:
         """Replace the primary by the standby, which was promoted, and that one by a new standby."""
         self.primary, former = self.standby, self.primary
         place = self._places.index(former)
-        self._past += _errors(former)
-        # Away for good before its successor begins, whose port may be the same.
-        await former.__aexit__()
+        await self._remove(former)
         self.standby = self._standby_of(self.primary)
         self._places[place] = self.standby
         await self.standby.__aenter__()
@@ -83,7 +93,10 @@ class Pair:
 
     def errors(self) -> Counter[str]:
         """Return how often the nodes reported each code of an error so far."""
-        return self._past + _errors(self.primary) + _errors(self.standby)
+        logs = [*self._folder.glob("postgres-*.log"), *(n.console_file for n in self._places)]
+        return Counter(
+            code for log in logs for code in ERROR.findall(log.read_text(errors="replace"))
+        )
 
     def _standby_of(self, primary: PostgresNode) -> PostgresStandby:
         return PostgresStandby(primary, SETTINGS, synchronous=True, disk=self._disk)
@@ -94,17 +107,13 @@ class Pair:
                 relay.server_port = node.port
 
 
-def _errors(node: PostgresNode) -> Counter[str]:
-    return Counter(ERROR.findall(node.console_file.read_text(errors="replace")))
-
-
 @asynccontextmanager
-async def pair(ways: int) -> AsyncIterator[tuple[Pair, PostgresDatabase]]:
+async def pair(ways: int, folder: Path) -> AsyncIterator[tuple[Pair, PostgresDatabase]]:
     """Hold a pair and its database, with so many ways to it."""
     async with AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(Relay(0)) for _ in range(2 * ways)]
         for relay in relays:
             await relay.listen()
-        found = Pair([Way((relays[n], relays[n + 1])) for n in range(0, 2 * ways, 2)])
+        found = Pair([Way((relays[n], relays[n + 1])) for n in range(0, 2 * ways, 2)], folder)
         stack.push_async_callback(found.remove)
         yield found, await found.start()

@@ -33,7 +33,7 @@ async def staged(setting: Setting) -> AsyncIterator[PostgresStage]:
     queues = Queues(node.url)
     user = await broker_user(node)
     async with AsyncExitStack() as stack:
-        nodes, database = await stack.enter_async_context(pair(WAYS))
+        nodes, database = await stack.enter_async_context(pair(WAYS, folder))
         proxies = [await stack.enter_async_context(Proxy(node.port)) for _ in range(WAYS)]
         for proxy in proxies:
             await proxy.listen()
@@ -67,4 +67,4 @@ async def staged(setting: Setting) -> AsyncIterator[PostgresStage]:
         )
 
 
-POSTGRES = Engine(staged, {**COMMON, **POSTGRES_FAULTS, **SCALE_FAULTS})
+POSTGRES = Engine(staged, {**COMMON, **POSTGRES_FAULTS, **SCALE_FAULTS}, seconds_each=7)

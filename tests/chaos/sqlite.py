@@ -140,4 +140,6 @@ SQLITE = Engine(
         "lock": Fault(lock, "file", 3),
         "full": Fault(full, "file", 3),
     },
+    # All of them come once, even in a short run.
+    seconds_each=1,
 )

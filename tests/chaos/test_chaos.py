@@ -24,7 +24,7 @@ class TestAShortRun:
     ) -> None:
         """Whatever happens in two minutes, every check of the verdict holds."""
         said: list[str] = []
-        faults = fitting(SQLITE.faults, SECONDS)
+        faults = fitting(SQLITE, SECONDS, SEED)
         plan = Plan(SEED, SECONDS, faults, prefetch=1_000, batch_size=500)
 
         # Not the node of the other tests, because faults and the worker's user outlive the test.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.demo.broker import DemoFailed, Say, until
-from tests.demo.commands import Answer, command
+from tests.demo.commands import command
 from tests.demo.scale.servers import Servers, shares
 from tests.demo.story import Publication, Story
 from tests.processes import WorkerProcess, worker_process
@@ -39,8 +39,6 @@ class Measured:
     """How many messages were in the log then."""
     ended: dict[str, int] = field(default_factory=dict)
     """Exit codes of the others, after SIGTERM."""
-    resized: Answer | None = None
-    """What the command `topology resize` answered."""
     resized_at: int = 0
     """How many messages were in the log when it began."""
     left: dict[str, int] = field(default_factory=dict)
@@ -120,7 +118,8 @@ class Acts:
             member = next(iter(self._members.values()))
             resize = ("topology", "resize", str(LATER))
             answer = await command(*resize, settings=member.settings, folder=self._folder)
-            self._measured.resized = answer
+            if answer.exit_code != 0:
+                raise DemoFailed(f"The resize failed: {answer.complaint}{answer.printed}")
             for line in answer.printed.splitlines():
                 self._say(f"    {line}")
             await self._show(f"  {LATER} partitions now:", partitions=LATER)
