@@ -2,6 +2,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,14 +137,14 @@ class TestOnPostgres:
     ) -> None:
         """`--verify` finds it, `rebuild` corrects it, and nothing has to be stopped."""
         address = Address(database_url)
-        where = {"folder": tmp_path, "database": database_url}
+        run = partial(run_command, folder=tmp_path, database=database_url)
         async with projecting(address) as projector:
             await projector.project(arrivals(LIFE))
             places.change(address, TAMPER)
 
-            differs, table, _ = await run_command("rebuild", "--verify", **where)
-            code, out, _ = await run_command("rebuild", **where)
-            agrees, _, _ = await run_command("rebuild", "--verify", **where)
+            differs, table, _ = await run("rebuild", "--verify")
+            code, out, _ = await run("rebuild")
+            agrees, _, _ = await run("rebuild", "--verify")
             outcomes = await projector.project(arrivals([planned("e-3")]))
 
         assert (differs, code, agrees) == (1, 0, 0)

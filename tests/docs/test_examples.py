@@ -180,16 +180,16 @@ class TestReaders:
         assert done == []
 
     async def test_reading_ones_own_writes_is_what_it_says(self, database: Path) -> None:
-        """It runs in the block of the example before it; a table that it makes up is `events`."""
+        """It runs in the block of the example before it."""
         opening = example("docs/publish.md", "import get_event").partition("    await")[0]
-        text = example("docs/publish.md", "after=").replace("FROM notes", "FROM events")
+        text = example("docs/publish.md", "after=")
         text = opening.replace("data/projection.db", str(database)) + textwrap.indent(text, "    ")
 
-        event, active, rows = await read(text)
+        event, active, ((rows,),) = await read(text)
 
         assert event["event_id"] == "e-42"
         assert [row["event_id"] for row in active] == ["e-42", "e-43"]
-        assert len(rows) == 2
+        assert rows == 2
 
 
 @pytest.fixture
