@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from aio_pika.abc import AbstractConnection
 
 from worker.broker import claim, verification
+from worker.broker import resize as resizing
 from worker.broker.connection import (
     BrokerAddress,
     answer_within,
@@ -18,6 +19,7 @@ from worker.broker.connection import (
     loss_raised_as,
 )
 from worker.broker.permissions import requiring
+from worker.broker.resize import Progress, Write
 from worker.broker.topology import Topology
 from worker.broker.verification import Verification
 from worker.errors import SessionLost
@@ -59,6 +61,15 @@ async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
             return missing
 
     return await _answer(ask())
+
+
+async def resize(
+    address: BrokerAddress, topology: Topology, partitions: int, write: Write, progress: Progress
+) -> None:
+    """Change the number of partitions; see `resize.resize`. It takes as long as workers need."""
+    async with _asking(address) as opened:
+        with requiring(topology.needed_to_apply, address, "change the exchanges and queues"):
+            await resizing.resize(opened, topology, partitions, write, progress)
 
 
 async def owner(address: BrokerAddress, queue: str, file_id: str | None) -> str | None:

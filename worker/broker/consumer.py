@@ -91,7 +91,10 @@ class Consumer:
             self._life.require()
             await self._fit_window()
             if batch := self._intake.take(self._reception.batch_size):
-                self._quarantine.took({each.delivery.partition for each in batch})
+                self._quarantine.took(
+                    {each.delivery.partition for each in batch},
+                    is_suspect=batch[0].delivery.is_suspect,
+                )
                 return batch
             self._intake.arrived.clear()
             await self._intake.arrived.wait()
@@ -129,7 +132,7 @@ class Consumer:
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle a batch as `Settlement.settle` does; end the quarantine after the last suspect."""
         self._intake.decided()
-        if not any(each.delivery.is_suspect for each in outcomes):
+        if not outcomes[0].delivery.is_suspect:  # A suspect is alone.
             await self._quarantine.decided({each.delivery.partition for each in outcomes})
         # Tags rise with the order of delivery, and every earlier batch has been settled.
         oldest_tag = self._intake.oldest_tag

@@ -61,7 +61,6 @@ class Quarantine:
         partitions: int | None,
     ) -> None:
         """Prepare to consume from this queue, or from its partitions; sends nothing yet."""
-        self._channel = channel
         self._life = life
         self._intake = intake
         self._queue = queue
@@ -71,6 +70,8 @@ class Quarantine:
         self._consuming = Consuming(channel, intake.partitions)
         self._windows: dict[int, Windows] = {}
         self._delivered_at: dict[int, float] = {}
+        # Where the message that was taken last was a suspect, so that another may follow it.
+        self._suspicious: set[int] = set()
         self._prefetch = 0
         self._began_at = 0.0
         self._tending: asyncio.Task[None] | None = None
@@ -102,8 +103,7 @@ class Quarantine:
         For a queue with a single active consumer, the broker counts that one only, and none of the
         consumers that wait.
         """
-        declared = await self._channel.queue_declare(self._queue, passive=True)
-        return bool(declared.consumer_count)
+        return await self._consuming.has_consumer(self._queue)
 
     async def begin(self, prefetch: int) -> None:
         """Let the broker deliver one message at a time; `prefetch` is for each wide window.
@@ -126,9 +126,13 @@ class Quarantine:
             self._steps = self._plan.steps(partitions)
             self._wake_up()
 
-    def took(self, partitions: Iterable[int]) -> None:
-        """Note from which partitions a batch was taken."""
+    def took(self, partitions: Iterable[int], *, is_suspect: bool) -> None:
+        """Note from which partitions a batch was taken, and whether it is a suspect alone."""
         self._delivered_at.update(dict.fromkeys(partitions, time.monotonic()))
+        if is_suspect:
+            self._suspicious.update(partitions)
+        else:
+            self._suspicious.difference_update(partitions)
 
     def activities(self, unsettled: Iterable[Delivery]) -> list[Activity]:
         """Return what the session does on each partition; some may be decided but unsettled."""
@@ -186,15 +190,28 @@ class Quarantine:
         for step in self._steps:
             if step.partition in self._windows or step.after_seconds > waited_seconds:
                 continue
-            while self._intake.has_suspects and not self._life.drains:
-                await self._wait(None)
+            await self._until_no_suspect()
             if self._life.drains or step not in self._steps:
                 return
             await self._attach(step.partition, step.rank)
 
+    async def _until_no_suspect(self) -> None:
+        """Wait until each queue has delivered a message that is none, or nothing more."""
+        while (self._intake.has_suspects or self._suspicious) and not self._life.drains:
+            await self._wait(DUE_SECONDS)
+            before = time.monotonic() - SILENT_SECONDS
+            for partition in list(self._suspicious):
+                with self._life.depends_on_channel():
+                    is_empty = await self._consuming.is_empty(self._queue_of(partition))
+                # After some time without a delivery, another worker is active there.
+                if is_empty or self._delivered_at[partition] < before:
+                    self._suspicious.discard(partition)
+
+    def _queue_of(self, partition: int) -> str:
+        return self._queue if self._partitions is None else queue_of(self._queue, partition)
+
     async def _attach(self, partition: int, rank: int) -> None:
-        queue = self._queue if self._partitions is None else queue_of(self._queue, partition)
-        windows = Windows(self._consuming, queue, partition, rank)
+        windows = Windows(self._consuming, self._queue_of(partition), partition, rank)
         with self._life.depends_on_channel():
             await windows.open(self._prefetch)
         self._windows[partition] = windows

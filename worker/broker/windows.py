@@ -39,6 +39,17 @@ class Consuming:
         """Cancel a consumer; its unacked deliveries stay unacked."""
         await self._channel.basic_cancel(tag)
 
+    async def has_consumer(self, queue: str) -> bool:
+        """Return whether the queue has an active consumer, or a cancelled one with deliveries."""
+        declared = await self._channel.queue_declare(queue, passive=True)
+        return bool(declared.consumer_count)
+
+    async def is_empty(self, queue: str) -> bool:
+        """Return whether no message waits in the queue; those for this channel have arrived."""
+        declared = await self._channel.queue_declare(queue, passive=True)
+        await self.catch_up()
+        return not declared.message_count
+
     async def catch_up(self) -> None:
         """Return when everything has arrived that the broker has sent on the channel by now."""
         async with self._lock:
