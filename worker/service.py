@@ -18,7 +18,7 @@ from worker.broker.claim import DatabaseFile
 from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
 from worker.broker.session import Session, session
-from worker.broker_settings import topology_of
+from worker.broker_settings import ranking_of, topology_of
 from worker.deliveries import Outcome
 from worker.errors import BrokerRefused, MustHold, SessionLost, WriterLocked
 from worker.messages import Arrival, receive
@@ -241,6 +241,7 @@ class Service:
                 partial(receive, self._registry.wire, max_bytes=self._settings.max_message_bytes),
                 self._settings.prefetch,
                 self._settings.batch_size,
+                ranking_of(self._settings),
             ),
             on_blocked=self._report.blocked,
             on_settled_late=self._report.settled,
