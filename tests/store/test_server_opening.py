@@ -13,6 +13,7 @@ from tests.builders import planned
 from tests.places import change, rows
 from tests.postgres import PostgresDatabase
 from tests.servers import free_ports
+from tests.unit.notebook import notebook, said
 from tests.unit.projecting import arrivals, project, projecting_with, verdicts
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.engines import store_of
@@ -90,6 +91,25 @@ class TestTheFirstStart:
         await asyncio.gather(*(writer.close() for writer in writers))
 
         assert rows(schema, "SELECT id, schema_version FROM store") == [(chosen, 2)]
+
+
+class TestADatabaseWithoutItsLog:
+    async def test_is_refused(self, schema: Address) -> None:
+        """Nothing could restore its rows."""
+        await project(schema, [planned("e")])
+        change(schema, "DELETE FROM log")
+
+        async with Writer(schema) as writer:
+            with pytest.raises(StoreUnusable, match="The log is empty, but the table"):
+                await writer.require_log()
+
+    async def test_is_not_one_whose_messages_were_all_rejected(self, schema: Address) -> None:
+        """A worker that starts on it again finds nothing lost."""
+        outcomes = await project(schema, [said("raised", "e")], registry=notebook())
+
+        async with Writer(schema) as writer:
+            await writer.require_log()
+        assert verdicts(outcomes) == ["handler_failed"]
 
 
 class TestARefusal:

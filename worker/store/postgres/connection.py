@@ -38,6 +38,8 @@ FILL = "INSERT INTO filler VALUES ($1)"
 class PostgresDatabase(PostgresLog, Database):
     """What a writer and a reader have in common: a connection that is opened when it is needed."""
 
+    # Locking a stream opens it, also for a message that is then rejected.
+    used_streams = "streams WHERE messages > 0"
     _name = f"projection-worker {os.getpid()}"
     """What the server shows beside the connection."""
     _writes = False
