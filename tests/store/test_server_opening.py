@@ -206,7 +206,7 @@ class TestARefusal:
             await shared_database.node.terminate_backends("projection-worker%")
             with pytest.raises(StoreUnavailable, match="28P01"):
                 await writer.probe()
-            with pytest.raises(StoreUnusable, match="refuses the worker") as refused:
+            with pytest.raises(StoreUnusable, match="cannot be opened") as refused:
                 await Writer(address).open()
 
         assert "secret" not in f"{refused.value} {refused.value.hint}"
@@ -214,7 +214,7 @@ class TestARefusal:
     async def test_of_a_database_that_is_not_there(self, schema: Address) -> None:
         """Waiting does not create it."""
         address = replace(schema, url=f"{schema.url}_nowhere")
-        with pytest.raises(StoreUnusable, match=r"refuses the worker .*nowhere.* does not exist"):
+        with pytest.raises(StoreUnusable, match=r"cannot be opened .*nowhere.* does not exist"):
             await Writer(address).open()
 
     async def test_of_no_server_at_all(self, schema: Address) -> None:

@@ -166,7 +166,7 @@ async def connect(
 
 
 def _failed(error: Exception, address: Address, *, is_first: bool) -> StoreFault | Exception:
-    if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
+    if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError | OSError):
         # What the driver makes of a malformed address.
         error = asyncpg.ClientConfigurationError(str(error))
     return opening_failed(error, address.named, is_first=is_first) or error
