@@ -249,3 +249,13 @@ class TestANewDatabaseInItsPlace:
 
             with pytest.raises(StoreUnusable, match="leads to another database now"):
                 await projector.project(arrivals([planned("e")]))
+
+    async def test_is_not_made_by_a_worker_that_has_lost_it(self, schema: Address) -> None:
+        """Tables that are gone must not be taken for those of a first start."""
+        writer = Writer(schema)
+        async with projecting_with(writer) as projector:
+            change(schema, f"DROP SCHEMA {schema.schema} CASCADE")
+            writer._abort()
+
+            with pytest.raises(StoreUnusable, match="There is no database of the worker"):
+                await projector.project(arrivals([planned("e")]))

@@ -32,8 +32,6 @@ class Database(Log):
 
     named: str
     """What errors call the database."""
-    used_streams = "streams"
-    """The rows of streams to which messages were added."""
 
     @abstractmethod
     async def __aenter__(self) -> Self:

@@ -38,8 +38,6 @@ FILL = "INSERT INTO filler VALUES ($1)"
 class PostgresDatabase(PostgresLog, Database):
     """What a writer and a reader have in common: a connection that is opened when it is needed."""
 
-    # Locking a stream opens it, also for a message that is then rejected.
-    used_streams = "streams WHERE messages > 0"
     _name = f"projection-worker {os.getpid()}"
     """What the server shows beside the connection."""
     _writes = False
@@ -200,7 +198,10 @@ class PostgresWriter(PostgresDatabase, Writer):
         await self._open(is_first=self._id is None)
 
     async def _identify(self, session: Session) -> str:
-        return await prepare(session, self.address)
+        if self._id is None:
+            return await prepare(session, self.address)
+        # A schema that is gone must not be taken for a new one.
+        return await super()._identify(session)
 
     @asynccontextmanager
     async def transaction(
