@@ -13,6 +13,7 @@ from tests.builders import planned
 from tests.places import change, rows
 from tests.postgres import PostgresDatabase
 from tests.servers import free_ports
+from tests.unit.notebook import notebook, said
 from tests.unit.projecting import arrivals, project, projecting_with, verdicts
 from worker.errors import StoreUnavailable, StoreUnusable
 from worker.store.engines import store_of
@@ -90,6 +91,25 @@ class TestTheFirstStart:
         await asyncio.gather(*(writer.close() for writer in writers))
 
         assert rows(schema, "SELECT id, schema_version FROM store") == [(chosen, 2)]
+
+
+class TestADatabaseWithoutItsLog:
+    async def test_is_refused(self, schema: Address) -> None:
+        """Nothing could restore its rows."""
+        await project(schema, [planned("e")])
+        change(schema, "DELETE FROM log")
+
+        async with Writer(schema) as writer:
+            with pytest.raises(StoreUnusable, match="The log is empty, but the table"):
+                await writer.require_log()
+
+    async def test_is_not_one_whose_messages_were_all_rejected(self, schema: Address) -> None:
+        """A worker that starts on it again finds nothing lost."""
+        outcomes = await project(schema, [said("raised", "e")], registry=notebook())
+
+        async with Writer(schema) as writer:
+            await writer.require_log()
+        assert verdicts(outcomes) == ["handler_failed"]
 
 
 class TestARefusal:
@@ -186,7 +206,7 @@ class TestARefusal:
             await shared_database.node.terminate_backends("projection-worker%")
             with pytest.raises(StoreUnavailable, match="28P01"):
                 await writer.probe()
-            with pytest.raises(StoreUnusable, match="refuses the worker") as refused:
+            with pytest.raises(StoreUnusable, match="cannot be opened") as refused:
                 await Writer(address).open()
 
         assert "secret" not in f"{refused.value} {refused.value.hint}"
@@ -194,7 +214,7 @@ class TestARefusal:
     async def test_of_a_database_that_is_not_there(self, schema: Address) -> None:
         """Waiting does not create it."""
         address = replace(schema, url=f"{schema.url}_nowhere")
-        with pytest.raises(StoreUnusable, match=r"refuses the worker .*nowhere.* does not exist"):
+        with pytest.raises(StoreUnusable, match=r"cannot be opened .*nowhere.* does not exist"):
             await Writer(address).open()
 
     async def test_of_no_server_at_all(self, schema: Address) -> None:
@@ -228,4 +248,14 @@ class TestANewDatabaseInItsPlace:
             writer._abort()
 
             with pytest.raises(StoreUnusable, match="leads to another database now"):
+                await projector.project(arrivals([planned("e")]))
+
+    async def test_is_not_made_by_a_worker_that_has_lost_it(self, schema: Address) -> None:
+        """Tables that are gone must not be taken for those of a first start."""
+        writer = Writer(schema)
+        async with projecting_with(writer) as projector:
+            change(schema, f"DROP SCHEMA {schema.schema} CASCADE")
+            writer._abort()
+
+            with pytest.raises(StoreUnusable, match="There is no database of the worker"):
                 await projector.project(arrivals([planned("e")]))

@@ -48,6 +48,15 @@ async def in_savepoint(tx: StoreTransaction, *values: str, fails: bool = False) 
         await insert(tx, *values, fails=fails)
 
 
+async def nested(tx: StoreTransaction) -> None:
+    """Fail within two savepoints, of which the inner one has failed before."""
+    async with tx.savepoint():
+        await insert(tx, "outer")
+        with pytest.raises(HandlersFailed):
+            await in_savepoint(tx, "inner", "inner")
+        await in_savepoint(tx, "inner", fails=True)
+
+
 class TestCommit:
     async def test_is_on_the_disk_after_the_block(self, writer: Writer, place: Place) -> None:
         """Statements that were executed but not flushed are written, too."""
@@ -224,6 +233,19 @@ class TestSavepoint:
                 await in_savepoint(tx, "flushed", "waiting", fails=True)
             await in_savepoint(tx, "good")
             tx.add(INSERT, [("after",)])
+
+        assert rows(place, VALUES) == [("after",), ("before",), ("good",)]
+
+    async def test_undoes_those_within_it(self, writer: Writer, place: Place) -> None:
+        """After any of them has failed, the transaction goes on where the outer one began."""
+        async with writer.transaction() as tx:
+            await insert(tx, "before")
+            with pytest.raises(Boom):
+                await nested(tx)
+            await in_savepoint(tx, "good")
+            with pytest.raises(HandlersFailed):
+                await in_savepoint(tx, "good")
+            await insert(tx, "after")
 
         assert rows(place, VALUES) == [("after",), ("before",), ("good",)]
 

@@ -198,7 +198,10 @@ class PostgresWriter(PostgresDatabase, Writer):
         await self._open(is_first=self._id is None)
 
     async def _identify(self, session: Session) -> str:
-        return await prepare(session, self.address)
+        if self._id is None:
+            return await prepare(session, self.address)
+        # A schema that is gone must not be taken for a new one.
+        return await super()._identify(session)
 
     @asynccontextmanager
     async def transaction(

@@ -27,8 +27,8 @@ class Driver:
         self._session = session
         self._guard = guard
         self._named = named
-        self._marked = [False]
-        """For the transaction, and each savepoint in it: whether it holds a mark."""
+        self._marked: list[tuple[str, bool]] = [("", False)]
+        """The transaction, and each savepoint in it by its name: whether it holds a mark."""
         self._is_clean = False
         """Whether nothing was written since the mark."""
 
@@ -92,13 +92,16 @@ class Driver:
             raise self.refused(error) from error
 
     def _follow(self, sql: str) -> None:
-        """Note what a statement of the transaction does to the marks."""
-        if sql.startswith("SAVEPOINT "):
-            self._marked.append(False)
-        elif sql.startswith("ROLLBACK TO "):
-            self._marked[-1] = False
-        elif sql.startswith("RELEASE "):
-            self._marked.pop()
+        """Note what a statement of the transaction does to the savepoints, and to marks in them."""
+        what, _, name = sql.rpartition(" ")
+        if what == "SAVEPOINT":
+            self._marked.append((name, False))
+        elif what in ("ROLLBACK TO", "RELEASE"):
+            # Savepoints within it end with it, whether or not they were released.
+            while self._marked.pop()[0] != name:
+                pass
+            if what == "ROLLBACK TO":
+                self._marked.append((name, False))
 
     async def _run_for_handlers(self, groups: list[Group], failures: Failures) -> None:
         allowed = [group for group in groups if await self._may_run(group, failures)]
@@ -146,9 +149,11 @@ class Driver:
         """Set the savepoint to go back to."""
         if self._is_clean:
             return
-        before = f"RELEASE {MARK};" if self._marked[-1] else ""
+        within, is_marked = self._marked[-1]
+        before = f"RELEASE {MARK};" if is_marked else ""
         await self._session.run(f"{before} SAVEPOINT {MARK}")
-        self._marked[-1] = self._is_clean = True
+        self._marked[-1] = (within, True)
+        self._is_clean = True
 
     async def _undo(self) -> None:
         """Go back to the mark."""

@@ -1,5 +1,7 @@
 """What an error of PostgreSQL or of its driver blames: a statement, the moment, or the database."""
 
+import ssl
+
 import asyncpg
 
 from worker.errors import StoreConflict, StoreUnavailable, StoreUnusable
@@ -35,6 +37,10 @@ _REFUSED = {
     "3D000": "create the database, or correct its name in WORKER_DATABASE.",
     "42501": "let the role connect to the database (GRANT CONNECT).",
 }
+UNTRUSTED = (
+    "set WORKER_DATABASE_CA_FILE to the certificate of the authority that signed the server's, and "
+    "name the server in WORKER_DATABASE as its certificate does."
+)
 
 
 def code_of(error: BaseException) -> str:
@@ -68,17 +74,17 @@ def opening_failed(error: BaseException, named: str, *, is_first: bool) -> Store
     """Return the error for a connection that could not be opened; None for a bug."""
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return unavailable(named, error, _MOMENT["25006"])
-    hint = _for(code_of(error), _REFUSED)
+    hint = UNTRUSTED if isinstance(error, ssl.SSLError) else _for(code_of(error), _REFUSED)
     if hint is not None and is_first:
-        return StoreUnusable(f"The database refuses the worker ({named}: {_text(error)}).", hint)
+        return StoreUnusable(f"The database cannot be opened ({named}: {_text(error)}).", hint)
     if isinstance(error, asyncpg.ClientConfigurationError):
         return StoreUnusable(
             f"WORKER_DATABASE is not the address of a database ({named}: {_text(error)}).",
             "write it as postgresql://user:password@host:5432/name.",
         )
-    if found := fault(error, named):
+    if hint is None and (found := fault(error, named)):
         return found
-    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+    if isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return unavailable(named, error, hint or _MOMENT["08"])
     return None
 

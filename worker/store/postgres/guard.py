@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from worker.store.postgres.session import Session
+from worker.store.postgres.session import MOST_PREPARED, Session
 from worker.store.tables import RESERVED
 
 
@@ -46,6 +46,8 @@ class Guard:
         changes_nothing_else = _writes(plan) or bool(prepared.get_attributes())
         if not changes_nothing_else or not all(map(self._may_run, _nodes(plan))):
             raise _refused(sql)
+        if len(self._writes) >= MOST_PREPARED:
+            self._writes.clear()
         self._writes[sql] = any(map(_writes, _nodes(plan)))
 
     def _may_run(self, node: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import asyncpg
 
 from worker.errors import StoreUnusable
 from worker.store.postgres.address import Address
+from worker.store.postgres.faults import unavailable
 from worker.store.postgres.session import Session
 from worker.store.statements import Row
 from worker.store.tables import quoted
@@ -47,9 +48,9 @@ async def prepare(session: Session, address: Address) -> str:
             await _make_schemas(session, address)
             await _migrate(session, address)
             break
-        except RACES:
+        except RACES as error:
             if attempt == ATTEMPTS:
-                raise
+                raise unavailable(address.named, error, "other workers start, too.") from error
     return await identity(session, address)
 
 

@@ -18,6 +18,8 @@ OPEN_SECONDS = 10
 # A statement takes milliseconds, and waits for a lock for five seconds at most. One that takes
 # longer waits for a server that is frozen, or for its disk.
 STATEMENT_SECONDS = 15
+# There are few texts; a handler that makes a new one for each message must not fill the memory.
+MOST_PREPARED = 500
 # The kernel gives up a silent connection after some ten seconds.
 SILENT_SECONDS = 10
 PROBES = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
@@ -92,6 +94,9 @@ class Session:
     async def prepared(self, sql: str) -> asyncpg.prepared_stmt.PreparedStatement:
         """Return the prepared statement of a text; it is prepared once."""
         if (found := self._prepared.get(sql)) is None:
+            if len(self._prepared) >= MOST_PREPARED:
+                # The driver lets the server forget them.
+                self._prepared.clear()
             found = self._prepared[sql] = await self._connection.prepare(sql)
         return found
 
@@ -161,7 +166,7 @@ async def connect(
 
 
 def _failed(error: Exception, address: Address, *, is_first: bool) -> StoreFault | Exception:
-    if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
+    if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError | OSError):
         # What the driver makes of a malformed address.
         error = asyncpg.ClientConfigurationError(str(error))
     return opening_failed(error, address.named, is_first=is_first) or error
