@@ -177,7 +177,8 @@ ALTERED = {
     "another row": "INSERT INTO kept SELECT event_id, 'x' FROM kept",
     "a row of nobody": "UPDATE kept SET event_id = 'f'",
     "the order of columns": "ALTER TABLE kept DROP data; ALTER TABLE kept DROP real;"
-    "ALTER TABLE kept ADD data BYTEA; ALTER TABLE kept ADD real DOUBLE PRECISION",
+    "ALTER TABLE kept ADD data BYTEA; ALTER TABLE kept ADD real DOUBLE PRECISION;"
+    "UPDATE kept SET data = '\\x00', real = 0",
     "no table": "DROP TABLE kept",
 }
 
