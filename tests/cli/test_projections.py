@@ -11,6 +11,7 @@ from tests.cli.conftest import Place
 from tests.database import log, query
 from tests.processes import ROOT
 from tests.unit.projecting import project
+from worker.store.postgres.address import Address
 
 NO_EVENT_ID = """
 from worker import projection
@@ -161,6 +162,28 @@ class TestAProjectionWithAMistake:
 
         (line,) = [each for each in json.loads(out) if each["subject"] == "projections"]
         assert (code, line["verdict"], line["found"]) == (1, "FAIL", sentence)
+
+
+class TestASchemaThatOnlySqliteKeeps:
+    @pytest.mark.parametrize("command", ["run", "check", "rebuild", "rebuild --verify"])
+    async def test_is_refused_on_postgres(
+        self, package: Path, database_url: str, command: str
+    ) -> None:
+        """The sentence names the table, the column, the file and line, and what to write."""
+        await project(Address(database_url), LIFE)
+        text = NO_EVENT_ID.replace("(id TEXT", "(event_id TEXT").replace("KEY)", "KEY, n NUMERIC)")
+        (package / "projections" / "notes.py").write_text(text)
+
+        code, said = await told(
+            *command.split(), folder=package.parent, database=database_url, amqp_url=NOWHERE
+        )
+
+        assert code == 1
+        assert (
+            "'notes' has a column of a type that PostgreSQL and SQLite keep differently: n" in said
+        )
+        assert f"{package / 'projections' / 'notes.py'}:4" in said
+        assert "declare it TEXT, BIGINT, DOUBLE PRECISION or BYTEA" in said
 
 
 class TestASchemaThatWasChanged:
