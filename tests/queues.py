@@ -12,7 +12,6 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from tests.builders import Message, body
 from tests.waiting import LOOK_SECONDS, PATIENCE_SECONDS, eventually, patiently
-from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
 DELIVERY_LIMIT = 20
@@ -165,7 +164,7 @@ class Queues:
             topology = self.topology()
             for name in topology.queues:
                 await channel.queue_delete(name)
-            for name in (*topology.exchanges, exchange_of(self.name)):
+            for name in (*topology.exchanges, topology.claimed.exchange):
                 await channel.exchange_delete(name)
 
 
