@@ -67,7 +67,10 @@ def fault(error: BaseException, named: str) -> StoreFault | None:
 def opening_failed(error: BaseException, named: str, *, is_first: bool) -> StoreFault | None:
     """Return the error for a connection that could not be opened; None for a bug."""
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return unavailable(named, error, _MOMENT["25006"])
+        return StoreUnavailable(
+            f"The server takes no writes: it is a standby, or read-only ({named}).",
+            _MOMENT["25006"],
+        )
     hint = _for(code_of(error), _REFUSED)
     if hint is not None and is_first:
         return StoreUnusable(f"The database refuses the worker ({named}: {_text(error)}).", hint)
