@@ -295,7 +295,8 @@ class PostgresNode:
     def _is_ready(self) -> bool:
         """Return whether it accepts connections, by the file in which it says so."""
         assert self._server is not None
-        with suppress(OSError):
+        # The file is written in pieces.
+        with suppress(OSError, IndexError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             return lines[0] == str(self._server.pid) and lines[7:] == ["ready   "]
         return False
@@ -311,6 +312,6 @@ class PostgresNode:
 
     def _remove_shared_memory(self) -> None:
         """Remove the few bytes of System V memory that a killed server leaves in the kernel."""
-        with suppress(OSError):
+        with suppress(OSError, IndexError):
             *_, segment = (self.data / "postmaster.pid").read_text().splitlines()[6].split()
             subprocess.run(("ipcrm", "--shmem-id", segment), check=False)

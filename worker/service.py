@@ -18,6 +18,7 @@ from worker.breaker import Breaker
 from worker.broker.claim import Claimant
 from worker.broker.connection import BrokerAddress, answer_within
 from worker.broker.consumer import Consumer, Reception
+from worker.broker.partitions import has_priorities
 from worker.broker.session import Session, session
 from worker.broker_settings import ranking_of, topology_of
 from worker.deliveries import Outcome
@@ -204,6 +205,7 @@ class Service:
                     if opened is None:
                         return
                     self._report.session_opened(opened.unclaimed)
+                    self._tell_who_consumes(opened)
                     opened.call_when_lost(self._report.losing)
                     # From now on a missing queue is an error. Creating it silently would hide that
                     # the messages published without it are lost.
@@ -255,6 +257,12 @@ class Service:
             on_blocked=self._report.blocked,
             on_settled_late=self._report.settled,
         )
+
+    def _tell_who_consumes(self, opened: Session) -> None:
+        if self._partitions is None or self._settings.ordinal is not None:
+            return
+        if not has_priorities(opened.broker_version):
+            self._report.priorities_ignored(opened.broker_version)
 
     async def _verify(self, opened: Session, writer: Writer) -> None:
         """Verify the topology at intervals for as long as the session lasts."""

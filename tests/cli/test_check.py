@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from tests.builders import planned
 from tests.cli.commands import run_command
 from tests.cli.conftest import Place
 from tests.database import change
+from tests.postgres import PostgresDatabase
+from tests.rabbitmq import HAS_SHARDING_INSIDE, RabbitMQNode, version
 from tests.unit.projecting import project
 
+HAS_PRIORITIES = (4, 0)
 CANARY = "S3CR3T-canary"
 NOWHERE = f"amqp://user:{CANARY}@127.0.0.1:9/"
 COMMANDS = [
@@ -114,6 +118,76 @@ class TestCheck:
         assert code == 0
         assert lines["settings"][0] == "warn"
         assert "PREFETCH" in lines["settings"][1]
+
+
+class TestCheckOnPostgres:
+    """With partitions on the broker, and a server for the rows."""
+
+    async def test_before_the_first_start_warns_and_makes_nothing(
+        self, place: Place, database_url: str
+    ) -> None:
+        """A check creates no schema and no queue."""
+        first, lines = await checked(place, database=database_url)
+        second, again = await checked(place, database=database_url)
+
+        assert (first, second) == (0, 0)
+        assert lines == again
+        assert lines["topology"][0] == lines["database"][0] == "warn"
+        assert "disk" not in lines
+
+    async def test_beside_a_running_worker_finds_all_well(
+        self, place: Place, database_url: str
+    ) -> None:
+        """It looks at as many partitions as the database says, not the settings."""
+        worker = await place.consuming(database=database_url, partitions=3)
+        await place.queues.publish([planned("e-1")])
+        await worker.wait_until_settled(1)
+
+        code, out, _ = await run_command(
+            "check",
+            folder=place.folder,
+            **(place.settings | {"database": database_url, "partitions": 5, "ordinal": 0}),
+        )
+
+        assert code == 0
+        assert "3 partitions" in out
+        assert re.findall(r"^(?:warn|FAIL) +(\w+)", out, re.MULTILINE) == []
+
+    async def test_says_when_one_worker_gets_everything(
+        self, place: Place, database_url: str
+    ) -> None:
+        """Both the check and the worker do, on a broker that ignores priorities; once is enough."""
+        worker = await place.consuming(database=database_url, partitions=2)
+        expected = [] if version() >= HAS_PRIORITIES else ["priorities_ignored"]
+
+        _, lines = await checked(place, database=database_url)
+
+        assert [line["event"] for line in worker.said("priorities_ignored")] == expected
+        assert lines["partitions"][0] == ("warn" if expected else "ok")
+
+    async def test_names_the_plugin_that_is_missing(self, place: Place, database_url: str) -> None:
+        """Before the first start, which would fail without it."""
+        if version() >= HAS_SHARDING_INSIDE:
+            pytest.skip("this RabbitMQ needs no plugin")
+        async with RabbitMQNode(has_sharding=False) as node:
+            code, lines = await checked(place, database=database_url, amqp_url=node.url)
+
+        assert code == 1
+        assert lines["topology"][0] == "FAIL"
+        assert "rabbitmq-plugins enable rabbitmq_sharding" in lines["topology"][1]
+
+    async def test_whose_rows_are_a_newer_releases_fails(
+        self, place: Place, postgres_database: PostgresDatabase
+    ) -> None:
+        """A start would hold, and never fold them again by itself."""
+        await place.consuming(database=postgres_database.url, partitions=1)
+        await postgres_database.query("UPDATE projection.projections SET version = version + 1")
+
+        code, lines = await checked(place, database=postgres_database.url)
+
+        assert code == 1
+        assert lines["database"][0] == "FAIL"
+        assert "projection-worker rebuild" in lines["database"][1]
 
 
 class TestSettings:

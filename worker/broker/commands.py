@@ -18,6 +18,7 @@ from worker.broker.connection import (
     answer_within,
     connection,
     loss_raised_as,
+    version_of,
 )
 from worker.broker.permissions import requiring
 from worker.broker.resize import Progress, Write
@@ -32,10 +33,20 @@ NAME = "projection-worker check"
 ANSWER_SECONDS = 30
 
 
-async def reach(address: BrokerAddress) -> None:
-    """Connect to the broker and disconnect."""
-    async with _asking(address):
-        pass
+async def reach(address: BrokerAddress) -> str:
+    """Connect to the broker, and return its version, such as 4.3.6; empty if it does not say."""
+    async with _asking(address) as opened:
+        return version_of(opened)
+
+
+async def require_known_types(address: BrokerAddress, topology: Topology) -> None:
+    """Raise `BrokerRefused` if the broker lacks a type of exchange; creates nothing."""
+
+    async def ask() -> None:
+        async with _asking(address) as opened, opened.channel() as channel:
+            await topology.require_known_types(channel)
+
+    await _answer(ask())
 
 
 async def verify(address: BrokerAddress, topology: Topology) -> Verification:

@@ -3,6 +3,7 @@
 A different entity of the same name is an error that says how to fix it.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -171,9 +172,25 @@ class Topology:
 
         The broker closes the connection, and not just the channel, if it does not know the type.
         """
-        kind = self.exchanges[name]
+        await self._declare_exchange(channel, name, self.exchanges[name])
+
+    async def require_known_types(self, channel: AbstractChannel) -> None:
+        """Raise `BrokerRefused` if the broker does not know a type; creates nothing.
+
+        The channel may be closed afterwards.
+        """
+        for name, kind in self.exchanges.items():
+            if kind is ExchangeType.X_MODULUS_HASH:
+                # Every virtual host has this one, of another type. The broker looks at the type
+                # first, and then refuses.
+                with suppress(ChannelPreconditionFailed, ChannelAccessRefused):
+                    await self._declare_exchange(channel, name, kind, "amq.topic")
+
+    async def _declare_exchange(
+        self, channel: AbstractChannel, name: str, kind: ExchangeType, asked: str | None = None
+    ) -> None:
         try:
-            await channel.declare_exchange(name, kind, durable=True)
+            await channel.declare_exchange(asked or name, kind, durable=True)
         except ConnectionCommandInvalid as error:
             raise BrokerRefused(
                 f"The broker does not know the type {kind.value} of exchange {name!r} ({error}); "

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from worker.store.database import Reader, Writer
+from worker.store.findings import Content, Finding
 from worker.store.fresh_tables import FreshTables
 from worker.store.tables import Schema
 
@@ -50,6 +51,13 @@ class Store(ABC):
     @abstractmethod
     async def exists(self) -> bool:
         """Return whether a worker has made it already."""
+
+    @abstractmethod
+    async def examine(self, content: Content) -> list[Finding]:
+        """Return whether everything about the database is as the worker needs it; change nothing.
+
+        `content` looks at what is in it.
+        """
 
     async def id(self) -> str | None:
         """Return the id that identifies the database; None if it does not exist yet.

@@ -39,6 +39,7 @@ class Report:
         self._broker_trouble: type[Exception] | None = None
         self._has_session = False
         self._is_told_unclaimed = False
+        self._is_told_of_priorities = False
         self._attempts = 0
         self._long_fold: str | None = None
         """The event whose fold has been reported as long."""
@@ -151,6 +152,18 @@ class Report:
         if waiting:
             self.facts.partitions = Partitions(len(waiting), len(consumption))
             self._metrics.partitions(waiting, consumption)
+
+    def priorities_ignored(self, broker_version: str) -> None:
+        """Report once that one worker gets all partitions, whoever else waits for some."""
+        if not self._is_told_of_priorities:
+            self._is_told_of_priorities = True
+            self._log.warning(
+                "priorities_ignored",
+                rabbitmq=broker_version,
+                reason="before RabbitMQ 4.0, the first worker to start consumes everything, and "
+                "the others stand by until it ends",
+                hint="number the workers from 0 with WORKER_ORDINAL.",
+            )
 
     def resized(self, partitions: int) -> None:
         """Report that the messages are spread over another number of partitions."""

@@ -51,7 +51,7 @@ class Address:
 
         Raises `StoreUnusable` if the file of the authority's certificates cannot be used.
         """
-        if self.ca_file is None and (self.allow_plain_text or not self._leaves_machine):
+        if self.ca_file is None and (self.allow_plain_text or not self.leaves_machine):
             return None
         try:
             return ssl.create_default_context(cafile=self.ca_file)
@@ -75,7 +75,8 @@ class Address:
         ]
 
     @property
-    def _leaves_machine(self) -> bool:
+    def leaves_machine(self) -> bool:
+        """Whether what is sent there, or to one of several hosts, leaves this machine."""
         return not all(_is_here(place) for place in self._places)
 
 

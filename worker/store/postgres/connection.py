@@ -41,6 +41,8 @@ class PostgresDatabase(PostgresLog, Database):
     _name = f"projection-worker {os.getpid()}"
     """What the server shows beside the connection."""
     _writes = False
+    _is_primarys = False
+    """Whether it goes to the server that takes writes, if there are several."""
 
     def __init__(self, address: Address) -> None:
         """Name the database; nothing is opened yet."""
@@ -106,7 +108,9 @@ class PostgresDatabase(PostgresLog, Database):
 
     async def _open(self, *, is_first: bool) -> None:
         self._abort()
-        session = await connect(self.address, self._name, is_first=is_first, writes=self._writes)
+        session = await connect(
+            self.address, self._name, is_first=is_first, writes=self._writes or self._is_primarys
+        )
         try:
             await require_server(session, self.named, writes=self._writes)
             found = await self._identify(session)
@@ -311,3 +315,9 @@ class PostgresReader(PostgresDatabase, Reader):
             return await is_ours(session, self.address)
         finally:
             await session.close()
+
+
+class PrimaryReader(PostgresReader):
+    """A connection that only reads, from the server that takes writes."""
+
+    _is_primarys = True

@@ -73,7 +73,10 @@ def fault(error: BaseException, named: str) -> StoreFault | None:
 def opening_failed(error: BaseException, named: str, *, is_first: bool) -> StoreFault | None:
     """Return the error for a connection that could not be opened; None for a bug."""
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return unavailable(named, error, _MOMENT["25006"])
+        return StoreUnavailable(
+            f"The server takes no writes: it is a standby, or read-only ({named}).",
+            _MOMENT["25006"],
+        )
     hint = UNTRUSTED if isinstance(error, ssl.SSLError) else _for(code_of(error), _REFUSED)
     if hint is not None and is_first:
         return StoreUnusable(f"The database cannot be opened ({named}: {_text(error)}).", hint)

@@ -70,6 +70,12 @@ async def identity(session: Session, address: Address) -> str:
     return str(database_id)
 
 
+async def schema_version(session: Session) -> int:
+    """Return the version of the worker's own tables, which exist."""
+    ((version,),) = await session.ask(VERSION)
+    return int(version)
+
+
 async def is_ours(session: Session, address: Address) -> bool:
     """Return whether the schema has the worker's tables."""
     found = await _relation(session, address)
@@ -106,7 +112,7 @@ async def _migrate(session: Session, address: Address) -> None:
             "set WORKER_DATABASE_SCHEMA to a schema of the worker's own, or to a name that is not "
             "taken.",
         )
-    ((version,),) = await session.ask(VERSION)
+    version = await schema_version(session)
     _require_known(version, address)
     if version < SCHEMA_VERSION:
         await _run(session, VERSION_LOCKED)

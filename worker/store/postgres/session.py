@@ -52,11 +52,17 @@ class _Connection(asyncpg.Connection):
         super().__init__(protocol, transport, *rest)
         _end_silence(transport.get_extra_info("socket"))
 
+    @property
+    def tls_version(self) -> str | None:
+        """The version of TLS that protects the connection; None if nothing does."""
+        tls = self._transport.get_extra_info("ssl_object")  # type: ignore[attr-defined]  # untyped
+        return None if tls is None else str(tls.version())
+
 
 class Session:
     """One connection, which one task uses."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: _Connection) -> None:
         """Use a connection that is open."""
         self._connection = connection
         self._prepared: dict[str, asyncpg.prepared_stmt.PreparedStatement] = {}
@@ -65,6 +71,11 @@ class Session:
     def user(self) -> str:
         """The role that it has logged in as."""
         return str(self._connection.get_settings().session_authorization)
+
+    @property
+    def tls_version(self) -> str | None:
+        """The version of TLS that protects the connection; None if nothing does."""
+        return self._connection.tls_version
 
     @property
     def is_open(self) -> bool:

@@ -5,9 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
+from worker.store.findings import Content, Finding
 from worker.store.fresh_tables import FreshTables
 from worker.store.postgres.address import Address
 from worker.store.postgres.connection import PostgresReader, PostgresWriter
+from worker.store.postgres.examination import examine
 from worker.store.postgres.fresh_tables import AuditedTables
 from worker.store.postgres.rebuilding import RebuiltTables
 from worker.store.postgres.tables import create_tables
@@ -81,3 +83,7 @@ class PostgresStore(Store):
     async def exists(self) -> bool:
         """Return whether a worker has made it already."""
         return await PostgresReader(self.address).exists()
+
+    async def examine(self, content: Content) -> list[Finding]:
+        """Return whether the server, and the rights there, are as the worker needs them."""
+        return await examine(self.address, content)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from worker.store.findings import Content, Finding
 from worker.store.fresh_tables import FreshTables
 from worker.store.sqlite.connection import FileWriter, Reader
+from worker.store.sqlite.examination import examine
 from worker.store.sqlite.fresh_tables import FileTables
 from worker.store.sqlite.inspection import file_id, wal_bytes
 from worker.store.sqlite.lock import WriterLock
@@ -60,6 +62,10 @@ class SqliteStore(Store):
     async def exists(self) -> bool:
         """Return whether the file exists."""
         return self.path.is_file()
+
+    async def examine(self, content: Content) -> list[Finding]:
+        """Return whether the file, its disk and SQLite are as the worker needs them."""
+        return await examine(self.path, content)
 
     async def id(self) -> str | None:
         """Return the file's id; None if the file does not exist or has no id yet."""
