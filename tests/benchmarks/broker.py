@@ -14,7 +14,6 @@ from tests.benchmarks.spawning import Program, program
 from tests.benchmarks.usage import cpu_seconds
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import LISTING_SECONDS, eventually
-from worker.broker.claim import exchange_of
 from worker.broker.topology import Topology
 
 EXCHANGE = "benchmark.events"
@@ -84,7 +83,7 @@ class Broker:
                 topology = _topology(queue, partitions)
                 for name in topology.queues:
                     await channel.queue_delete(name)
-                for name in {*topology.exchanges, exchange_of(queue)} - {EXCHANGE}:
+                for name in {*topology.exchanges, topology.claimed.exchange} - {EXCHANGE}:
                     await channel.exchange_delete(name)
 
     async def until_empty(self, queue: str) -> None:

@@ -51,9 +51,9 @@ def on_postgres(part: Result) -> Table:
         ]
         for name, runs in part["runs"].items()
     ]
-    columns = ("contender", "messages", "messages/s", "worker on PostgreSQL / this one", "CPU µs")
-    engines = ("RabbitMQ's CPU µs", "PostgreSQL's CPU µs")
-    return Table(f"On PostgreSQL{in_rounds(part)}", (*columns, *engines), rows)
+    columns = ("contender", "messages", "messages/s", "worker / it", "µs", "RabbitMQ", "PostgreSQL")
+    title = f"On PostgreSQL; CPU time per message in µs, its own and the engines'{in_rounds(part)}"
+    return Table(title, columns, rows)
 
 
 def together(part: Result) -> Table:
@@ -75,9 +75,9 @@ def together(part: Result) -> Table:
         "workers",
         "messages/s",
         "/ one worker",
-        "late messages",
-        "waited for locks",
-        "peak memory of one",
+        "late",
+        "waiting for locks",
+        "peak of one",
         "partitions of each",
     )
     return Table(f"Workers on {part['partitions']} partitions{in_rounds(part)}", columns, rows)
@@ -95,16 +95,16 @@ def costs(part: Result) -> Table:
         rows.append([workers, *(f"{figure:.1f}" for figure in figures), *shares, wal])
     columns = (
         "workers",
-        "workers, µs",
-        "RabbitMQ, µs",
-        "PostgreSQL's sessions, µs",
-        "its other processes, µs",
-        "sum, µs",
-        "of the cores",
-        "other programs",
+        "theirs",
+        "RabbitMQ",
+        "PostgreSQL's sessions",
+        "its others",
+        "sum",
+        "cores used",
+        "by other programs",
         "bytes of WAL",
     )
-    return Table(f"CPU time per message, on {part['cores']} cores", columns, rows)
+    return Table(f"CPU time per message in µs, on {part['cores']} cores", columns, rows)
 
 
 def capacity(part: Result) -> Table:
@@ -133,9 +133,9 @@ def capacity(part: Result) -> Table:
         "cores",
         "workers that use them up",
         "messages/s",
-        "cores for workers",
-        "for RabbitMQ",
-        "for PostgreSQL",
+        "cores of workers",
+        "of RabbitMQ",
+        "of PostgreSQL",
         "WAL, MB/s",
     )
     title = f"Model; here it says for 1, 2, 4 workers (measured): {measured} messages/s"

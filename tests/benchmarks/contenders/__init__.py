@@ -55,14 +55,14 @@ CONTENDERS = {
         share=0.05,
     ),
     HANDWRITTEN_POSTGRES: Contender(
-        "hand-written with asyncpg, one commit per message",
+        "aio-pika and asyncpg, one commit per message",
         HANDWRITTEN_POSTGRES,
         keeps_rows=True,
         is_on_postgres=True,
         share=0.05,
     ),
     POOLED_POSTGRES: Contender(
-        "the same on 16 connections, 16 commits at a time",
+        "the same, 16 commits at a time",
         POOLED_POSTGRES,
         keeps_rows=True,
         is_on_postgres=True,
