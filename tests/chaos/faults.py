@@ -33,7 +33,9 @@ async def kill(stage: Stage, rng: Random) -> None:
             # A worker begins with one message, in case it is deadly; later batches are full.
             await _until_appended(stage, rng.choice([1, 2, 100, 500, 1_000]))
             await pause(rng.uniform(0, BATCH_SECONDS))
-        stage.injected["kill"] += stage.fleet.send(stage.fleet.any(rng), Signals.SIGKILL)
+        # Sometimes several at once, as when a machine goes down.
+        for worker in stage.fleet.some(rng, rng.choice([1, 1, 2, 3])):
+            stage.injected["kill"] += stage.fleet.send(worker, Signals.SIGKILL)
 
 
 async def _until_appended(stage: Stage, messages: int) -> None:
