@@ -13,7 +13,6 @@ from tests.oracle import Row
 from tests.processes import worker_process
 from tests.waiting import LISTING_SECONDS, eventually
 
-
 # What the servers may report: a lost connection; a message that the log knows already, which the
 # worker finds out so; a standby; a frozen worker; a full disk or too many sessions; a lock; a
 # statement or a session that somebody has ended; a server that starts or stops.
