@@ -140,6 +140,10 @@ class Fleet:
         """Return a random running worker, if there is one."""
         return rng.choice(self.workers) if self.workers else None
 
+    def some(self, rng: Random, number: int) -> list[WorkerProcess]:
+        """Return this many random running workers, if there are as many."""
+        return rng.sample(self.workers, min(number, len(self.workers)))
+
     def send(self, worker: WorkerProcess | None, number: Signals) -> bool:
         """Send a signal; return whether the worker was still there to get it."""
         if worker not in self.workers:

@@ -6,11 +6,12 @@ from signal import Signals
 from tests.chaos.moments import pause
 from tests.chaos.postgres_stage import PostgresStage
 from tests.chaos.stage import Fault
+from tests.waiting import patience
 
 MOST_WORKERS = 5
 MOST_PARTITIONS = 12
 # Longer than workers take to empty the queues that a resize gives up, unless something is wrong.
-COMMAND_SECONDS = 20
+COMMAND_SECONDS = 30
 
 
 async def scale(stage: PostgresStage, rng: Random) -> None:
@@ -48,7 +49,7 @@ async def rebuild(stage: PostgresStage, rng: Random) -> None:
 
 def _patience(rng: Random) -> float:
     """Return after how many seconds a command is killed."""
-    return rng.uniform(0.5, 3) if rng.random() < 0.3 else COMMAND_SECONDS
+    return rng.uniform(0.5, 3) if rng.random() < 0.3 else patience(COMMAND_SECONDS)
 
 
 SCALE_FAULTS: dict[str, Fault[PostgresStage]] = {
