@@ -14,6 +14,7 @@ from tests.database import change
 from tests.postgres import PostgresDatabase
 from tests.rabbitmq import HAS_SHARDING_INSIDE, RabbitMQNode, version
 from tests.unit.projecting import project
+from worker.store.postgres.address import Address
 
 HAS_PRIORITIES = (4, 0)
 CANARY = "S3CR3T-canary"
@@ -57,6 +58,18 @@ class TestCheck:
         assert code == 0
         assert "FAIL" not in out
         assert f"pid {worker.pid}" in out
+
+    async def test_of_a_database_on_a_server_looks_at_no_disk(
+        self, place: Place, database_url: str
+    ) -> None:
+        """Its tables are looked at as those of a file."""
+        _, before = await checked(place, database=database_url)
+        await project(Address(database_url), [planned("e-1")])
+        _, after = await checked(place, database=database_url)
+
+        assert (before["database"][0], after["database"][0]) == ("warn", "ok")
+        assert before["claim"][0] == after["claim"][0] == "ok"
+        assert {"disk", "sqlite"}.isdisjoint(after)
 
     async def test_with_another_file_than_the_queue_has_fails(self, place: Place) -> None:
         """It fails before a worker is started on the file, even if there is no file yet."""
