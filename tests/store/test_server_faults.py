@@ -181,6 +181,21 @@ class TestALostConnection:
 
         assert verdicts(await projector.project(arrivals([planned("e")]))) == ["applied"]
 
+    async def test_keeps_no_worker_from_stopping(
+        self, schema: Address, postgres: PostgresNode
+    ) -> None:
+        """A server that no longer answers is left without a goodbye."""
+        writer = Writer(schema)
+        await writer.open()
+        postgres.freeze()
+        try:
+            await writer.close()
+        finally:
+            postgres.thaw()
+
+        async with Writer(schema) as other:
+            await other.probe()
+
     async def test_is_ended_by_the_kernel_if_nothing_is_acknowledged(self, writer: Writer) -> None:
         """Whether something was sent, or an answer is waited for."""
         transport: Any = getattr((await writer.session())._connection, "_transport")  # noqa: B009

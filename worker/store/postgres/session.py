@@ -15,6 +15,7 @@ from worker.store.statements import Parameters, Row, Value
 from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
+GOODBYE_SECONDS = 1
 # A statement takes milliseconds, and waits for a lock for five seconds at most. One that takes
 # longer waits for a server that is frozen, or for its disk.
 STATEMENT_SECONDS = 15
@@ -112,8 +113,11 @@ class Session:
         return found
 
     async def close(self) -> None:
-        """Say goodbye to the server."""
-        await self._connection.close(timeout=OPEN_SECONDS)
+        """Say goodbye to the server, if it listens."""
+        try:
+            await self._connection.close(timeout=GOODBYE_SECONDS)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.abort()
 
     def abort(self) -> None:
         """Close without a word; waits for nothing, and the server rolls back."""
