@@ -74,7 +74,12 @@ class Acts:
                 await self._start(f"worker-{number + 1}", number)
             for member in self._members.values():
                 await member.process.wait_for_log("connected")
-            await self._show(f"{WORKERS} workers share {FIRST} partitions.")
+            self._say(
+                f"The messages of a chat go to one of {FIRST} queues, the partitions. Each has one "
+                "consumer at a time.\nThe workers write the same tables, and know nothing of each "
+                "other."
+            )
+            await self._show(f"{WORKERS} workers have started. Partitions of each:")
             await self._kill("worker-2", self._story.parts[0])
             await self._kill("worker-3", self._story.parts[1])
             await self._join("worker-5", 1, self._story.parts[2])
@@ -97,7 +102,7 @@ class Acts:
             self._measured.killed[name] = await member.process.exit_code()
             self._measured.killed_at.append(await self._servers.count_log())
             self._say(f"  {name} (pid {member.process.pid}) is killed with SIGKILL ...")
-            await self._show("  ... and its partitions go to others:")
+            await self._show("  ... and the broker gives its partitions to others:")
 
     async def _join(self, name: str, ordinal: int, part: Sequence[Publication]) -> None:
         async with self._publishing(part):
@@ -106,7 +111,7 @@ class Acts:
             self._say(f"  {name} (pid {self._members[name].process.pid}) joins.")
             if version() < MOVES_BACK:
                 await self._show(
-                    "  Before RabbitMQ 4.0, a newcomer gets partitions when others leave them:"
+                    "  Before RabbitMQ 4.0, it gets partitions only when others leave them:"
                 )
             else:
                 await self._show("  It takes the partitions that it has the highest priority for:")
