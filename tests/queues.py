@@ -24,7 +24,7 @@ UNCONFIRMED = 200
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """The broker's counts for a queue."""
+    """The broker's counts for a queue, or for all partitions together."""
 
     ready: int
     consumers: int
@@ -101,9 +101,12 @@ class Queues:
             return await self._depth(channel)
 
     async def _depth(self, channel: AbstractChannel) -> Depth:
-        queue = await channel.declare_queue(self.name, passive=True)
-        found = queue.declaration_result
-        return Depth(found.message_count or 0, found.consumer_count or 0)
+        ready = consumers = 0
+        for name in self.topology().work_queues:
+            found = (await channel.declare_queue(name, passive=True)).declaration_result
+            ready += found.message_count or 0
+            consumers += found.consumer_count or 0
+        return Depth(ready, consumers)
 
     async def left(self) -> int:
         """Wait until nobody consumes any more, and return how many messages were not acked.
