@@ -62,7 +62,7 @@ class Member:
 
     def cut(self) -> None:
         """End the connection as the end of a killed process does."""
-        self.session._consuming.kwargs["transport_factory"].abort()  # type: ignore[attr-defined]
+        self.session._consuming.kwargs["transport_factory"].abort()
 
     async def drain(self) -> None:
         """Take no more, and settle what was taken."""
