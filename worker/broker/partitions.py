@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 # A priority is a signed 32-bit number, and a rank stands for two of them (see quarantine.py).
 MAX_RANK = 2**30 - 1
+# With one hot chat, of 20,000 messages a batch had 45 on average with a window of 63 (2,000 / 32),
+# 220 with 500, 370 with 1,000 and 690 with 2,000: from 500 on, a commit's fixed cost is spread well
+# enough. With 32 full partitions, 500 kept 13,600 messages at once, in some 10 MB.
 LEAST_WINDOW = 500
 # Before RabbitMQ 4.0, whoever is first on a queue keeps it. So workers with ordinals give way: this
 # long for each who may come after them and would take it, and then for the partitions of others.
