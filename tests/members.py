@@ -7,12 +7,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from tests.queues import Queues
 from tests.rabbitmq import RabbitMQNode
 from tests.waiting import LISTING_SECONDS, eventually
-from worker.broker.claim import DatabaseFile
+from worker.broker.claim import Claimant
 from worker.broker.connection import BrokerAddress
 from worker.broker.consumer import Reception
 from worker.broker.partitions import Ranking, queue_of
@@ -23,7 +22,7 @@ from worker.messages import Arrival
 from worker.tasks import end
 
 NOTHING = Rejected(Reason.NOT_JSON, "")
-DATABASE = DatabaseFile(Path("unused"), "the-members", is_new=True)
+DATABASE = Claimant("unused", "the-members", is_new=True)
 
 
 def undecoded(delivery: Delivery) -> Arrival:
