@@ -26,6 +26,7 @@ from worker.store.engines import store_of
 from worker.store.postgres import rebuilding
 from worker.store.postgres.address import Address
 from worker.store.postgres.session import Session
+from worker.store.postgres.store import PostgresStore
 from worker.store.tables import Schema
 
 NOTES = "SELECT * FROM notes ORDER BY event_id"
@@ -205,6 +206,18 @@ class TestReadersMeanwhile:
             with pytest.raises(StoreUnavailable, match="projection-worker audit"):
                 await rebuilt(address, notes(1))
             assert await fresh.count_messages() == 1
+
+    @pytest.mark.usefixtures("impatient")
+    async def test_on_a_snapshot_see_the_rows(self, address: Address) -> None:
+        """An old snapshot would show the new tables as empty, so these wait for its end."""
+        await project(address, [say("a")], registry=notes(1))
+        async with PostgresStore(address).reader() as reader, reader.snapshot() as fetch_all:
+            with pytest.raises(StoreUnavailable, match="projection-worker reader"):
+                await rebuilt(address, notes(1))
+            (seen,) = await fetch_all("SELECT * FROM notes", ())
+        await rebuilt(address, notes(1))
+
+        assert tuple(seen) == ("a", "x")
 
 
 class TestASecondRebuild:

@@ -55,18 +55,20 @@ class TestRights:
 
         assert (rows(address, RIGHTS), rows(address, COLUMN_RIGHTS)) == before
 
-    async def test_on_a_new_table_are_those_of_its_schema(
-        self, address: Address, role: str
+    @pytest.mark.parametrize("where", ["", "IN SCHEMA {}"], ids=["anywhere", "in its schema"])
+    async def test_on_a_new_table_are_those_that_a_role_gives(
+        self, address: Address, role: str, where: str
     ) -> None:
         """Also if the table was made in the schema of the rebuild."""
         await project(address, [say("e")], registry=notes(1))
         change(address, "DROP TABLE notes; DELETE FROM projections")
-        schema = address.schema
-        change(
-            address, f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}"
-        )
+        default = f"ALTER DEFAULT PRIVILEGES {where.format(address.schema)}"
+        change(address, f"{default} GRANT SELECT ON TABLES TO {role}")
 
-        await rebuilt(address, notes(1))
+        try:
+            await rebuilt(address, notes(1))
+        finally:
+            change(address, f"{default} REVOKE SELECT ON TABLES FROM {role}")
 
         assert rows(address, RIGHTS) == [(role, "SELECT", False)]
 

@@ -304,6 +304,9 @@ class PostgresReader(PostgresDatabase, Reader):
         """Return what fetches rows as of one moment, whatever is committed during the block."""
         async with self.lent() as session:
             await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # Before the first query takes the snapshot. Otherwise a rebuild could still replace the
+            # tables, and the snapshot would show the new ones as empty.
+            await session.run("LOCK TABLE messages IN ACCESS SHARE MODE")
             # Not by `fetch_all`, which would open another connection if this one were lost.
             yield session.fetch
             await session.run("COMMIT")

@@ -157,8 +157,9 @@ class RebuiltTables(PostgresTables):
         """
         with self._faults():
             tables = {*self._schema, *await noted_versions(self._session, self._address)}
-            if live := await existing(self._session, self._address, tables):
-                await self._lock(live)
+            # The log first, as readers do whose snapshot must not show the new tables as empty.
+            live = await existing(self._session, self._address, tables)
+            await self._lock(["log", *live])
             gone = await replace_tables(
                 self._session, self._address, self._schema, versions, self._move
             )

@@ -63,7 +63,8 @@ RIGHTS = """
             WHERE attrelid = c.oid AND attacl IS NOT NULL AND NOT attisdropped
         UNION ALL SELECT NULL, defaclacl FROM pg_default_acl
             WHERE c.oid IS NULL AND defaclobjtype = 'r'
-                AND defaclnamespace = to_regnamespace($1) AND defaclrole = current_user::regrole
+                AND defaclnamespace IN (0, to_regnamespace($1))
+                AND defaclrole = current_user::regrole
     ) AS s
     CROSS JOIN LATERAL aclexplode(s.acl) AS a
     WHERE a.grantee <> coalesce(c.relowner, current_user::regrole)
