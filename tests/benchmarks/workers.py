@@ -37,6 +37,10 @@ class Workers:
             await asyncio.sleep(POLL_SECONDS)  # noqa: TID251 - asking too often would slow down what is measured
         return outcomes
 
+    async def batches(self) -> int:
+        """Return in how many transactions that was."""
+        return sum([await worker.batches() for worker in self.each])
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of all of them so far."""
         return sum(cpu_seconds(worker.pid) for worker in self.each)
