@@ -9,7 +9,7 @@ import asyncpg
 from tests.benchmarks.postgres import Postgres
 from tests.postgres import PostgresDatabase
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.05
 WAITING = """
     SELECT count(*) FILTER (WHERE wait_event_type = 'Lock')
     FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'
@@ -17,7 +17,7 @@ WAITING = """
 
 
 class LockWaits:
-    """Looks at the sessions fifty times a second."""
+    """Looks at the sessions twenty times a second."""
 
     def __init__(self, pid: int) -> None:
         """Begin without a look."""

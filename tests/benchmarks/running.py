@@ -21,6 +21,7 @@ from tests.waiting import patience, patiently
 POLL_SECONDS = 0.05
 SHORTEST_POLL_SECONDS = 0.005
 OUTCOME = re.compile(r'^projection_messages_total\{outcome="(\w+)"\} (\S+)', re.MULTILINE)
+BATCHES = re.compile(r"^projection_batch_messages_count (\S+)", re.MULTILINE)
 CONTENDER_SECONDS = 900
 
 CPUSeconds = Callable[[], float]
@@ -74,6 +75,11 @@ class MeasuredWorker:
         """Return how many messages it has committed and acked, by outcome."""
         text = await asyncio.to_thread(read, self._url)
         return {name: round(float(number)) for name, number in OUTCOME.findall(text)}
+
+    async def batches(self) -> int:
+        """Return in how many transactions that was."""
+        (number,) = BATCHES.findall(await asyncio.to_thread(read, self._url))
+        return round(float(number))
 
     async def settled(self) -> int:
         """Return how many messages it has committed and acked."""

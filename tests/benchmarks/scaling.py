@@ -51,6 +51,8 @@ class Shared:
     """CPU time of the whole machine, with everything else that ran on it."""
     wal_bytes: int
     late: int
+    mean_batch: float
+    """How many messages a transaction had, over the whole backlog."""
     lock_share: float
     """How much of its time a worker waited for locks."""
     peak_bytes: int
@@ -100,7 +102,7 @@ async def _share(
         outcomes = await workers.until_settled(round(messages * MOST))
         after = await _spent(bench, postgres, workers, waits)
         await workers.until_settled(messages)
-        peak = workers.peak_bytes()
+        peak, batches = workers.peak_bytes(), await workers.batches()
         await workers.stop()
     await bench.broker.delete([QUEUE], PARTITIONS)
     spent = {name: after[name] - before[name] for name in before}
@@ -109,6 +111,7 @@ async def _share(
         **spent,
         messages=sum(outcomes.values()),
         late=outcomes["late"],
+        mean_batch=messages / batches,
         lock_share=waiting / max(1, looks) / number,
         peak_bytes=peak,
         partitions=partitions,

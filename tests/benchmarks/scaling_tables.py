@@ -66,6 +66,7 @@ def together(part: Result) -> Table:
             f"{median_rate(part, workers) / alone:.2f}",
             f"{_per_message(runs, 'late'):.2%}",
             f"{median(run['lock_share'] for run in runs):.2%}",
+            thousands(median(run["mean_batch"] for run in runs)),
             f"{max(run['peak_bytes'] for run in runs) / MEGABYTE:.1f} MB",
             "; ".join(" ".join(map(str, run["partitions"])) for run in runs),
         ]
@@ -77,6 +78,7 @@ def together(part: Result) -> Table:
         "/ one worker",
         "late",
         "waiting for locks",
+        "in a transaction",
         "peak of one",
         "partitions of each",
     )
