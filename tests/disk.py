@@ -65,7 +65,8 @@ class HeldDisk:
     def inside(self) -> tuple[str, ...]:
         """What stands before a command that sees the disk."""
         assert self._holder is not None
-        return ("nsenter", "--target", str(self._holder.pid), "--mount")
+        # With its root, too, which is not that of the machine where the tests run in a chroot.
+        return ("nsenter", "--target", str(self._holder.pid), "--mount", "--root")
 
     @property
     def seen(self) -> Path:

@@ -11,6 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
+
 from tests.disk import cannot_mount
 from tests.postgres import PostgresDatabase, PostgresNode
 from tests.postgres_standby import PostgresStandby
@@ -25,6 +27,8 @@ SETTINGS = {
     "wal_keep_size": "128MB",
     "max_wal_size": "128MB",
 }
+# A node that is away, or that goes away in the middle of a statement.
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 ERROR = re.compile(r" (?:ERROR|FATAL|PANIC):  (\w{5}): ")
 
 

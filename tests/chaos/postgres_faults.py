@@ -10,6 +10,7 @@ import asyncpg
 
 from tests.chaos.moments import pause
 from tests.chaos.network import Network
+from tests.chaos.pair import AWAY
 from tests.chaos.postgres_stage import PostgresStage
 from tests.chaos.stage import Fault
 from tests.disk import cannot_mount, fill
@@ -17,8 +18,6 @@ from tests.relay import Relay
 from tests.waiting import LOOK_SECONDS, eventually
 
 FILLER = "filler"
-# Away, or ended in the middle of a statement.
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 WORKERS = """
     SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'projection-worker%' ORDER BY pid
 """

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from tests.chaos.pair import Pair
+from tests.chaos.pair import AWAY, Pair
 from tests.oracle import COLUMNS, Row
 
 SCHEMA = "projection"
@@ -34,7 +34,6 @@ TABLES = """
     WHERE nspname = ANY ($1) AND relkind::text = $2
 """
 LOOK_SECONDS = 1
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class PostgresWitness:

@@ -103,6 +103,23 @@ class TestADatabaseWithoutItsLog:
             with pytest.raises(StoreUnusable, match="The log is empty, but the table"):
                 await writer.require_log()
 
+    async def test_is_not_one_to_which_another_worker_has_just_added(
+        self, schema: Address, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its first messages may come between two looks of a worker that starts."""
+        async with Writer(schema) as writer:
+            looks = [writer.is_log_empty]
+
+            async def look() -> bool:
+                found = await looks[0]()
+                if len(looks) == 1:
+                    looks.append(looks[0])
+                    await project(schema, [planned("e")])
+                return found
+
+            monkeypatch.setattr(writer, "is_log_empty", look)
+            await writer.require_log()
+
     async def test_is_not_one_whose_messages_were_all_rejected(self, schema: Address) -> None:
         """A worker that starts on it again finds nothing lost."""
         outcomes = await project(schema, [said("raised", "e")], registry=notebook())
