@@ -178,6 +178,14 @@ class TestCheckOnPostgres:
         assert [line["event"] for line in worker.said("priorities_ignored")] == expected
         assert lines["partitions"][0] == ("warn" if expected else "ok")
 
+    async def test_without_a_server_says_so_once(self, place: Place, database_url: str) -> None:
+        """What must be asked of the database is not checked."""
+        code, lines = await checked(place, database=f"{database_url}_elsewhere")
+
+        assert code == 1
+        assert [each for each, (verdict, _) in lines.items() if verdict == "FAIL"] == ["database"]
+        assert {lines[each][0] for each in ("topology", "partitions", "claim")} == {"warn"}
+
     async def test_names_the_plugin_that_is_missing(self, place: Place, database_url: str) -> None:
         """Before the first start, which would fail without it."""
         if version() >= HAS_SHARDING_INSIDE:

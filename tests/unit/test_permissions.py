@@ -1,8 +1,11 @@
 import re
 import shlex
 
+import pytest
+
 from worker.broker.connection import BrokerAddress
 from worker.broker.permissions import Permissions
+from worker.broker.topology import Topology
 from worker.broker.verification import Verification
 
 
@@ -27,6 +30,28 @@ class TestACommand:
 
         assert (address.user, address.vhost) == ("a@b", "my/vhost")
         assert BrokerAddress(("amqp://localhost",)).vhost == "/"
+
+
+class TestATopology:
+    @pytest.mark.parametrize("partitions", [None, 2])
+    def test_asks_for_a_right_to_each_of_its_names(self, partitions: int | None) -> None:
+        """Of partitions, too, and to no queue of somebody else."""
+        topology = Topology("e", "e.q", 20, partitions)
+
+        *_, configure, write, read = shlex.split(topology.needed_to_apply.command("u", "/"))
+
+        own = {*topology.exchanges, *topology.queues}
+        assert all(re.search(configure, name) and re.search(read, name) for name in own)
+        assert all(re.search(write, name) for name in own - {"e"})
+        assert not re.search(configure, "e.q.other")
+
+    def test_asks_workers_for_partitions_of_any_number(self) -> None:
+        """So a resize needs no further right."""
+        *_, read = shlex.split(Topology("e", "q", 20, 2).needed_to_consume.command("u", "/"))
+
+        assert re.search(read, "q.000")
+        assert re.search(read, "q.255")
+        assert not re.search(read, "q")
 
 
 class TestAVerification:

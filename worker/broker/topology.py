@@ -130,7 +130,9 @@ class Topology:
     def needed_to_apply(self) -> Permissions:
         """The permissions for `apply`, a full verification, and a worker that makes its queue."""
         claim = self.claimed.exchange
-        own = tuple(dict.fromkeys((self.queue, *self._permitted_work_queues)))
+        # With partitions, the queue's name is also that of the exchange that spreads messages.
+        spreading = () if self.partitions is None else (self.queue,)
+        own = (*spreading, *self._permitted_work_queues)
         return Permissions(
             configure=(self.exchange, *own, self.dead_letters, claim),
             # A binding needs write on what it leads to and read on its exchange; a queue with a

@@ -52,11 +52,13 @@ async def _look(settings: Settings) -> list[Finding]:
     looks: dict[str, Look] = {
         "settings": _settings,
         "broker": _broker,
-        "topology": _topology,
-        **({} if isinstance(settings.database, Path) else {"partitions": _partitions}),
-        "claim": _claim,
+        "topology": _asking_database("topology", _topology),
+        "partitions": _asking_database("partitions", _partitions),
+        "claim": _asking_database("claim", _claim),
         "projections": _projections,
     }
+    if isinstance(settings.database, Path):
+        del looks["partitions"]
     lines = [await finding(subject, look(settings)) for subject, look in looks.items()]
     can_be_folded = lines[-1].verdict != "FAIL"
     lines += [
@@ -64,6 +66,20 @@ async def _look(settings: Settings) -> list[Finding]:
         for each in await _database(settings)
     ]
     return [*lines, await finding("health", _health(settings))]
+
+
+def _asking_database(subject: str, look: Look) -> Look:
+    async def looked(settings: Settings) -> Finding:
+        try:
+            return await look(settings)
+        except (StoreUnavailable, StoreUnusable):
+            if isinstance(settings.database, Path):
+                raise
+            # Its own line says why.
+            found = "not checked, because the database cannot be asked"
+            return Finding("warn", subject, found, "fix the database first.")
+
+    return looked
 
 
 async def _settings(settings: Settings) -> Finding:

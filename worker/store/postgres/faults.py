@@ -30,9 +30,15 @@ _MOMENT = {
 }
 _CONFLICTS = frozenset({"40001", "40P01"})
 _DAMAGE = frozenset({"XX001", "XX002"})
+DIRECTLY = (
+    "let WORKER_DATABASE lead to the server itself, not to a pooler such as pgbouncer: each worker "
+    "needs one connection, and needs all of it."
+)
 # While a connection is opened: waiting does not cure a wrong password or a database that is not
 # there. It may do so later, while the server is restored or its passwords are renewed.
 _REFUSED = {
+    # What a pooler answers to a parameter that it does not know.
+    "08P01": DIRECTLY,
     "28": "check the user and the password in WORKER_DATABASE, and the server's pg_hba.conf.",
     "3D000": "create the database, or correct its name in WORKER_DATABASE.",
     "42501": "let the role connect to the database (GRANT CONNECT).",

@@ -7,10 +7,11 @@ from typing import Any
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from worker.errors import StoreUnusable
 from worker.store.failures import StoreFault
 from worker.store.postgres.address import Address
 from worker.store.postgres.dialect import Translated, translated
-from worker.store.postgres.faults import opening_failed
+from worker.store.postgres.faults import DIRECTLY, opening_failed
 from worker.store.statements import Parameters, Row, Value
 from worker.store.tables import quoted
 
@@ -175,8 +176,16 @@ async def connect(
                 **(LONG if is_long else {}),
             },
         )
+        found = await connection.fetchval("SELECT current_setting('search_path')")
     except Exception as error:
         raise _failed(error, address, is_first=is_first) from error
+    if found != path:
+        connection.terminate()
+        raise StoreUnusable(
+            "Something between the worker and the server drops the parameters with which a "
+            f"connection starts ({address.named}).",
+            DIRECTLY,
+        )
     return Session(connection)
 
 
