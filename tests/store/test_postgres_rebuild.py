@@ -19,12 +19,14 @@ from tests.unit.projecting import arrivals, audited, project, projecting, shippe
 from tests.unit.projecting import rows as events
 from tests.waiting import eventually
 from worker import Message, Transaction
+from worker.deliveries import Outcome
 from worker.errors import StoreUnavailable, WorkerError
 from worker.rebuild import Audit, rebuild
 from worker.registry import Registry
 from worker.store.engines import store_of
 from worker.store.postgres import rebuilding
 from worker.store.postgres.address import Address
+from worker.store.postgres.rebuilding import RebuiltTables
 from worker.store.postgres.session import Session
 from worker.store.postgres.store import PostgresStore
 from worker.store.tables import Schema
@@ -130,20 +132,31 @@ class TestWritersMeanwhile:
         assert rows(address, NOTES) == [("a", "x", 2), ("b", "x", 2)]
         assert rows(address, "SELECT count(*) FROM log") == [(2,)]
 
-    async def test_that_have_begun_are_waited_for(self, address: Address) -> None:
+    async def test_that_have_begun_are_waited_for(
+        self, address: Address, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """What a transaction of the old version commits meanwhile is folded by the new one."""
         await project(address, [say("a")], registry=notes(1))
-        swapping: list[asyncio.Task[Audit]] = []
+        has_begun = asyncio.Event()
+        writing: list[asyncio.Task[list[Outcome]]] = []
+        lock = RebuiltTables._lock
 
-        async def begin_to_rebuild() -> None:
-            swapping.append(asyncio.create_task(rebuilt(address, notes(2, column="more"))))
+        async def be_waited_for() -> None:
+            has_begun.set()
             await eventually(lambda: rows(address, WAITING.format(address.schema)))
 
-        await project(
-            address, [say("b"), say("c")], registry=during(notes(1), "c", begin_to_rebuild)
-        )
-        await swapping[0]
+        async def lock_when_a_writer_has_begun(fresh: RebuiltTables, tables: list[str]) -> None:
+            if not writing:
+                registry = during(notes(1), "c", be_waited_for)
+                work = project(address, [say("b"), say("c")], registry=registry)
+                writing.append(asyncio.create_task(work))
+                await has_begun.wait()
+            await lock(fresh, tables)
 
+        monkeypatch.setattr(RebuiltTables, "_lock", lock_when_a_writer_has_begun)
+        await rebuilt(address, notes(2, column="more"))
+
+        assert verdicts(await writing[0]) == ["applied", "applied"]
         assert rows(address, NOTES) == [("a", "x", 2), ("b", "x", 2), ("c", "x", 2)]
 
     async def test_are_not_blocked_by_one_that_is_stopped(

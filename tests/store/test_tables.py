@@ -61,6 +61,21 @@ class TestALostLog:
         assert after == before
         assert rows(place, "SELECT version FROM projections") == [(1,)]
 
+    async def test_is_none_of_a_database_that_receives_its_first_message(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another worker may accept it between the looks at the log and at the other tables."""
+        await project(place, registry=notes(1))
+        async with reader_at(place) as reader:
+            existing = reader._existing
+
+            async def receive_and_look(tables: list[str]) -> list[str]:
+                await project(place, [say("e")], registry=notes(1))
+                return await existing(tables)
+
+            monkeypatch.setattr(reader, "_existing", receive_and_look)
+            await reader.require_log()
+
     async def test_is_none_of_a_new_file(self, place: Place) -> None:
         """A file without rows is accepted, and so is one with a log."""
         await project(place, registry=notes(1))
