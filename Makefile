@@ -38,7 +38,7 @@ chaos: setup ## Inject faults for SECONDS (600) with STORE (sqlite, postgres); n
 
 # Both start a broker of their own. Run nothing else meanwhile: the machine has few cores.
 .PHONY: bench
-bench: setup ## Measure the worker against its limits and alternatives, in less than five minutes
+bench: setup ## Measure the worker against its limits and alternatives, in about five minutes
 	@$(BIN)/python -m tests.benchmarks quick
 
 .PHONY: bench-full

@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from tests.postgres_programs import programs
 from tests.processes import ROOT
 from tests.rabbitmq import RabbitMQNode
 
-LIBRARIES = ("aiormq", "aio-pika", "aiosqlite", "pydantic", "faststream")
+LIBRARIES = ("aiormq", "aio-pika", "aiosqlite", "asyncpg", "pydantic", "faststream")
 MEGABYTE = 1_000_000
 PAGE, FSYNCS = bytes(4_096), 200
 
@@ -27,11 +28,17 @@ async def machine(node: RabbitMQNode, folder: Path) -> dict[str, str]:
         "kernel": platform.release(),
         "RabbitMQ": (await node.ctl("eval", "rabbit_misc:version().")).strip().strip('"'),
         "Erlang": (await node.ctl("eval", "erlang:system_info(otp_release).")).strip().strip('"'),
+        "PostgreSQL": _postgres(),
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
         **{library: version(library) for library in LIBRARIES},
         "commit": _commit(),
     }
+
+
+def _postgres() -> str:
+    command = (programs() / "postgres", "--version")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]
 
 
 def _cpu() -> str:
