@@ -6,9 +6,10 @@ from tests.chaos.postgres import POSTGRES
 from tests.chaos.run import Plan, run
 from tests.rabbitmq import RabbitMQNode
 
-SEED = 20_261_127
-# A few that strike the whole fleet; `make chaos STORE=postgres` has all.
-FAULTS = ("kill", "scale", "sessions", "database_crash", "resize")
+# A few that strike the whole fleet; `make chaos STORE=postgres` has all. With this seed, workers
+# are killed while the database crashes, and join or leave during a resize.
+FAULTS = ("kill", "scale", "database_crash", "resize")
+SEED = 848
 # Too short for a broker that is killed, and no fault here does that.
 SECONDS = 3
 
@@ -28,7 +29,7 @@ class TestAShortRunOnPostgreSQL:
         assert [check for check in verdict.checks if not check.is_true] == [], said
         assert {"kill", "database_crash", "resize"} <= set(verdict.injected)
         assert {"join", "leave"} & set(verdict.injected)
-        assert verdict.counts.applied > 1_000
+        assert verdict.counts.applied > 500
 
 
 class TestTheFaultsOfAShortRun:
