@@ -1,6 +1,7 @@
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -22,6 +23,7 @@ from tests.docs.settings_table import settings_table
 from worker.broker.topology import Topology
 from worker.deliveries import Reason
 from worker.projections import load
+from worker.store.postgres.address import Address
 from worker.telemetry.health import State
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -103,8 +105,9 @@ class TestAPage:
         assert set(re.findall(r"WORKER_\w+", PAGES[page])) <= known
 
     def test_names_metrics_that_exist(self, page: str) -> None:
-        """Every word that looks like a metric is one."""
+        """Every word that looks like a metric is one, or the schema of a rebuild."""
         known = {name.partition("{")[0] for name in program.metrics()}
+        known.add(Address("").rebuild_schema)
 
         assert set(re.findall(r"\bprojection_\w+", PAGES[page])) <= known
 
@@ -163,8 +166,10 @@ class TestThePagesForOperators:
     def test_have_the_permissions_that_a_worker_needs(self) -> None:
         """The command that grants them is the one that a worker without them names."""
         topology = Topology("chat.events", "chat.events.projection", delivery_limit=20)
+        spread = replace(topology, partitions=32)
 
         assert topology.needed_to_consume.command("projection", "/") in OPERATE
+        assert spread.needed_to_consume.command("projection", "/") in PAGES["docs/scale.md"]
 
     def test_have_every_page_that_an_error_names(self) -> None:
         """A hint leads to a heading that exists."""
