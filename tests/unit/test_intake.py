@@ -363,3 +363,30 @@ class TestWhatIsNotUnderstood:
 
         with pytest.raises(ConnectionError, match="cannot be read"):
             await reader.readexactly(1)
+
+
+class TestSuspects:
+    async def test_are_taken_alone_in_turns_with_the_others(self) -> None:
+        """Neither waits for long, and an ack of many never includes a suspect that waits."""
+        intake = Intake(delivered)
+        for tag, losses in enumerate([2, 0, 3, 1, 0], 1):
+            intake.add(Delivery(b"", tag, losses=losses))
+
+        batches = []
+        while batch := intake.take(2):
+            batches.append([arrival.delivery.tag for arrival in batch])
+
+        assert batches == [[2, 4], [1], [5], [3]]
+        assert intake.oldest_tag is None
+
+    async def test_stand_before_the_culprit_the_next_time(self) -> None:
+        """Equals are decided in an order that turns with each loss; fewer losses come first."""
+        orders = []
+        for losses in (2, 3):
+            intake = Intake(delivered)
+            for tag, partition in enumerate([4, 1, 7], 1):
+                intake.add(Delivery(b"", tag, losses=losses, partition=partition))
+            intake.add(Delivery(b"", 4, losses=losses + 1, partition=5))
+            orders.append([intake.take(9)[0].delivery.partition for _ in range(4)])
+
+        assert orders == [[7, 4, 1, 5], [1, 4, 7, 5]]

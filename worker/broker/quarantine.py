@@ -18,9 +18,10 @@ window widens. Partitions are several such queues on one channel:
   higher rank, and may come back with that worker's suspects.
 
 Promise: the broker's delivery limit catches the culprit alone. No other message loses more than two
-deliveries to it, or three if it was first in another partition that moved at the same moment; the
-lowest limit that can be set allows three. In a cluster, a queue whose leader is on another node may
-deliver later than its answers, so that two suspects may meet in the same way.
+deliveries to it, or a third if both wait here as suspects at once; the lowest limit that can be set
+allows three. That happens when several partitions move to one worker at the same moment, and when
+the broker puts a lost message behind others that were lost less often, which it does if the worker
+died before it had all of them again.
 """
 
 import asyncio
