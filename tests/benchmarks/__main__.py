@@ -44,7 +44,7 @@ def quick(
     """Return the parts that together take about five minutes."""
     return {
         "throughput": lambda bench: throughput(bench, rounds=rounds, messages=messages, only=only),
-        "on_postgres": lambda bench: on_postgres(bench, rounds=1, messages=messages // 2),
+        "on_postgres": lambda bench: on_postgres(bench, rounds=1, messages=messages),
         "scaling": lambda bench: scaling(bench, rounds=1, messages=messages // 2),
         "takeover": lambda bench: takeover(bench, rounds=1),
         "rebuild": lambda bench: rebuild(bench, rounds=rounds, messages=messages),
