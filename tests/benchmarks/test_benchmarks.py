@@ -40,6 +40,12 @@ class TestTraffic:
         assert kinds["event_started"] == pytest.approx(32_600, rel=0.05)
         assert kinds["event_status_reverted"] == pytest.approx(21_900, rel=0.05)
 
+    def test_has_no_chat_with_most_of_the_messages(self) -> None:
+        """One chat is one partition, so the partitions of a short log are about equally full."""
+        chats = Counter(message.chat_id for message in Traffic().take(10_000))
+
+        assert max(chats.values()) < 200
+
     def test_is_the_same_for_the_same_seed(self) -> None:
         """All contenders, in all processes, get the same messages."""
         assert Traffic().take(100) == Traffic().take(100) != Traffic(2).take(100)

@@ -120,7 +120,7 @@ class Traffic:
             self._chats.append(self._uuid())
         # Mostly one of the latest, because chats end as well.
         latest = int(-math.log(1 - self._random.random()) * 500)
-        return self._chats[-1 - min(latest, len(self._chats) - 1)]
+        return self._chats[-1 - latest % len(self._chats)]
 
     def _payload(self, kind: str, chat_id: str, at: str) -> str:
         match kind:
