@@ -27,7 +27,7 @@ WATERMARK = 0.4
 
 async def kill(stage: Stage, rng: Random) -> None:
     """Kill workers at any time after their start, or around a commit."""
-    for _ in range(rng.randrange(3, 7)):
+    for _ in range(rng.randrange(4, 9)):
         if rng.random() < 0.4:
             await pause(rng.uniform(0, 1))
         else:
