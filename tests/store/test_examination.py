@@ -15,7 +15,7 @@ from tests.postgres_standby import PostgresStandby
 from worker.errors import StoreUnusable
 from worker.store.database import Database
 from worker.store.engines import store_of
-from worker.store.findings import Finding
+from worker.store.findings import Content, Finding
 from worker.store.postgres.address import Address
 
 ELSEWHERE = "database.test"
@@ -31,9 +31,15 @@ async def nothing(_: Database) -> None:
     """Find nothing wrong in what is in the database."""
 
 
-async def examined(address: Address) -> dict[str, Finding]:
+async def is_on_a_standby(reader: Database) -> str | None:
+    """Find the content of a standby wrong, on which no schema could be tried."""
+    [(is_standby,)] = await reader.fetch_all("SELECT pg_is_in_recovery()")
+    return "it is a standby" if is_standby else None
+
+
+async def examined(address: Address, content: Content = nothing) -> dict[str, Finding]:
     """Return subject -> finding; a finding that is not ok says what to do."""
-    found = await store_of(address).examine(nothing)
+    found = await store_of(address).examine(content)
     assert all(each.fix for each in found if each.verdict != "ok")
     return {each.subject: each for each in found}
 
@@ -278,7 +284,7 @@ class TestAStandby:
                         f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}",
                     )
                 )
-                through_both = wrong(await examined(both))
+                through_both = wrong(await examined(both, is_on_a_standby))
                 await primary.query(
                     f"""ALTER SYSTEM SET synchronous_standby_names = '"{standby.name}"'"""
                 )
