@@ -43,19 +43,19 @@ class Event:
     """Of a join: how many seconds later it had committed a message; None if it got none in time."""
 
 
-async def takeover(bench: Bench, *, rounds: int) -> Result:
-    """Kill, start, stop and start one of two workers, round after round."""
+async def takeover(bench: Bench, *, rounds: int, apart: float = APART_SECONDS) -> Result:
+    """Kill, start, stop and start one of two workers, so many seconds apart."""
     story = STORY * rounds
-    sent = Traffic().take(round(RATE * APART_SECONDS * (len(story) + 2)))
+    sent = Traffic().take(round(RATE * apart * (len(story) + 2)))
     traffic.write(bench.folder / "messages", sent)
     await bench.broker.declare([QUEUE], PARTITIONS)
     async with private_postgres() as postgres, postgres.database() as database:
-        events, began = await _live(bench, database, story)
+        events, began = await _live(bench, database, story, apart)
         waits = await _waits(database, sent, began)
         assert await database.query(ROWS) == expected_rows(message.document for message in sent)
     await bench.broker.delete([QUEUE], PARTITIONS)
     longest = {
-        what: [_longest(waits, event.moment) for event in events if event.what == what]
+        what: [_longest(waits, event.moment, apart) for event in events if event.what == what]
         for what in (KILLED, STOPPED, JOINED)
     }
     bench.say("; ".join(f"  {what}: {median(each):.2f} s" for what, each in longest.items()))
@@ -68,13 +68,13 @@ async def takeover(bench: Bench, *, rounds: int) -> Result:
     }
 
 
-def _longest(waits: Sequence[tuple[float, float]], moment: float) -> float:
+def _longest(waits: Sequence[tuple[float, float]], moment: float, apart: float) -> float:
     """Return the longest wait of the messages that were due around a moment, up to the next one."""
-    return max(wait for due, wait in waits if -1 <= due - moment < APART_SECONDS - 1)
+    return max(wait for due, wait in waits if -1 <= due - moment < apart - 1)
 
 
 async def _live(
-    bench: Bench, database: PostgresDatabase, story: Sequence[str]
+    bench: Bench, database: PostgresDatabase, story: Sequence[str], apart: float
 ) -> tuple[list[Event], float]:
     """Let the story happen; return its events, and when the publisher began."""
     events = []
@@ -91,12 +91,13 @@ async def _live(
         )
         began = await publishing.began()
         for number, what in enumerate(story, 1):
-            moment = await _until(began + APART_SECONDS * number)
+            moment = await _until(began + apart * number)
             first_message = None
             if what == JOINED:
                 (missing,) = {0, 1} - workers.keys()
                 workers[missing] = await start(missing)
-                first_message = await _first_message(workers[missing], moment)
+                taken = await _first_message(workers[missing], moment + apart)
+                first_message = None if taken is None else taken - moment
             else:
                 # The one that has been there for longer, and so has partitions on any broker.
                 leaving = workers.pop(next(iter(workers)))
@@ -109,10 +110,11 @@ async def _live(
     return events, began
 
 
-async def _first_message(worker: MeasuredWorker, moment: float) -> float | None:
-    while (now := time.monotonic()) < moment + APART_SECONDS - 0.5:
+async def _first_message(worker: MeasuredWorker, deadline: float) -> float | None:
+    """Return when it had a message, unless that takes until the next event."""
+    while (now := time.monotonic()) < deadline - 0.5:
         if await worker.settled():
-            return now - moment
+            return now
         await asyncio.sleep(LOOK_SECONDS)  # noqa: TID251 - another process gives no event
     return None
 

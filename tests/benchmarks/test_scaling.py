@@ -55,7 +55,7 @@ class TestTakeover:
 
     async def test_measures_each_event(self, bench: Bench) -> None:
         """A worker is killed, another stopped, and both are replaced; nothing is lost."""
-        found = await takeover(bench, rounds=1)
+        found = await takeover(bench, rounds=1, apart=2.0)
 
         waits = found["longest_seconds"]
         assert {what: len(each) for what, each in waits.items()} == {
