@@ -61,7 +61,7 @@ def _main(engine: Engine[S], parser: argparse.ArgumentParser, options: argparse.
 
 
 async def _run(plan: Plan, engine: Engine[S], folder: Path, on: Console) -> bool:
-    async with RabbitMQNode() as node:
+    async with RabbitMQNode(engine.broker) as node:
         verdict = await run(
             plan, engine, node, folder, lambda line: on.print(line, highlight=False)
         )

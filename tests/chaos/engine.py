@@ -35,6 +35,8 @@ class Engine(Generic[S]):
     faults: Mapping[str, Fault[S]]
     seconds_each: float
     """How long a run is for each of its faults, at least."""
+    broker: str = ""
+    """Further lines of the broker's rabbitmq.conf."""
 
 
 def fitting(engine: Engine[S], seconds: float, seed: int) -> list[str]:

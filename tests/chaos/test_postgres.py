@@ -23,7 +23,7 @@ class TestAShortRunOnPostgreSQL:
         plan = Plan(SEED, SECONDS, FAULTS, prefetch=1_000, batch_size=500)
 
         # Not the nodes of the other tests, because faults and the workers' users outlive the test.
-        async with RabbitMQNode() as node:
+        async with RabbitMQNode(POSTGRES.broker) as node:
             verdict = await run(plan, POSTGRES, node, tmp_path, said.append)
 
         assert [check for check in verdict.checks if not check.is_true] == [], said
