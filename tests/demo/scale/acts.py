@@ -114,7 +114,7 @@ class Acts:
                     "  Before RabbitMQ 4.0, it gets partitions only when others leave them:"
                 )
             else:
-                await self._show("  It takes the partitions that it has the highest priority for:")
+                await self._show("  It takes those that it has the highest priority for:")
 
     async def _resize(self, part: Sequence[Publication]) -> None:
         async with self._publishing(part):
