@@ -31,6 +31,7 @@ POSTGRES = "postgres"
 # The slowest files. They start first, because one that started last would be waited for alone.
 LONGEST = (
     "chaos/test_chaos.py",
+    "chaos/test_postgres.py",
     "broker/test_cluster.py",
     "broker/test_every_moment.py",
     "broker/test_session.py",
