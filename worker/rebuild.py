@@ -4,7 +4,7 @@ Uses the one fold that the projector uses (fold.py). Promise: readers see the ol
 new ones are complete, and a rebuild that is interrupted has changed nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -110,6 +110,7 @@ async def rebuild(
     await require_known_kinds(writer, registry)
     async with await writer.rebuilding(_schema(registry)) as fresh:
         audit = await _fold_log(fresh, registry, progress, examples)
+        await _fold(fresh, registry, fresh.grown_streams())
         gone = await fresh.put_in_place(registry.versions)
     return replace(audit, dropped_indexes=gone)
 
@@ -129,11 +130,22 @@ async def _fold_log(
     fresh: FreshTables, registry: Registry, progress: Progress, examples: int
 ) -> Audit:
     messages = await fresh.count_messages()
+    await _fold(fresh, registry, fresh.streams(), lambda folded: progress(folded, messages))
+    return await _compare(fresh, registry, messages, examples)
+
+
+async def _fold(
+    fresh: FreshTables,
+    registry: Registry,
+    streams: AsyncIterator[dict[Key, str]],
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Fold streams into the fresh tables; `progress` is called with the messages folded so far."""
     folded = 0
     turns = Turns()
     events: dict[Key, str] = {}
     try:
-        async for events in fresh.streams():
+        async for events in streams:
             async for piece in fresh.tx.pieces(dict.fromkeys(events, BEFORE_ALL)):
                 for key, bodies in piece.items():
                     read = stored(registry, fresh.tx, events[key], bodies)
@@ -141,14 +153,13 @@ async def _fold_log(
                     folded += len(read)
                 # Statements run with the next read, and those that fail do not stop the others.
                 fresh.tx.register.require_no_failure()
-                progress(folded, messages)
+                progress(folded)
         await fresh.tx.flush()
     except HandlersFailed as error:
         # Statements of earlier streams may still wait, and fail as well.
         with suppress(HandlersFailed):
             await fresh.tx.flush()
         raise _unfoldable(fresh.tx.register.of_handlers, events) from error
-    return await _compare(fresh, registry, messages, examples)
 
 
 def _unfoldable(failures: Failures, events: Mapping[Key, str]) -> StoreUnusable:

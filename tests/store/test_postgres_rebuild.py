@@ -167,6 +167,7 @@ class TestWritersMeanwhile:
         await project(address, [say("a")], registry=notes(1))
         async with writer_at(address) as writer, await writer.rebuilding(schema(notes(1))) as fresh:
             assert [len(batch) async for batch in fresh.streams()] == [1]
+            assert [len(batch) async for batch in fresh.grown_streams()] == []
             outcomes = await project(address, [say("b")], registry=notes(1))
             with pytest.raises(WorkerError):
                 await fresh.put_in_place({"notes": 1})

@@ -89,10 +89,7 @@ class RebuiltTables(PostgresTables):
         )
 
     async def streams(self) -> AsyncIterator[dict[Key, str]]:
-        """Yield all streams, and those that grow meanwhile, until writers are locked out.
-
-        Raises `StoreUnavailable` if somebody holds the tables for too long.
-        """
+        """Yield all streams, and those that grow meanwhile, until few are left."""
         async for batch in super().streams():
             await self.tx.fetch_all(NOTE_FOLDED.format(self._folded), arrays(batch))
             yield batch
@@ -108,10 +105,22 @@ class RebuiltTables(PostgresTables):
             async for batch in self._again([event_id for event_id, _ in grown]):
                 yield batch
         await self.tx.flush()
+
+    async def grown_streams(self) -> AsyncIterator[dict[Key, str]]:
+        """Lock all writers out, and yield the streams that have grown since, without rows.
+
+        Raises `StoreUnavailable` if somebody holds the tables for too long.
+        """
         await self._lock(["projections"])
         grown = await self._scanned(GROWN.format(self._folded))
         async for batch in self._again([event_id for event_id, _ in grown]):
             yield batch
+
+    async def differing(self, table: str) -> list[str]:
+        """Return the events whose rows differ, and whose streams have not grown."""
+        event_ids = await super().differing(table)
+        grown = {event_id for event_id, _ in await self._scanned(GROWN.format(self._folded))}
+        return [event_id for event_id in event_ids if event_id not in grown]
 
     async def _again(self, event_ids: Sequence[str]) -> AsyncIterator[dict[Key, str]]:
         """Yield streams that were folded before, without rows."""
