@@ -71,11 +71,11 @@ async def retire(connection: AbstractConnection, topology: Topology, old: Topolo
 def _require_empty(old: Topology, left: Left) -> None:
     if not left.messages and not left.consumed:
         return
-    has = [counted(left.messages, "message")] if left.messages else []
-    has += ["a worker"] if left.consumed else []
-    queues = f"Queue {old.queue!r} gets" if old.partitions is None else "The partitions get"
+    left_over = [counted(left.messages, "message")] if left.messages else []
+    left_over += ["a worker"] if left.consumed else []
+    what = f"queue {old.queue!r}" if old.partitions is None else "the old partitions"
     raise BrokerRefused(
-        f"{queues} no more messages, and still has {' and '.join(has)}.",
+        f"The inflow of {what} is stopped; {' and '.join(left_over)} must go before the deletion.",
         "let the old worker empty it ('projection-worker check' with its settings counts what "
         "waits) and stop it, import its log once more, and run this command again.",
     )

@@ -107,15 +107,20 @@ def retire(*, yes: Yes = False) -> None:
     if old is None:
         say("There is nothing to retire.")
         return
-    what = old.queue if old.partitions is None else counted(old.partitions, "partition")
+    what = f"queue {old.queue!r}"
+    if old.partitions is not None:
+        what = counted(old.partitions, "partition")
     owner, belonging = asyncio.run(_owner(settings))
     if owner is None or owner != asyncio.run(store_of(settings.store).id()):
         complain(f"{belonging} So it is not the new one.", "start the worker on the new one first.")
         raise typer.Exit(1)
     if not yes:
-        confirm(f"{belonging} Let it get all messages, and delete {what}?")
+        confirm(
+            f"{settings.shown_database} gets all messages from now on. Stop the inflow of what was "
+            f"used before it ({what}), and delete that once it is empty?"
+        )
     asyncio.run(commands.retire(address_of(settings), wanted, old))
-    say(f"Deleted {what}, which was empty.")
+    say(f"Deleted what was empty: {what}.")
 
 
 @topology.command("export")

@@ -26,7 +26,8 @@ def store_of(database: Path | Address) -> Store:
             raise
         raise StoreUnusable(
             "The driver for PostgreSQL is not installed (asyncpg).",
-            "install the worker with it: pip install 'projection-worker[postgres]'.",
+            "install the worker with it: pip install 'projection-worker[postgres]', or "
+            "'.[postgres]' in a clone.",
         ) from error
     return PostgresStore(database)
 

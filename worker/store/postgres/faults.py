@@ -13,7 +13,8 @@ UNIQUE_VIOLATION = "23505"
 _MOMENT = {
     "08": "find out whether the server runs and can be reached.",
     "25006": "the server takes no writes: a failover may be under way. With several hosts in "
-    "WORKER_DATABASE, the worker finds the new primary.",
+    "WORKER_DATABASE, the worker finds the new primary. Or the role only reads "
+    "(default_transaction_read_only).",
     "25P03": "the worker was stopped, or too slow, in the middle of a transaction; give it more of "
     "a processor if it happens again.",
     "40001": "it met another transaction, and runs again.",
@@ -42,6 +43,14 @@ _REFUSED = {
     "28": "check the user and the password in WORKER_DATABASE, and the server's pg_hba.conf.",
     "3D000": "create the database, or correct its name in WORKER_DATABASE.",
     "42501": "let the role connect to the database (GRANT CONNECT).",
+}
+# What a query asks for may be missing, or hidden from the role.
+_LACKING = {
+    "42501": "let the worker's role own its tables, and let a reader's role read them "
+    "(docs/operate.md, 'A role that only reads').",
+    "42P01": "start the worker once, which creates the tables; let a reader's role use the schema "
+    "(GRANT USAGE). If the worker has already run, restore a backup.",
+    "3F000": "set WORKER_DATABASE_SCHEMA to the schema of the worker.",
 }
 UNTRUSTED = (
     "set WORKER_DATABASE_CA_FILE to the certificate of the authority that signed the server's, and "
@@ -106,11 +115,11 @@ def unavailable(named: str, error: BaseException, hint: str) -> StoreUnavailable
 
 
 def incomplete(named: str, error: BaseException) -> StoreUnusable:
-    """Return the error for a database that lacks, or denies, what the worker itself asks for."""
+    """Return the error for a database that lacks, or denies, what a query asks for."""
+    code = code_of(error)
     return StoreUnusable(
-        f"The database lacks what the query needs ({named}, {code_of(error)}: {_text(error)}).",
-        "start the worker once, which creates the tables, and let its role own them; if it has "
-        "already run, restore a backup.",
+        f"The database does not answer a query ({named}, {code}: {_text(error)}).",
+        _for(code, _LACKING) or "correct the query, and the number and types of its parameters.",
     )
 
 
