@@ -1,6 +1,7 @@
 """`topology`: the exchanges, queues and bindings that the worker uses."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -65,8 +66,8 @@ def apply() -> None:
     A new queue belongs to no database: the first worker to start claims it for its own.
     """
     settings = load_settings()
-    wanted = asyncio.run(current_topology(settings))
-    created = asyncio.run(commands.apply(address_of(settings), wanted))
+    current = partial(current_topology, settings)
+    created = asyncio.run(commands.apply(address_of(settings), current))
     names = f"Created {', '.join(created)}." if created else "All exchanges and queues existed."
     say(f"{names} Everything that the worker needs is on {settings.broker}.")
 
@@ -107,15 +108,18 @@ def retire(*, yes: Yes = False) -> None:
     if old is None:
         say("There is nothing to retire.")
         return
-    what = old.queue if old.partitions is None else counted(old.partitions, "partition")
     owner, belonging = asyncio.run(_owner(settings))
     if owner is None or owner != asyncio.run(store_of(settings.store).id()):
         complain(f"{belonging} So it is not the new one.", "start the worker on the new one first.")
         raise typer.Exit(1)
     if not yes:
-        confirm(f"{belonging} Let it get all messages, and delete {what}?")
-    asyncio.run(commands.retire(address_of(settings), wanted, old))
-    say(f"Deleted {what}, which was empty.")
+        confirm(f"{belonging} Let it get all messages, and delete {_named(old)}?")
+    current = partial(current_topology, settings)
+    deleted = asyncio.run(commands.retire(address_of(settings), current))
+    if deleted is None:
+        say("Another command has retired it meanwhile.")
+    else:
+        say(f"Deleted {_named(deleted)}, which was empty.")
 
 
 @topology.command("export")
@@ -159,8 +163,12 @@ async def _resize(settings: Settings, partitions: int) -> None:
         async with store.writer(store.lock()) as writer:
             await writer.set_partitions(number)
 
-    wanted = await current_topology(settings)
-    await commands.resize(address_of(settings), wanted, partitions, write, say)
+    current = partial(current_topology, settings)
+    await commands.resize(address_of(settings), current, partitions, write, say)
+
+
+def _named(old: Topology) -> str:
+    return old.queue if old.partitions is None else counted(old.partitions, "partition")
 
 
 def _print(wanted: Topology) -> None:
