@@ -120,6 +120,21 @@ class TestAWorker:
             await eventually(lambda: 7 not in only.session._quarantine._windows)
             await publish(queues)
             await eventually(lambda: len(only.taken) == 3 * CHATS)
+            known = only.session.consumer._intake.partitions
+            await eventually(lambda: 7 not in known.values())
+
+    async def test_remembers_no_consumer_that_has_ended(self, queues: Queues) -> None:
+        """Silent partitions get new consumers again and again, for as long as a worker runs."""
+        async with member(queues, Ranking("a")) as only:
+            await attached(only)
+            await publish(queues)
+            await eventually(lambda: len(only.taken) == 3 * CHATS)
+            known = only.session.consumer._intake.partitions
+            for prefetch in (10, 20):
+                await only.session._quarantine.resize(prefetch)
+
+            # The narrow windows have ended, and the wide ones were replaced.
+            assert sorted(known.values()) == list(range(PARTITIONS))
 
     async def test_shares_its_room_among_the_partitions(
         self, queues: Queues, monkeypatch: pytest.MonkeyPatch

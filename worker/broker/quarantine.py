@@ -180,6 +180,7 @@ class Quarantine:
         if self._partitions is None or partition < self._partitions:
             return False
         self._windows.pop(partition, None)
+        self._intake.partitions.pop(tag.encode(), None)
         return True
 
     async def _tend(self) -> None:
