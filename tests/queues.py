@@ -59,6 +59,10 @@ class Queues:
         """Return what the worker declares."""
         return Topology(self.exchange, self.name, delivery_limit, self.partitions)
 
+    async def current(self) -> Topology:
+        """Return the topology, as commands read it."""
+        return self.topology()
+
     async def declare(self, delivery_limit: int = DELIVERY_LIMIT) -> None:
         """Declare what the worker declares, for tests that publish before there is a worker."""
         async with self.channel() as channel:

@@ -93,7 +93,7 @@ class TestPartitions:
 
         with pytest.raises(BrokerRefused, match=re.escape(missing)):
             await commands.verify(address, queues.topology())
-        created = await commands.apply(address, queues.topology())
+        created = await commands.apply(address, queues.current)
 
         assert created == [f"queue {missing!r}"]
         assert await depths(queues) == (0,) * PARTITIONS
@@ -140,9 +140,9 @@ class TestTheMissingPlugin:
         async with RabbitMQNode(has_sharding=False) as node, queues_on(node.url, 2) as queues:
             address = BrokerAddress((node.url,))
             with pytest.raises(BrokerRefused) as never_enabled:
-                await commands.apply(address, queues.topology())
+                await commands.apply(address, queues.current)
             await node.plugins("enable", SHARDING)
-            await commands.apply(address, queues.topology())
+            await commands.apply(address, queues.current)
             await node.plugins("disable", SHARDING)
             with pytest.raises(BrokerRefused) as switched_off:
                 await commands.verify(address, queues.topology())

@@ -10,6 +10,7 @@ from tests.members import Killed, Member, member, owners
 from tests.queues import Queues, queues_on
 from tests.rabbitmq import RabbitMQNode, version
 from tests.waiting import eventually
+from worker.broker import intake
 from worker.broker.partitions import Ranking, own_partitions, queue_of
 from worker.broker.quarantine import Quarantine
 from worker.deliveries import Delivery
@@ -119,6 +120,48 @@ class TestAWorker:
             await eventually(lambda: 7 not in only.session._quarantine._windows)
             await publish(queues)
             await eventually(lambda: len(only.taken) == 3 * CHATS)
+            known = only.session.consumer._intake.partitions
+            await eventually(lambda: 7 not in known.values())
+
+    async def test_remembers_no_consumer_that_has_ended(self, queues: Queues) -> None:
+        """Silent partitions get new consumers again and again, for as long as a worker runs."""
+        async with member(queues, Ranking("a")) as only:
+            await attached(only)
+            await publish(queues)
+            await eventually(lambda: len(only.taken) == 3 * CHATS)
+            known = only.session.consumer._intake.partitions
+            for prefetch in (10, 20):
+                await only.session._quarantine.resize(prefetch)
+
+            # The narrow windows have ended, and the wide ones were replaced.
+            assert sorted(known.values()) == list(range(PARTITIONS))
+
+    async def test_shares_its_room_among_the_partitions(
+        self, queues: Queues, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise what it has returned comes again before there is room, and counts as lost."""
+        monkeypatch.setattr(intake, "MOST_HELD_BYTES", 32_000)
+        windows: list[tuple[int, int]] = []
+        resize = Quarantine.resize
+
+        async def noted(quarantine: Quarantine, prefetch: int) -> None:
+            windows.append((prefetch, len(only.taken)))
+            await resize(quarantine, prefetch)
+
+        monkeypatch.setattr(Quarantine, "resize", noted)
+        for chat in range(CHATS):
+            await queues.publish([b"x" * 1_000] * 20, f"chat-{chat}")
+        async with member(queues, Ranking("a"), prefetch=20) as only:
+            await attached(only)
+            only.hold()
+            await eventually(lambda: only.session.consumer._intake._not_kept)
+            only.go_on()
+            await eventually(lambda: len(only.taken) == 20 * CHATS)
+
+        (narrow, at), (wide, later), *_ = windows
+        assert narrow * PARTITIONS <= 32
+        assert wide == 20
+        assert later - at > wide * PARTITIONS
 
 
 class Group:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from itertools import count
 from typing import Self
 
@@ -14,6 +15,7 @@ from tests.waiting import eventually, turns
 from worker.broker import commands, resize
 from worker.broker.connection import BrokerAddress
 from worker.broker.partitions import Ranking, queue_of
+from worker.errors import BrokerRefused
 
 
 @pytest.fixture
@@ -84,13 +86,8 @@ class Group:
 
     async def resize(self, partitions: int) -> None:
         """Run the command as an operator would."""
-        await commands.resize(
-            BrokerAddress((self.queues.url,)),
-            self.queues.topology(),
-            partitions,
-            self.write,
-            self.heard,
-        )
+        address = BrokerAddress((self.queues.url,))
+        await commands.resize(address, self.queues.current, partitions, self.write, self.heard)
 
     @property
     def bodies(self) -> set[bytes]:
@@ -149,7 +146,7 @@ class TestAResize:
             group.members[0].hold()
             await put(queues, 2, b"held")
             resizing = asyncio.create_task(group.resize(2))
-            await group.hears("queues with a consumer: 1")
+            await group.hears("1 queue still consumed")
             assert await exist(queues) == [0, 1, 2, 3]
             group.members[0].go_on()
             await resizing
@@ -167,7 +164,7 @@ class TestAResize:
             group.members[0].hold()
             await put(queues, 2, b"lost")
             resizing = asyncio.create_task(group.resize(2))
-            await group.hears("queues with a consumer: 1")
+            await group.hears("1 queue still consumed")
             group.members[0].cut()
             await eventually(lambda: group.told == [2, 4])
             await group.add(stack, "b")
@@ -175,6 +172,49 @@ class TestAResize:
 
         assert group.told == [2, 4, 2]
         assert group.bodies == {b"lost"}
+        assert await exist(queues) == [0, 1]
+
+    async def test_excludes_all_other_commands_that_change_queues(self, queues: Queues) -> None:
+        """The second one changes nothing, and works after the first, from the number it wrote."""
+        address = BrokerAddress((queues.url,))
+        async with AsyncExitStack() as stack:
+            group = await Group.of(queues, stack, "a")
+            group.members[0].hold()
+            await put(queues, 2, b"held")
+            resizing = asyncio.create_task(group.resize(2))
+            await group.hears("1 queue still consumed")
+            for second in (
+                group.resize(4),
+                commands.apply(address, queues.current),
+                commands.retire(address, queues.current),
+            ):
+                with pytest.raises(BrokerRefused, match="Another command changes"):
+                    await second
+            group.members[0].go_on()
+            await resizing
+            await group.resize(4)
+
+        assert group.told == [2, 4]
+        assert await exist(queues) == [0, 1, 2, 3]
+
+    async def test_keeps_a_queue_that_somebody_fills_again(
+        self, queues: Queues, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What came after the last look is not deleted, and the next command drains it."""
+        fill_again = partial(put, queues, 3, b"late")
+        with monkeypatch.context() as patch:
+            patch.setattr(resize._Resizing, "_require_dead_letters", lambda *_: fill_again())
+            async with AsyncExitStack() as stack:
+                group = await Group.of(queues, stack)
+                with pytest.raises(BrokerRefused, match=r"003' has messages"):
+                    await group.resize(2)
+        assert await exist(queues) == [0, 1, 2, 3]
+
+        async with AsyncExitStack() as stack:
+            group = await Group.of(queues, stack, "a")
+            await group.resize(2)
+
+        assert group.bodies == {b"late"}
         assert await exist(queues) == [0, 1]
 
     @pytest.mark.parametrize("wanted", [6, 2])

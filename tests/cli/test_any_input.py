@@ -193,9 +193,7 @@ class TestABrokerThatFallsSilent:
         monkeypatch.setattr(Topology, "declare_queue", silenced)
 
         with pytest.raises(SessionLost, match="did not answer within"):
-            await commands.apply(
-                BrokerAddress((proxy.url,)), Topology(queues.exchange, queues.name, 20)
-            )
+            await commands.apply(BrokerAddress((proxy.url,)), queues.current)
 
     async def test_and_an_operator_who_does_not_wait(self, proxy: Proxy, tmp_path: Path) -> None:
         """Ctrl-C ends a command with the usual exit code, and not with a traceback."""

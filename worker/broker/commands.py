@@ -4,13 +4,13 @@ All functions raise `BrokerRefused` if the broker refuses, and `SessionLost` if 
 or does not answer in time.
 """
 
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from aio_pika.abc import AbstractConnection
 
-from worker.broker import claim, retirement, verification
+from worker.broker import claim, command_lock, retirement, verification
 from worker.broker import resize as resizing
 from worker.broker.claim import Claimed
 from worker.broker.connection import (
@@ -27,6 +27,9 @@ from worker.broker.verification import Verification
 from worker.errors import SessionLost
 
 T = TypeVar("T")
+
+Current = Callable[[], Awaitable[Topology]]
+"""Reads the topology, with the number of partitions that workers know."""
 
 NAME = "projection-worker check"
 # A quorum queue is declared within seconds, unless its cluster has no majority.
@@ -59,16 +62,18 @@ async def verify(address: BrokerAddress, topology: Topology) -> Verification:
     return await _answer(ask())
 
 
-async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
+async def apply(address: BrokerAddress, current: Current) -> list[str]:
     """Create what is missing of the topology; return the exchanges and queues that were created.
 
-    Raises `BrokerRefused` for an exchange or queue that exists with other arguments.
+    Raises `BrokerRefused` for an exchange or queue that exists with other arguments, and if another
+    command changes the queues.
     """
 
     async def ask() -> list[str]:
-        async with _asking(address) as opened, opened.channel() as channel:
+        async with _changing(address, current, "make the exchanges and queues") as held:
+            opened, topology = held
             missing = await verification.missing(topology, opened)
-            with requiring(topology.needed_to_apply, address, "make the exchanges and queues"):
+            async with opened.channel() as channel:
                 await topology.apply(channel)
             return missing
 
@@ -76,12 +81,14 @@ async def apply(address: BrokerAddress, topology: Topology) -> list[str]:
 
 
 async def resize(
-    address: BrokerAddress, topology: Topology, partitions: int, write: Write, progress: Progress
+    address: BrokerAddress, current: Current, partitions: int, write: Write, progress: Progress
 ) -> None:
-    """Change the number of partitions; see `resize.resize`. It takes as long as workers need."""
-    async with _asking(address) as opened:
-        with requiring(topology.needed_to_apply, address, "change the exchanges and queues"):
-            await resizing.resize(opened, topology, partitions, write, progress)
+    """Change the number of partitions; see `resize.resize`. It takes as long as workers need.
+
+    Raises `BrokerRefused` if another command changes the queues.
+    """
+    async with _changing(address, current, "change the exchanges and queues") as (opened, topology):
+        await resizing.resize(opened, topology, partitions, write, progress)
 
 
 async def owner(address: BrokerAddress, claimed: Claimed, own_id: str | None) -> str | None:
@@ -114,15 +121,36 @@ async def old_topology(address: BrokerAddress, topology: Topology) -> Topology |
     return await _answer(ask())
 
 
-async def retire(address: BrokerAddress, topology: Topology, old: Topology) -> None:
-    """Feed the topology alone, and delete the old one; raises what `retirement.retire` does."""
+async def retire(address: BrokerAddress, current: Current) -> Topology | None:
+    """Feed the topology alone, and delete the old one; return what was deleted, None if nothing.
 
-    async def ask() -> None:
-        async with _asking(address) as opened:
-            with requiring(old.needed_to_apply, address, "remove the old queues"):
-                await retirement.retire(opened, topology, old)
+    Raises what `retirement.retire` does, and `BrokerRefused` if another command changes the queues.
+    """
+    to_remove = "remove the old queues"
 
-    await _answer(ask())
+    async def ask() -> Topology | None:
+        async with _changing(address, current, to_remove) as (opened, topology):
+            old = await retirement.old_topology(opened, topology)
+            if old is not None:
+                with requiring(old.needed_to_apply, address, to_remove):
+                    await retirement.retire(opened, topology, old)
+            return old
+
+    return await _answer(ask())
+
+
+@asynccontextmanager
+async def _changing(
+    address: BrokerAddress, current: Current, to: str
+) -> AsyncIterator[tuple[AbstractConnection, Topology]]:
+    """Hold a connection, and the topology as it is while no other command can change it."""
+    topology = await current()
+    async with _asking(address) as opened:
+        with requiring(topology.needed_to_apply, address, to):
+            lock = await command_lock.acquire(opened, topology.queue, "changes the worker's queues")
+            # It may have changed while another command had the lock.
+            yield opened, await current()
+            await command_lock.release(lock)
 
 
 @asynccontextmanager

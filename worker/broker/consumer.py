@@ -60,7 +60,7 @@ class Consumer:
         self._life = life
         self._reception = reception
         self._settled_since_resize: int | None = None
-        """Set while the window is smaller than the prefetch."""
+        """Set while the windows are smaller than the prefetch."""
         # One event for arrivals and for the end, because waiting for two would cost tasks for each
         # batch.
         life.call_when_it_ends(intake.arrived.set)
@@ -103,16 +103,19 @@ class Consumer:
     async def _fit_window(self) -> None:
         """Return to the queue the deliveries that arrived while there was no room for them.
 
-        The broker counts each return as a lost delivery. So the window shrinks first, and the
-        messages find room when they come again. It widens once a full window has been settled.
+        The broker counts each return as a lost delivery. So the windows shrink first, and the
+        messages find room when they come again. They widen once as many have been settled as fit
+        into all of them: then everything that was returned has come again.
         """
+        windows = max(1, self._quarantine.attached)
         if (room := self._intake.room_for_returns()) is not None:
             self._settled_since_resize = 0
-            # Until it has shrunk, the intake keeps no later delivery: the ack of a batch includes
-            # all earlier deliveries.
-            await self._quarantine.resize(min(room, self._reception.prefetch))
+            # Until they have shrunk, the intake keeps no later delivery: the ack of a batch
+            # includes all earlier deliveries.
+            of_each = max(1, room // windows)
+            await self._quarantine.resize(min(of_each, self._reception.prefetch))
             await self._give_back(self._intake.take_returns())
-        elif (self._settled_since_resize or 0) > self._reception.prefetch:
+        elif (self._settled_since_resize or 0) > windows * self._reception.prefetch:
             self._settled_since_resize = None
             await self._quarantine.resize(self._reception.prefetch)
 

@@ -16,8 +16,8 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker import headers as known
+from worker.broker.command_lock import acquire, lock_of, release
 from worker.broker.connection import BrokerAddress, connection, is_loss, sentence
-from worker.broker.dead_letter_lock import acquire, lock_of, release
 from worker.broker.dead_letters import DeadLetter
 from worker.broker.pages import ANSWER_SECONDS, Pages
 from worker.broker.permissions import DEFAULT_EXCHANGE, NotPermitted, Permissions, requiring
@@ -273,7 +273,9 @@ async def _open(
 ) -> tuple[AbstractQueue | None, int]:
     """Lock the dead letters; return the lock and the number of letters."""
     name = topology.dead_letters
-    lock = await acquire(connection, name)
+    lock = None
+    with suppress(ChannelAccessRefused):  # A user who may only read can still list.
+        lock = await acquire(connection, name, f"holds the dead letters in queue {name!r}")
     try:
         async with connection.channel() as channel:
             queue = await channel.get_queue(name, ensure=True)

@@ -71,7 +71,7 @@ class Intake:
         self.arrived = asyncio.Event()
         """Set whenever something arrives. The consumer clears it before it waits."""
         self.partitions: dict[bytes, int] = {}
-        """The partition of each consumer tag, which must be here before anything is delivered."""
+        """The partition of each consumer tag, as long as it may deliver."""
         self.on_room: Callable[[], None] = _nothing
         """Called when deliveries have been settled and the intake is not full."""
 

@@ -98,6 +98,11 @@ class Quarantine:
         """Whether the session is attached to each queue that it should consume from."""
         return all(step.partition in self._windows for step in self._steps)
 
+    @property
+    def attached(self) -> int:
+        """On how many queues the session has its windows."""
+        return len(self._windows)
+
     async def has_rival(self) -> bool:
         """Return whether another consumer is active on the one queue; call before `begin`.
 
@@ -175,6 +180,7 @@ class Quarantine:
         if self._partitions is None or partition < self._partitions:
             return False
         self._windows.pop(partition, None)
+        self._intake.partitions.pop(tag.encode(), None)
         return True
 
     async def _tend(self) -> None:

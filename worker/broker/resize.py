@@ -13,14 +13,15 @@ workers are told to leave an empty queue, and when it counts no consumer, nothin
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.partitions import queue_of
-from worker.broker.topology import Topology, bind
+from worker.broker.removal import delete_empty, look, unbind
+from worker.broker.topology import Binding, Topology, bind
 from worker.broker.verification import find_queue
 from worker.errors import BrokerRefused
 from worker.plurals import counted
@@ -34,15 +35,6 @@ Write = Callable[[int], Awaitable[None]]
 """Writes the number of partitions to where all workers read it, and returns when it is there."""
 Progress = Callable[[str], None]
 """Called with a sentence about each step, and each change during a wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Depth:
-    """What the surplus queues have, in sum."""
-
-    ready: int
-    consumed: int
-    """How many of them have a consumer or unacked messages."""
 
 
 async def resize(
@@ -84,7 +76,7 @@ class _Resizing:
             for queue in self._wanted.work_queues:
                 await self._wanted.declare_queue(channel, queue)
             if known < self._partitions:
-                self._progress(f"{counted(self._partitions, 'queue')} exist.")
+                self._progress(f"{_that(self._partitions, 'exists', 'exist')}.")
                 await self._tell(self._partitions)
             try:
                 for binding in self._wanted.bindings:
@@ -108,9 +100,8 @@ class _Resizing:
         surplus = [queue_of(self._wanted.queue, number) for number in numbers]
         async with self._connection.channel() as channel:
             for name in surplus:
-                queue = await channel.get_queue(name, ensure=False)
-                await queue.unbind(self._wanted.queue, "")
-            self._progress(f"{counted(len(surplus), 'queue')} get no more messages.")
+                await unbind(channel, self._inflow(name))
+            self._progress(f"{_that(len(surplus), 'gets', 'get')} no more messages.")
             told = known
             while (ready := await self._settled(channel, surplus, told)) or told > self._partitions:
                 # Those that a worker lost after it was told to leave need consumers again.
@@ -119,7 +110,7 @@ class _Resizing:
             await self._require_dead_letters(channel)
             # The last one first, so that those that are left after an interruption are found.
             for name in reversed(surplus):
-                await channel.queue_delete(name)
+                await delete_empty(channel, name, self._inflow(name))
         self._progress(f"{counted(len(surplus), 'queue')} deleted.")
 
     async def _surplus(self, known: int) -> list[int]:
@@ -145,17 +136,17 @@ class _Resizing:
         reported = None
         looks = 0
         while looks < LOOKS:
-            depth = await _look(channel, surplus)
-            is_settled = not (depth.ready if told > self._partitions else depth.consumed)
+            left = await look(channel, surplus)
+            is_settled = not (left.messages if told > self._partitions else left.consumed)
             looks = looks + 1 if is_settled else 0
-            if not is_settled and depth != reported:
+            if not is_settled and left != reported:
                 self._progress(
-                    f"Messages that wait in them: {depth.ready:,}; queues with a consumer: "
-                    f"{depth.consumed}."
+                    f"Waiting for workers: {counted(left.messages, 'message')} left, "
+                    f"{counted(left.consumed, 'queue')} still consumed."
                 )
-                reported = depth
+                reported = left
             await asyncio.sleep(LOOK_SECONDS)
-        return depth.ready
+        return left.messages
 
     async def _require_dead_letters(self, channel: AbstractChannel) -> None:
         """Let the broker finish what it dead-letters by itself: no client can count that."""
@@ -164,15 +155,14 @@ class _Resizing:
         await find_queue(channel, self._wanted.dead_letters)
         await asyncio.sleep(LOOK_SECONDS)
 
+    def _inflow(self, queue: str) -> Binding:
+        return Binding(self._wanted.queue, queue, "")
+
     async def _tell(self, partitions: int) -> None:
         await self._write(partitions)
         self._progress(f"Workers are told to consume from {counted(partitions, 'partition')}.")
 
 
-async def _look(channel: AbstractChannel, queues: Sequence[str]) -> _Depth:
-    ready = consumed = 0
-    for name in queues:
-        found = (await channel.declare_queue(name, passive=True)).declaration_result
-        ready += found.message_count or 0
-        consumed += bool(found.consumer_count)
-    return _Depth(ready, consumed)
+def _that(queues: int, verb: str, plural_verb: str) -> str:
+    """Return how many queues do something."""
+    return f"{counted(queues, 'queue')} {verb if queues == 1 else plural_verb}"

@@ -6,14 +6,15 @@ they are empty and nobody consumes from them. Each step may be repeated after an
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.partitions import queue_of
-from worker.broker.topology import Binding, Topology, bind
+from worker.broker.removal import Left, delete_empty, look, unbind
+from worker.broker.topology import Topology, bind
 from worker.errors import BrokerRefused
 from worker.plurals import counted
 
@@ -21,15 +22,6 @@ from worker.plurals import counted
 # and so is one that the broker itself is dead-lettering.
 LOOK_SECONDS = 1.0
 LOOKS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """What the old queues still have."""
-
-    messages: int
-    consumed: int
-    """How many of them have a consumer, or unacked messages."""
 
 
 async def old_topology(connection: AbstractConnection, topology: Topology) -> Topology | None:
@@ -56,13 +48,14 @@ async def retire(connection: AbstractConnection, topology: Topology, old: Topolo
                 f"What should get the messages from now on is missing on the broker ({error}).",
                 "create it with 'projection-worker topology apply', and start a worker on it.",
             ) from error
-        await _unbind(channel, old.bindings[-1])
+        inflow = old.bindings[-1]
+        await unbind(channel, inflow)
         for _ in range(LOOKS):
-            _require_empty(old, await _look(channel, old))
+            _require_empty(old, await look(channel, old.work_queues))
             await asyncio.sleep(LOOK_SECONDS)
         # The last one first, so that those that an interruption leaves are found.
         for name in reversed(old.work_queues):
-            await channel.queue_delete(name)
+            await delete_empty(channel, name, inflow)
         if old.partitions is not None:
             await channel.exchange_delete(old.queue)
         await channel.exchange_delete(old.claimed.exchange)
@@ -88,24 +81,3 @@ async def _exists(connection: AbstractConnection, queue: str) -> bool:
         except ChannelNotFoundEntity:
             return False
     return True
-
-
-async def _look(channel: AbstractChannel, old: Topology) -> Left:
-    messages = consumed = 0
-    for name in old.work_queues:
-        found = (await channel.declare_queue(name, passive=True)).declaration_result
-        messages += found.message_count or 0
-        # It also counts a consumer that has ended and whose messages are unacked
-        # (rabbit_fifo.erl, `query_stat`).
-        consumed += bool(found.consumer_count)
-    return Left(messages, consumed)
-
-
-async def _unbind(channel: AbstractChannel, binding: Binding) -> None:
-    """Remove a binding, unless it is gone."""
-    if binding.to_exchange:
-        exchange = await channel.get_exchange(binding.destination, ensure=False)
-        await exchange.unbind(binding.exchange, binding.routing_key)
-    else:
-        queue = await channel.get_queue(binding.destination, ensure=False)
-        await queue.unbind(binding.exchange, binding.routing_key)

@@ -13,6 +13,7 @@ from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused, ConnectionCommandInvalid
 
 from worker.broker.claim import Claimed, exchange_of
+from worker.broker.command_lock import lock_of
 from worker.broker.partitions import queue_of
 from worker.broker.permissions import Numbered, Permissions, Prefix
 from worker.errors import BrokerRefused
@@ -128,13 +129,13 @@ class Topology:
 
     @property
     def needed_to_apply(self) -> Permissions:
-        """The permissions for `apply`, a full verification, and a worker that makes its queue."""
+        """The permissions for all commands on the topology, and a worker that makes its queue."""
         claim = self.claimed.exchange
         # With partitions, the queue's name is also that of the exchange that spreads messages.
         spreading = () if self.partitions is None else (self.queue,)
         own = (*spreading, *self._permitted_work_queues)
         return Permissions(
-            configure=(self.exchange, *own, self.dead_letters, claim),
+            configure=(self.exchange, *own, self.dead_letters, claim, lock_of(self.queue)),
             # A binding needs write on what it leads to and read on its exchange; a queue with a
             # dead-letter exchange needs read on itself and write on that exchange.
             write=(*own, self.dead_letters, Prefix(f"{claim}.")),

@@ -14,7 +14,7 @@ class Consuming:
     """Starts and ends consumers on a channel, one request after the other."""
 
     def __init__(self, channel: AbstractChannel, partitions: dict[bytes, int]) -> None:
-        """Note in `partitions` the partition of each consumer tag before it is used."""
+        """Note in `partitions` the partition of each consumer tag from its start to its end."""
         self._channel = channel
         self._partitions = partitions
         self._numbers = count(1)
@@ -36,8 +36,10 @@ class Consuming:
         return tag
 
     async def end(self, tag: str) -> None:
-        """Cancel a consumer; its unacked deliveries stay unacked."""
+        """Cancel a consumer, and forget its tag; its unacked deliveries stay unacked."""
         await self._channel.basic_cancel(tag)
+        # The broker delivers nothing after its answer.
+        self._partitions.pop(tag.encode(), None)
 
     async def has_consumer(self, queue: str) -> bool:
         """Return whether the queue has an active consumer, or a cancelled one with deliveries."""

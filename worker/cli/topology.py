@@ -1,6 +1,7 @@
 """`topology`: the exchanges, queues and bindings that the worker uses."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -65,8 +66,8 @@ def apply() -> None:
     A new queue belongs to no database: the first worker to start claims it for its own.
     """
     settings = load_settings()
-    wanted = asyncio.run(current_topology(settings))
-    created = asyncio.run(commands.apply(address_of(settings), wanted))
+    current = partial(current_topology, settings)
+    created = asyncio.run(commands.apply(address_of(settings), current))
     names = f"Created {', '.join(created)}." if created else "All exchanges and queues existed."
     say(f"{names} Everything that the worker needs is on {settings.broker}.")
 
@@ -107,9 +108,6 @@ def retire(*, yes: Yes = False) -> None:
     if old is None:
         say("There is nothing to retire.")
         return
-    what = f"queue {old.queue!r}"
-    if old.partitions is not None:
-        what = counted(old.partitions, "partition")
     owner, belonging = asyncio.run(_owner(settings))
     if owner is None or owner != asyncio.run(store_of(settings.store).id()):
         complain(f"{belonging} So it is not the new one.", "start the worker on the new one first.")
@@ -117,10 +115,14 @@ def retire(*, yes: Yes = False) -> None:
     if not yes:
         confirm(
             f"{settings.shown_database} gets all messages from now on. Stop the inflow of what was "
-            f"used before it ({what}), and delete that once it is empty?"
+            f"used before it ({_named(old)}), and delete that once it is empty?"
         )
-    asyncio.run(commands.retire(address_of(settings), wanted, old))
-    say(f"Deleted what was empty: {what}.")
+    current = partial(current_topology, settings)
+    deleted = asyncio.run(commands.retire(address_of(settings), current))
+    if deleted is None:
+        say("Another command has retired it meanwhile.")
+    else:
+        say(f"Deleted what was empty: {_named(deleted)}.")
 
 
 @topology.command("export")
@@ -164,8 +166,12 @@ async def _resize(settings: Settings, partitions: int) -> None:
         async with store.writer(store.lock()) as writer:
             await writer.set_partitions(number)
 
-    wanted = await current_topology(settings)
-    await commands.resize(address_of(settings), wanted, partitions, write, say)
+    current = partial(current_topology, settings)
+    await commands.resize(address_of(settings), current, partitions, write, say)
+
+
+def _named(old: Topology) -> str:
+    return old.queue if old.partitions is None else counted(old.partitions, "partition")
 
 
 def _print(wanted: Topology) -> None:
