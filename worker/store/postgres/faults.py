@@ -29,6 +29,11 @@ _MOMENT = {
     "57P": "the server stops or starts; the worker connects again.",
     "58": "look at the server's log: its disk or its system may be failing.",
 }
+# The driver finds a connection closed that was open when the transaction began, and has no code.
+_FOUND_CLOSED = (
+    f"the server or the network has ended the connection between two statements. If the server "
+    f"runs, its log says why; after 25P03, {_MOMENT['25P03']}"
+)
 _CONFLICTS = frozenset({"40001", "40P01"})
 _DAMAGE = frozenset({"XX001", "XX002"})
 DIRECTLY = (
@@ -78,7 +83,7 @@ def fault(error: BaseException, named: str) -> StoreFault | None:
         return None if hint is None else unavailable(named, error, hint)
     if isinstance(error, asyncpg.InterfaceError):
         # Of its kinds, only that of a lost connection is not about the statement.
-        return unavailable(named, error, _MOMENT["08"]) if "closed" in str(error) else None
+        return unavailable(named, error, _FOUND_CLOSED) if "closed" in str(error) else None
     if isinstance(error, OSError | asyncpg.InternalClientError):
         # `TimeoutError` is an OSError, too.
         return unavailable(named, error, _MOMENT["08"])
