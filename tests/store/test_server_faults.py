@@ -224,6 +224,25 @@ class TestALostConnection:
         async with Writer(schema) as other:
             await other.probe()
 
+    @pytest.mark.parametrize("is_open", [True, False], ids=["a statement", "an opening"])
+    async def test_is_given_up_when_the_worker_ends(
+        self, schema: Address, postgres: PostgresNode, *, is_open: bool
+    ) -> None:
+        """What waits for a frozen server ends at once, and nothing waits for it again."""
+        async with Writer(schema) as writer:
+            if not is_open:
+                writer._abort()
+            postgres.freeze()
+            try:
+                waiting = asyncio.create_task(writer.probe())
+                await asyncio.wait({waiting}, timeout=0.1)
+                writer.give_up()
+                for probe in (waiting, writer.probe()):
+                    with pytest.raises(StoreUnavailable):
+                        await asyncio.wait_for(probe, module.STATEMENT_SECONDS / 3)
+            finally:
+                postgres.thaw()
+
     async def test_is_ended_by_the_kernel_if_nothing_is_acknowledged(self, writer: Writer) -> None:
         """Whether something was sent, or an answer is waited for."""
         transport: Any = getattr((await writer.session())._connection, "_transport")  # noqa: B009

@@ -170,6 +170,13 @@ class Writer(Database):
         Raises the errors of `transaction` if that fails.
         """
 
+    def give_up(self) -> None:
+        """End what waits for a server now, because the process is about to end.
+
+        It raises `StoreUnavailable`, as does all that follows. If it was a commit, only the log
+        knows whether it succeeded.
+        """
+
     def wal_bytes(self) -> int:
         """Return the size of a write-ahead log that the worker must watch, in bytes."""
         return 0

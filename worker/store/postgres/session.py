@@ -17,7 +17,7 @@ from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
 GOODBYE_SECONDS = 1
-# A statement takes milliseconds, and waits for a lock for five seconds at most. One that takes
+# A statement takes milliseconds, and waits for a lock for three seconds at most. One that takes
 # longer waits for a server that is frozen, or for its disk.
 STATEMENT_SECONDS = 15
 # There are few texts; a handler that makes a new one for each message must not fill the memory.
@@ -29,7 +29,7 @@ PROBES = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 SETTINGS = {
     "default_transaction_isolation": "read committed",
     # Whoever waits for a worker that has been stopped waits until its session is ended.
-    "lock_timeout": "5s",
+    "lock_timeout": "3s",
     "idle_in_transaction_session_timeout": "2s",
     # The statements are short, and compiling them takes longer than running them.
     "jit": "off",
