@@ -38,6 +38,7 @@ MOMENT = {
     "08006": "can be reached",
     "25006": "failover",
     "25P03": "too slow",
+    "25P04": "transaction_timeout",
     "53100": "free space",
     "53200": "more memory",
     "53300": "max_connections",
@@ -92,6 +93,13 @@ async def locking(address: Address, event_id: str) -> AsyncIterator[Session]:
         yield session
     finally:
         session.abort()
+
+
+def begin_to_send(session: Session) -> None:
+    """Send the first part of what makes a statement run, as if frozen before the rest."""
+    parse = b"\0SELECT 1\0" + bytes(2)
+    transport: Any = getattr(session._connection, "_transport")  # noqa: B009
+    transport.write(b"P" + (len(parse) + 4).to_bytes(4, "big") + parse)
 
 
 async def until_waiting(database: PostgresDatabase, task: asyncio.Task[object]) -> None:
@@ -287,6 +295,26 @@ class TestALock:
             assert verdicts(outcomes) == ["applied"]
             with pytest.raises(LOST):
                 await frozen.run("COMMIT")
+
+    async def test_of_a_worker_that_is_frozen_while_it_sends_is_freed(
+        self,
+        schema: Address,
+        writer: Writer,
+        projector: Projector,
+        postgres: PostgresNode,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Its session is active to the server, which waits for the rest, but not forever."""
+        if not await postgres.query("SELECT FROM pg_settings WHERE name = 'transaction_timeout'"):
+            pytest.skip("servers before 17 wait forever; docs/operate.md says what to do")
+        await projector.project(arrivals([planned("e")]))
+        monkeypatch.setattr(module, "TRANSACTION_TIMEOUT", "500ms")
+        async with locking(schema, "e") as frozen:
+            begin_to_send(frozen)
+            monkeypatch.undo()
+            outcomes = await projector.project(arrivals([started("e")]))
+
+            assert verdicts(outcomes) == ["applied"]
 
     async def test_that_is_held_for_long_holds_the_batch(
         self, schema: Address, writer: Writer, projector: Projector, postgres: PostgresNode

@@ -17,6 +17,8 @@ _MOMENT = {
     "(default_transaction_read_only).",
     "25P03": "the worker was stopped, or too slow, in the middle of a transaction; give it more of "
     "a processor if it happens again.",
+    "25P04": "the worker was stopped while it sent statements, or its transaction took longer than "
+    "transaction_timeout; give it more of a processor if it happens again.",
     "40001": "it met another transaction, and runs again.",
     "40P01": "it met another transaction, and runs again.",
     "53": "find out what the server lacks.",

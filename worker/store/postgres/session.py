@@ -38,6 +38,13 @@ SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
+# To the server, a worker that is frozen while it sends statements is not idle, but active. Servers
+# before 17 have no limit for that. A fold of millions of messages fits.
+TRANSACTION_TIMEOUT = "5min"
+BEGINNING = """
+    SELECT current_setting('search_path'),
+        (SELECT set_config(name, $1, FALSE) FROM pg_settings WHERE name = 'transaction_timeout')
+"""
 WHOLE = frozenset({"int2", "int4", "int8"})
 # Nobody waits for a long transaction, until it locks others out.
 LONG = {"idle_in_transaction_session_timeout": "5min", "statement_timeout": "0"}
@@ -176,7 +183,7 @@ async def connect(
                 **(LONG if is_long else {}),
             },
         )
-        found = await connection.fetchval("SELECT current_setting('search_path')")
+        found = await connection.fetchval(BEGINNING, "0" if is_long else TRANSACTION_TIMEOUT)
     except Exception as error:
         raise _failed(error, address, is_first=is_first) from error
     if found != path:
