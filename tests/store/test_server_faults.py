@@ -153,6 +153,16 @@ class TestWhoIsToBlame:
         assert "25P03" in blamed.hint
         assert MOMENT["25P03"] in blamed.hint
 
+    def test_of_a_statement_that_takes_too_long_says_so(self) -> None:
+        """The driver says nothing at all; an opening that takes too long is no statement."""
+        blamed = fault(TimeoutError(), "d")
+        opening = opening_failed(TimeoutError(), "d", is_first=True)
+
+        assert blamed is not None
+        assert blamed.message == "A statement took more than 15 seconds (d, TimeoutError)."
+        assert isinstance(opening, StoreUnavailable)
+        assert "can be reached" in opening.hint
+
     @pytest.mark.parametrize("code", ["28000", "28P01", "3D000"])
     def test_is_the_address(self, code: str) -> None:
         """A wrong password does not become right, unless it was right before."""
@@ -247,7 +257,7 @@ class TestALostConnection:
                 writer.give_up()
                 for probe in (waiting, writer.probe()):
                     with pytest.raises(StoreUnavailable):
-                        await asyncio.wait_for(probe, module.STATEMENT_SECONDS / 3)
+                        await asyncio.wait_for(probe, module.OPEN_SECONDS / 2)
             finally:
                 postgres.thaw()
 

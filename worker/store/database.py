@@ -77,6 +77,11 @@ class Database(Log):
         """Return the kinds of all messages in the log."""
         return {kind for (kind,) in await self.fetch_all("SELECT kind FROM kinds")}
 
+    async def messages(self) -> int:
+        """Return the number of all messages in the log."""
+        ((messages,),) = await self.fetch_all("SELECT count(*) FROM log")
+        return int(messages)
+
     async def is_log_empty(self) -> bool:
         """Return whether no message has been accepted yet."""
         return not await self.fetch_all("SELECT 1 FROM log LIMIT 1")

@@ -32,6 +32,8 @@ OBJECTS = """
     SELECT relname FROM pg_class
     WHERE relname = ANY ($1::text[]) AND pg_table_is_visible(oid) ORDER BY relname
 """
+# The server reads the whole log to count it, which may take longer than a statement may.
+MESSAGES = "SELECT coalesce(sum(messages), 0) FROM streams"
 FILL = "INSERT INTO filler VALUES ($1)"
 
 
@@ -162,6 +164,11 @@ class PostgresDatabase(PostgresLog, Database):
         """Raise `StoreUnusable` if a table has other columns than its schema."""
         async with self.lent() as session:
             await require_columns(session, self.address, schema)
+
+    async def messages(self) -> int:
+        """Return the number of all messages in the log, as their streams count them."""
+        ((messages,),) = await self.fetch_all(MESSAGES)
+        return int(messages)
 
     async def _has_rows(self, table: str) -> bool:
         if table == "streams":

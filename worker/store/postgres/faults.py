@@ -7,6 +7,9 @@ import asyncpg
 from worker.errors import StoreConflict, StoreUnavailable, StoreUnusable
 from worker.store.failures import StoreFault
 
+# A statement takes milliseconds, and waits for a lock for three seconds at most. One that takes
+# longer waits for a server that is frozen, or for its disk.
+STATEMENT_SECONDS = 15
 UNIQUE_VIOLATION = "23505"
 # The codes and classes of codes (postgresql.org/docs/current/errcodes-appendix.html) that are about
 # the server, the network or another session, not about the statement; what to do about each.
@@ -86,8 +89,13 @@ def fault(error: BaseException, named: str) -> StoreFault | None:
     if isinstance(error, asyncpg.InterfaceError):
         # Of its kinds, only that of a lost connection is not about the statement.
         return unavailable(named, error, _FOUND_CLOSED) if "closed" in str(error) else None
+    if isinstance(error, TimeoutError) and error.errno is None:
+        # The driver's, not the kernel's.
+        return StoreUnavailable(
+            f"A statement took more than {STATEMENT_SECONDS} seconds ({named}, TimeoutError).",
+            "find out whether the server is frozen, overloaded, or waits for its disk.",
+        )
     if isinstance(error, OSError | asyncpg.InternalClientError):
-        # `TimeoutError` is an OSError, too.
         return unavailable(named, error, _MOMENT["08"])
     return None
 
@@ -107,7 +115,8 @@ def opening_failed(error: BaseException, named: str, *, is_first: bool) -> Store
             f"WORKER_DATABASE is not the address of a database ({named}: {_text(error)}).",
             "write it as postgresql://user:password@host:5432/name.",
         )
-    if hint is None and (found := fault(error, named)):
+    is_timeout = isinstance(error, TimeoutError)
+    if hint is None and not is_timeout and (found := fault(error, named)):
         return found
     if isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return unavailable(named, error, hint or _MOMENT["08"])

@@ -11,15 +11,12 @@ from worker.errors import StoreUnusable
 from worker.store.failures import StoreFault
 from worker.store.postgres.address import Address
 from worker.store.postgres.dialect import Translated, translated
-from worker.store.postgres.faults import DIRECTLY, opening_failed
+from worker.store.postgres.faults import DIRECTLY, STATEMENT_SECONDS, opening_failed
 from worker.store.statements import Parameters, Row, Value
 from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
 GOODBYE_SECONDS = 1
-# A statement takes milliseconds, and waits for a lock for three seconds at most. One that takes
-# longer waits for a server that is frozen, or for its disk.
-STATEMENT_SECONDS = 15
 # There are few texts; a handler that makes a new one for each message must not fill the memory.
 MOST_PREPARED = 500
 # The kernel gives up a silent connection after some ten seconds.
