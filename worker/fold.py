@@ -148,7 +148,8 @@ async def fold(
     """Run the handlers of messages of one stream in the order of position.
 
     All of these messages must come after those whose fold the rows are. The event loop turns after
-    every `TURN_SECONDS`. Raises `HandlersFailed`, which names the message, if a handler fails.
+    every `TURN_SECONDS`, and the transaction is kept alive. Raises `HandlersFailed`, which names
+    the message, if a handler fails.
     """
     for message in sorted(messages, key=position) if len(messages) > 1 else messages:
         author = (message.payload.event_id, message.id, message.kind)
@@ -159,6 +160,7 @@ async def fold(
             tx.register.raise_for_handler(error, author)
             raise
         if monotonic() > turns.due_at:
+            await tx.keep_alive()
             await turns.take()
 
 

@@ -89,8 +89,7 @@ async def import_log(
     brings those that came meanwhile. Raises `StoreUnusable` if one is missing after that, and
     whatever reading and writing raise: what was committed until then stays.
     """
-    ((messages,),) = await source.fetch_all("SELECT count(*) FROM log")
-    account = Account(int(messages))
+    account = Account(await source.messages())
     projector = Projector(registry, target)
     async for batch in _batches(source):
         account.count(await _project(projector, registry, batch))

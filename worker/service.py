@@ -52,6 +52,8 @@ VERIFY_EVERY_SECONDS = 5
 # A verification asks some sixteen questions, one after the other. Giving up costs the session, and
 # on a slow link the next one may not open in time.
 VERIFICATION_SECONDS = 30
+# A drain waits for no server longer than this, so that it has time to end in order.
+PATIENCE_SECONDS = 3
 # The log stores the message, and a row stores most of it again.
 COPIES_OF_A_MESSAGE = 2
 
@@ -138,6 +140,8 @@ class Service:
         return False
 
     async def _write(self, writer: Writer) -> None:
+        loop = asyncio.get_running_loop()
+        self._stopped.add_done_callback(lambda _: loop.call_later(PATIENCE_SECONDS, writer.give_up))
         if not await self._until_possible(writer.open):
             return
         await self._until_possible(lambda: self._prepare_tables(writer))

@@ -16,7 +16,7 @@ from tests.waiting import LISTING_SECONDS, eventually
 # What the servers may report: a lost connection; a message that the log knows already, which the
 # worker finds out so; a standby; a frozen worker; a full disk or too many sessions; a lock; a
 # statement or a session that somebody has ended; a server that starts or stops.
-EXPECTED = ("08", "23505", "25006", "25P03", "53", "55P03", "57014", "57P")
+EXPECTED = ("08", "23505", "25006", "25P03", "25P04", "53", "55P03", "57014", "57P")
 
 
 @dataclass(kw_only=True)

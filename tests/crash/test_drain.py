@@ -1,20 +1,24 @@
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
+import asyncpg
 import pytest
 
-from tests.builders import planned
+from tests.builders import planned, started
 from tests.database import locked, log, rows
 from tests.histories import distinct, histories
 from tests.oracle import expected_rows
+from tests.postgres import PostgresDatabase
 from tests.processes import StartWorker, WorkerProcess, blocks
 from tests.proxy import BASIC_ACK, Proxy
-from tests.queues import Queues
+from tests.queues import Queues, queues_on
 from tests.waiting import eventually, patiently
 
 # The promised time. Apart from the test of the standby, no other test checks a time.
 PROMISED_SECONDS = 5.0
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 NAMES = ("SIGTERM", "SIGINT")
 
 
@@ -23,6 +27,24 @@ async def drains(worker: WorkerProcess, number: signal.Signals = signal.SIGTERM)
     worker.send(number)
     async with patiently(PROMISED_SECONDS):
         return await worker.exit_code() == 0
+
+
+async def settled(
+    partitioned: Queues, database: PostgresDatabase, start_worker: StartWorker
+) -> WorkerProcess:
+    """Return a worker on PostgreSQL that has settled its first message, of event e-1."""
+    worker = await start_worker(**partitioned.settings, database=database.url, partitions=2)
+    await worker.wait_for_log("connected")
+    await partitioned.publish([planned("e-1")])
+    await worker.wait_until_settled(1)
+    return worker
+
+
+@pytest.fixture
+async def partitioned(broker_url: str) -> AsyncIterator[Queues]:
+    """Hold the queues of a worker on PostgreSQL."""
+    async with queues_on(broker_url, 2) as queues:
+        yield queues
 
 
 @pytest.fixture
@@ -114,6 +136,40 @@ class TestADrain:
         await worker.wait_for_log("connection_lost")
 
         assert await drains(worker)
+
+
+class TestADrainWithPostgreSQL:
+    async def test_while_another_session_has_the_lock_leaves_the_batch(
+        self, partitioned: Queues, postgres_database: PostgresDatabase, start_worker: StartWorker
+    ) -> None:
+        """The drain does not wait for whoever locks the stream."""
+        worker = await settled(partitioned, postgres_database, start_worker)
+        locking = await asyncpg.connect(postgres_database.url)
+        async with locking.transaction():
+            await locking.execute("SELECT FROM projection.streams FOR UPDATE")
+            await partitioned.publish([started("e-1")])
+            await eventually(lambda: postgres_database.query(WAITING))
+
+            assert await drains(worker)
+
+        await locking.close()
+        assert await partitioned.left() == 1
+
+    async def test_while_the_server_is_frozen_leaves_the_batch(
+        self, partitioned: Queues, postgres_database: PostgresDatabase, start_worker: StartWorker
+    ) -> None:
+        """Nor for a server that answers nothing."""
+        worker = await settled(partitioned, postgres_database, start_worker)
+        postgres_database.node.freeze()
+        try:
+            await partitioned.publish([started("e-1")])
+            await partitioned.until(lambda depth: depth.ready == 0)
+
+            assert await drains(worker)
+        finally:
+            postgres_database.node.thaw()
+
+        assert await partitioned.left() == 1
 
 
 class TestADrainIntoABlackHole:

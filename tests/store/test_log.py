@@ -66,6 +66,18 @@ async def read(source: log.Log, *starts: tuple[Key, Position]) -> list[log.Piece
     return [piece async for piece in source.pieces(dict(starts))]
 
 
+class TestMessages:
+    async def test_are_those_of_all_streams(self, place: Place) -> None:
+        """A duplicate, and a message that is rejected, are none."""
+        async with writer_at(place) as writer:
+            assert await writer.messages() == 0
+        batch = [planned("e"), started("e"), planned("f")]
+        await project(place, [*batch, batch[0], b"{}"])
+
+        async with reader_at(place) as reader:
+            assert await reader.messages() == 3
+
+
 class TestPieces:
     async def test_hold_whole_streams_after_their_starts(self, place: Place) -> None:
         """Short streams share a piece; each begins after its start, and no others are read."""

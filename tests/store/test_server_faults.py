@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -9,23 +10,35 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.builders import completed, planned, started
+from tests.builders import completed, message, planned, started
 from tests.oracle import expected_rows
 from tests.places import change, rows
 from tests.postgres import PostgresDatabase, PostgresNode
-from tests.unit.projecting import EVENTS, LOG, arrivals, projecting_with, shipped, verdicts
+from tests.unit.projecting import (
+    EVENTS,
+    LOG,
+    arrivals,
+    projecting,
+    projecting_with,
+    shipped,
+    verdicts,
+)
 from worker.errors import StoreConflict, StoreUnavailable, StoreUnusable
+from worker.messages import Message, Payload
 from worker.projector import Projector
+from worker.registry import Registry
 from worker.store.postgres import session as module
 from worker.store.postgres.address import Address
 from worker.store.postgres.faults import fault, opening_failed
 from worker.store.postgres.session import Session, connect
 from worker.store.postgres.store import Writer
+from worker.store.transaction import Transaction
 
 MOMENT = {
     "08006": "can be reached",
     "25006": "failover",
     "25P03": "too slow",
+    "25P04": "transaction_timeout",
     "53100": "free space",
     "53200": "more memory",
     "53300": "max_connections",
@@ -37,10 +50,18 @@ MOMENT = {
     "58030": "server's log",
 }
 """Codes that blame the moment, and a part of what the error advises."""
+LOST = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+"""What the driver raises for a session that the server has ended, now or a moment ago."""
 WAITING = """
     SELECT count(*) FROM pg_stat_activity
     WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
+SEEN = "CREATE TABLE seen (event_id TEXT PRIMARY KEY)"
 STATEMENT = ["22001", "22003", "22P02", "23502", "23505", "23514", "42601", "42703", "42P01",
              "54000", "0A000", "P0001", "XX000"]  # fmt: skip
 
@@ -72,6 +93,13 @@ async def locking(address: Address, event_id: str) -> AsyncIterator[Session]:
         yield session
     finally:
         session.abort()
+
+
+def begin_to_send(session: Session) -> None:
+    """Send the first part of what makes a statement run, as if frozen before the rest."""
+    parse = b"\0SELECT 1\0" + bytes(2)
+    transport: Any = getattr(session._connection, "_transport")  # noqa: B009
+    transport.write(b"P" + (len(parse) + 4).to_bytes(4, "big") + parse)
 
 
 async def until_waiting(database: PostgresDatabase, task: asyncio.Task[object]) -> None:
@@ -116,6 +144,24 @@ class TestWhoIsToBlame:
     def test_is_the_connection(self, error: Exception) -> None:
         """The driver has its own errors for a lost connection, and Python others."""
         assert isinstance(fault(error, "d"), StoreUnavailable)
+
+    def test_of_a_connection_that_is_found_closed_may_be_the_workers(self) -> None:
+        """The server's reason is in its log only, and being too slow is one."""
+        blamed = fault(asyncpg.InterfaceError("connection is closed"), "d")
+
+        assert blamed is not None
+        assert "25P03" in blamed.hint
+        assert MOMENT["25P03"] in blamed.hint
+
+    def test_of_a_statement_that_takes_too_long_says_so(self) -> None:
+        """The driver says nothing at all; an opening that takes too long is no statement."""
+        blamed = fault(TimeoutError(), "d")
+        opening = opening_failed(TimeoutError(), "d", is_first=True)
+
+        assert blamed is not None
+        assert blamed.message == "A statement took more than 15 seconds (d, TimeoutError)."
+        assert isinstance(opening, StoreUnavailable)
+        assert "can be reached" in opening.hint
 
     @pytest.mark.parametrize("code", ["28000", "28P01", "3D000"])
     def test_is_the_address(self, code: str) -> None:
@@ -196,6 +242,25 @@ class TestALostConnection:
         async with Writer(schema) as other:
             await other.probe()
 
+    @pytest.mark.parametrize("is_open", [True, False], ids=["a statement", "an opening"])
+    async def test_is_given_up_when_the_worker_ends(
+        self, schema: Address, postgres: PostgresNode, *, is_open: bool
+    ) -> None:
+        """What waits for a frozen server ends at once, and nothing waits for it again."""
+        async with Writer(schema) as writer:
+            if not is_open:
+                writer._abort()
+            postgres.freeze()
+            try:
+                waiting = asyncio.create_task(writer.probe())
+                await asyncio.wait({waiting}, timeout=0.1)
+                writer.give_up()
+                for probe in (waiting, writer.probe()):
+                    with pytest.raises(StoreUnavailable):
+                        await asyncio.wait_for(probe, module.OPEN_SECONDS / 2)
+            finally:
+                postgres.thaw()
+
     async def test_is_ended_by_the_kernel_if_nothing_is_acknowledged(self, writer: Writer) -> None:
         """Whether something was sent, or an answer is waited for."""
         transport: Any = getattr((await writer.session())._connection, "_transport")  # noqa: B009
@@ -210,6 +275,26 @@ class TestALostConnection:
         assert idle + interval * probes == 10
 
 
+class TestASlowBatch:
+    async def test_is_not_taken_for_a_frozen_worker(self, schema: Address) -> None:
+        """Handlers may compute for longer than the server waits for an idle transaction."""
+        registry = Registry()
+        registry.projection(table="seen", version=1, schema=(SEEN,))
+
+        @registry.on("noted")
+        async def noted(tx: Transaction, message: Message[Payload]) -> None:
+            # As if it computed, which blocks the event loop, too.
+            time.sleep(0.1)  # noqa: TID251, ASYNC251
+            await tx.execute("INSERT INTO seen VALUES (?)", (message.event_id,))
+
+        async with projecting(schema, registry) as projector:
+            many = [message("noted", {"event_id": f"e-{each}"}) for each in range(25)]
+            outcomes = await projector.project(arrivals(many, registry))
+
+        assert verdicts(outcomes) == ["applied"] * 25
+        assert len(rows(schema, LOG)) == 25
+
+
 class TestALock:
     async def test_of_a_frozen_worker_is_freed(self, schema: Address, projector: Projector) -> None:
         """The server ends its session while it keeps a transaction open, and the others go on."""
@@ -218,8 +303,28 @@ class TestALock:
             outcomes = await projector.project(arrivals([started("e")]))
 
             assert verdicts(outcomes) == ["applied"]
-            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            with pytest.raises(LOST):
                 await frozen.run("COMMIT")
+
+    async def test_of_a_worker_that_is_frozen_while_it_sends_is_freed(
+        self,
+        schema: Address,
+        writer: Writer,
+        projector: Projector,
+        postgres: PostgresNode,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Its session is active to the server, which waits for the rest, but not forever."""
+        if not await postgres.query("SELECT FROM pg_settings WHERE name = 'transaction_timeout'"):
+            pytest.skip("servers before 17 wait forever; docs/operate.md says what to do")
+        await projector.project(arrivals([planned("e")]))
+        monkeypatch.setattr(module, "TRANSACTION_TIMEOUT", "500ms")
+        async with locking(schema, "e") as frozen:
+            begin_to_send(frozen)
+            monkeypatch.undo()
+            outcomes = await projector.project(arrivals([started("e")]))
+
+            assert verdicts(outcomes) == ["applied"]
 
     async def test_that_is_held_for_long_holds_the_batch(
         self, schema: Address, writer: Writer, projector: Projector, postgres: PostgresNode

@@ -77,6 +77,11 @@ class Database(Log):
         """Return the kinds of all messages in the log."""
         return {kind for (kind,) in await self.fetch_all("SELECT kind FROM kinds")}
 
+    async def messages(self) -> int:
+        """Return the number of all messages in the log."""
+        ((messages,),) = await self.fetch_all("SELECT count(*) FROM log")
+        return int(messages)
+
     async def is_log_empty(self) -> bool:
         """Return whether no message has been accepted yet."""
         return not await self.fetch_all("SELECT 1 FROM log LIMIT 1")
@@ -168,6 +173,13 @@ class Writer(Database):
         """Prove that `least_bytes` bytes can be committed, and leave the database unchanged.
 
         Raises the errors of `transaction` if that fails.
+        """
+
+    def give_up(self) -> None:
+        """End what waits for a server now, because the process is about to end.
+
+        It raises `StoreUnavailable`, as does all that follows. If it was a commit, only the log
+        knows whether it succeeded.
         """
 
     def wal_bytes(self) -> int:

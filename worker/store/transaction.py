@@ -106,6 +106,12 @@ class StoreTransaction(Log):
         """Add a statement of the store itself to those that wait: for each row, or once."""
         self.statements.add(sql, rows)
 
+    async def keep_alive(self) -> None:
+        """Show the database that this transaction goes on, in a fold that asks it nothing.
+
+        Raises `StoreUnavailable` if the database has ended it already.
+        """
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo all that the block wrote, and nothing else, if the block raises.

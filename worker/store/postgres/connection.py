@@ -32,6 +32,8 @@ OBJECTS = """
     SELECT relname FROM pg_class
     WHERE relname = ANY ($1::text[]) AND pg_table_is_visible(oid) ORDER BY relname
 """
+# The server reads the whole log to count it, which may take longer than a statement may.
+MESSAGES = "SELECT coalesce(sum(messages), 0) FROM streams"
 FILL = "INSERT INTO filler VALUES ($1)"
 
 
@@ -163,6 +165,11 @@ class PostgresDatabase(PostgresLog, Database):
         async with self.lent() as session:
             await require_columns(session, self.address, schema)
 
+    async def messages(self) -> int:
+        """Return the number of all messages in the log, as their streams count them."""
+        ((messages,),) = await self.fetch_all(MESSAGES)
+        return int(messages)
+
     async def _has_rows(self, table: str) -> bool:
         if table == "streams":
             # One is opened before its first message is accepted, or rejected.
@@ -186,6 +193,9 @@ class PostgresWriter(PostgresDatabase, Writer):
         self._guard: tuple[Session, Guard] | None = None
         # A transaction and a report take turns.
         self._turn = asyncio.Lock()
+        self._opening: asyncio.Timeout | None = None
+        self._patience: float | None = None
+        """How long an opening may take besides the driver's own limits: none once it gives up."""
 
     async def __aenter__(self) -> Self:
         """Open, as `open` does."""
@@ -260,6 +270,25 @@ class PostgresWriter(PostgresDatabase, Writer):
             self._abort()
             if not isinstance(failed, Exception):
                 raise
+
+    async def _open(self, *, is_first: bool) -> None:
+        try:
+            async with asyncio.timeout(self._patience) as self._opening:
+                await super()._open(is_first=is_first)
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                f"The worker ends, and no longer waits for the server ({self.named}).",
+                "find out why it does not answer.",
+            ) from error
+        finally:
+            self._opening = None
+
+    def give_up(self) -> None:
+        """Drop the connection; whatever waits for the server, now or later, is unavailable."""
+        self._patience = 0
+        self._abort()
+        if self._opening is not None:
+            self._opening.reschedule(asyncio.get_running_loop().time())
 
     async def partitions(self) -> int | None:
         """Return over how many partitions the messages are spread; None if none has decided."""

@@ -7,6 +7,9 @@ import asyncpg
 from worker.errors import StoreConflict, StoreUnavailable, StoreUnusable
 from worker.store.failures import StoreFault
 
+# A statement takes milliseconds, and waits for a lock for three seconds at most. One that takes
+# longer waits for a server that is frozen, or for its disk.
+STATEMENT_SECONDS = 15
 UNIQUE_VIOLATION = "23505"
 # The codes and classes of codes (postgresql.org/docs/current/errcodes-appendix.html) that are about
 # the server, the network or another session, not about the statement; what to do about each.
@@ -17,6 +20,8 @@ _MOMENT = {
     "(default_transaction_read_only).",
     "25P03": "the worker was stopped, or too slow, in the middle of a transaction; give it more of "
     "a processor if it happens again.",
+    "25P04": "the worker was stopped while it sent statements, or its transaction took longer than "
+    "transaction_timeout; give it more of a processor if it happens again.",
     "40001": "it met another transaction, and runs again.",
     "40P01": "it met another transaction, and runs again.",
     "53": "find out what the server lacks.",
@@ -29,6 +34,11 @@ _MOMENT = {
     "57P": "the server stops or starts; the worker connects again.",
     "58": "look at the server's log: its disk or its system may be failing.",
 }
+# The driver finds a connection closed that was open when the transaction began, and has no code.
+_FOUND_CLOSED = (
+    f"the server or the network has ended the connection between two statements. If the server "
+    f"runs, its log says why; after 25P03, {_MOMENT['25P03']}"
+)
 _CONFLICTS = frozenset({"40001", "40P01"})
 _DAMAGE = frozenset({"XX001", "XX002"})
 DIRECTLY = (
@@ -78,9 +88,14 @@ def fault(error: BaseException, named: str) -> StoreFault | None:
         return None if hint is None else unavailable(named, error, hint)
     if isinstance(error, asyncpg.InterfaceError):
         # Of its kinds, only that of a lost connection is not about the statement.
-        return unavailable(named, error, _MOMENT["08"]) if "closed" in str(error) else None
+        return unavailable(named, error, _FOUND_CLOSED) if "closed" in str(error) else None
+    if isinstance(error, TimeoutError) and error.errno is None:
+        # The driver's, not the kernel's.
+        return StoreUnavailable(
+            f"A statement took more than {STATEMENT_SECONDS} seconds ({named}, TimeoutError).",
+            "find out whether the server is frozen, overloaded, or waits for its disk.",
+        )
     if isinstance(error, OSError | asyncpg.InternalClientError):
-        # `TimeoutError` is an OSError, too.
         return unavailable(named, error, _MOMENT["08"])
     return None
 
@@ -100,7 +115,8 @@ def opening_failed(error: BaseException, named: str, *, is_first: bool) -> Store
             f"WORKER_DATABASE is not the address of a database ({named}: {_text(error)}).",
             "write it as postgresql://user:password@host:5432/name.",
         )
-    if hint is None and (found := fault(error, named)):
+    is_timeout = isinstance(error, TimeoutError)
+    if hint is None and not is_timeout and (found := fault(error, named)):
         return found
     if isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return unavailable(named, error, hint or _MOMENT["08"])

@@ -11,15 +11,12 @@ from worker.errors import StoreUnusable
 from worker.store.failures import StoreFault
 from worker.store.postgres.address import Address
 from worker.store.postgres.dialect import Translated, translated
-from worker.store.postgres.faults import DIRECTLY, opening_failed
+from worker.store.postgres.faults import DIRECTLY, STATEMENT_SECONDS, opening_failed
 from worker.store.statements import Parameters, Row, Value
 from worker.store.tables import quoted
 
 OPEN_SECONDS = 10
 GOODBYE_SECONDS = 1
-# A statement takes milliseconds, and waits for a lock for five seconds at most. One that takes
-# longer waits for a server that is frozen, or for its disk.
-STATEMENT_SECONDS = 15
 # There are few texts; a handler that makes a new one for each message must not fill the memory.
 MOST_PREPARED = 500
 # The kernel gives up a silent connection after some ten seconds.
@@ -29,7 +26,7 @@ PROBES = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 SETTINGS = {
     "default_transaction_isolation": "read committed",
     # Whoever waits for a worker that has been stopped waits until its session is ended.
-    "lock_timeout": "5s",
+    "lock_timeout": "3s",
     "idle_in_transaction_session_timeout": "2s",
     # The statements are short, and compiling them takes longer than running them.
     "jit": "off",
@@ -38,6 +35,13 @@ SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
+# To the server, a worker that is frozen while it sends statements is not idle, but active. Servers
+# before 17 have no limit for that. A fold of millions of messages fits.
+TRANSACTION_TIMEOUT = "5min"
+BEGINNING = """
+    SELECT current_setting('search_path'),
+        (SELECT set_config(name, $1, FALSE) FROM pg_settings WHERE name = 'transaction_timeout')
+"""
 WHOLE = frozenset({"int2", "int4", "int8"})
 # Nobody waits for a long transaction, until it locks others out.
 LONG = {"idle_in_transaction_session_timeout": "5min", "statement_timeout": "0"}
@@ -176,7 +180,7 @@ async def connect(
                 **(LONG if is_long else {}),
             },
         )
-        found = await connection.fetchval("SELECT current_setting('search_path')")
+        found = await connection.fetchval(BEGINNING, "0" if is_long else TRANSACTION_TIMEOUT)
     except Exception as error:
         raise _failed(error, address, is_first=is_first) from error
     if found != path:

@@ -7,6 +7,7 @@ since.
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from time import monotonic
 
 from worker.errors import StoreUnavailable
 from worker.store.failures import PlainAuthor
@@ -54,6 +55,8 @@ APPEND = """
 """
 # How many events one query reads the rows of. Few, because a row may have a megabyte.
 ROWS_AT_ONCE = 50
+# The server ends a session that asks nothing for two seconds; handlers may compute for longer.
+SILENT_SECONDS = 0.5
 
 # Every name in these statements comes from a registered projection, never from input.
 WITHOUT_ROWS = "SELECT each FROM unnest($1::text[]) AS each WHERE {}"
@@ -78,6 +81,7 @@ class PostgresTransaction(PostgresLog, StoreTransaction):
         self._named = named
         self._snapshots = snapshots
         self._streams: dict[str, Stream] = {}
+        self._asked_at = monotonic()
 
     async def commit(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Run what waits, and commit; `meanwhile` is called while the server does."""
@@ -90,6 +94,20 @@ class PostgresTransaction(PostgresLog, StoreTransaction):
                 meanwhile()
         finally:
             await committing
+
+    async def keep_alive(self) -> None:
+        """Ask the server something if nothing was asked for a while, lest it end the session.
+
+        The statements that wait go on waiting, so that failures are found where they always are.
+        Raises `StoreUnavailable` if the session has ended.
+        """
+        if monotonic() - self._asked_at < SILENT_SECONDS:
+            return
+        try:
+            await self._session.run("SELECT 1")
+        except Exception as error:
+            raise self.register.of_statement(error, None) from error
+        self._asked_at = monotonic()
 
     async def _end(self) -> None:
         try:
@@ -202,6 +220,7 @@ class PostgresTransaction(PostgresLog, StoreTransaction):
             if blamed is error:
                 raise
             raise blamed from error
+        self._asked_at = monotonic()
         register.require_none_for(author)
         return rows
 
