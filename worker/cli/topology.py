@@ -171,7 +171,9 @@ async def _resize(settings: Settings, partitions: int) -> None:
 
 
 def _named(old: Topology) -> str:
-    return old.queue if old.partitions is None else counted(old.partitions, "partition")
+    if old.partitions is None:
+        return f"queue {old.queue!r}"
+    return counted(old.partitions, "partition")
 
 
 def _print(wanted: Topology) -> None:
