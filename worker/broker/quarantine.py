@@ -26,7 +26,8 @@ died before it had all of them again.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from types import TracebackType
@@ -38,6 +39,7 @@ from worker.broker.activity import Activity, activities
 from worker.broker.intake import Intake
 from worker.broker.life import Life
 from worker.broker.partitions import Plan, queue_of
+from worker.broker.topology import Topology
 from worker.broker.windows import Consuming, Windows
 from worker.deliveries import Delivery
 from worker.tasks import end
@@ -48,6 +50,9 @@ SILENT_SECONDS = 5.0
 # How often the task looks whether it is time to attach to another partition.
 DUE_SECONDS = 0.2
 
+Reading = Callable[[], AbstractContextManager[None]]
+"""Makes what raises the right error if the broker does not let the user read."""
+
 
 class Quarantine:
     """The windows of one session on all its queues, within `async with`."""
@@ -57,17 +62,21 @@ class Quarantine:
         channel: AbstractChannel,
         life: Life,
         intake: Intake,
-        queue: str,
+        topology: Topology,
         plan: Plan,
-        partitions: int | None,
+        reading: Reading,
     ) -> None:
-        """Prepare to consume from this queue, or from its partitions; sends nothing yet."""
+        """Prepare to consume from the queue, or from its partitions; sends nothing yet.
+
+        `reading` is entered for each request to consume.
+        """
+        self._reading = reading
         self._life = life
         self._intake = intake
-        self._queue = queue
+        self._queue = topology.queue
         self._plan = plan
-        self._partitions = partitions
-        self._steps = plan.steps(partitions)
+        self._partitions = topology.partitions
+        self._steps = plan.steps(topology.partitions)
         self._consuming = Consuming(channel, intake.partitions)
         self._windows: dict[int, Windows] = {}
         self._delivered_at: dict[int, float] = {}
@@ -219,7 +228,7 @@ class Quarantine:
 
     async def _attach(self, partition: int, rank: int) -> None:
         windows = Windows(self._consuming, self._queue_of(partition), partition, rank)
-        with self._life.depends_on_channel():
+        with self._life.depends_on_channel(), self._reading():
             await windows.open(self._prefetch)
         self._windows[partition] = windows
 

@@ -89,14 +89,14 @@ class Session:
         if self._topology.partitions is not None:
             return None
         queue = self._topology.queue
-        with self._life.depends_on_channel(), self._reading():
+        with self._life.depends_on_channel(), _reading(self._topology, self._address):
             if await self._quarantine.has_rival():
                 return f"Another consumer is active on queue {queue!r}."
         return None
 
     async def consume(self) -> None:
         """Let the broker deliver."""
-        with self._life.depends_on_channel(), self._reading():
+        with self._life.depends_on_channel():
             await self.consumer.start()
 
     def resize(self, partitions: int) -> None:
@@ -127,9 +127,12 @@ class Session:
                 self._topology, self._asking, consumes=True, not_permitted=self._not_permitted
             )
 
-    def _reading(self) -> AbstractContextManager[None]:
-        to_read = f"read queue {self._topology.queue!r}"
-        return requiring(self._topology.needed_to_consume, self._address, to_read)
+
+def _reading(topology: Topology, address: BrokerAddress) -> AbstractContextManager[None]:
+    to_read = f"read queue {topology.queue!r}"
+    if topology.partitions is not None:
+        to_read = f"read the partitions of queue {topology.queue!r}"
+    return requiring(topology.needed_to_consume, address, to_read)
 
 
 @asynccontextmanager
@@ -192,7 +195,14 @@ async def session(
             version = version_of(consuming)
             plan = Plan(reception.ranking, has_priorities(version))
             quarantine = await stack.enter_async_context(
-                Quarantine(underlay, life, intake, topology.queue, plan, topology.partitions)
+                Quarantine(
+                    underlay,
+                    life,
+                    intake,
+                    topology,
+                    plan,
+                    partial(_reading, topology, address),
+                )
             )
             _watch(underlay, asking, dead_letter_publisher, life, quarantine)
             # This runs before anything is closed, so that whatever notices the end later finds its
