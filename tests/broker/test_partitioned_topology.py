@@ -2,9 +2,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aio_pika import Message
 
 from tests.broker.test_topology import listed
 from tests.letters import EVERY, place_of, put, requeue_all
@@ -97,6 +99,22 @@ class TestPartitions:
 
         assert created == [f"queue {missing!r}"]
         assert await depths(queues) == (0,) * PARTITIONS
+
+    async def test_that_workers_do_not_know_are_named_if_messages_wait(
+        self, queues: Queues
+    ) -> None:
+        """They were made with another number than the database's, and nobody consumes from them."""
+        address = BrokerAddress((queues.url,))
+        await queues.declare()
+        assert not (await commands.verify(address, queues.topology())).has_surplus
+        known = replace(queues.topology(), partitions=PARTITIONS - 1)
+        assert (await commands.verify(address, known)).has_surplus
+        name = queue_of(queues.name, PARTITIONS - 1)
+        async with queues.channel() as channel:
+            await channel.default_exchange.publish(Message(b"stranded"), name)
+
+        with pytest.raises(BrokerRefused, match=re.escape(f"{name!r} exists and has 1 message")):
+            await commands.verify(address, known)
 
     async def test_that_differ_are_named(self, queues: Queues) -> None:
         """Another delivery limit of one of them is an error."""

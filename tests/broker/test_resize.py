@@ -15,6 +15,7 @@ from tests.waiting import eventually, turns
 from worker.broker import commands, resize
 from worker.broker.connection import BrokerAddress
 from worker.broker.partitions import Ranking, queue_of
+from worker.broker.topology import Topology
 from worker.errors import BrokerRefused
 
 
@@ -216,6 +217,19 @@ class TestAResize:
 
         assert group.bodies == {b"late"}
         assert await exist(queues) == [0, 1]
+
+    async def test_refuses_queues_that_differ(self, queues: Queues) -> None:
+        """Such as with the delivery limit of another WORKER_DELIVERY_LIMIT; nothing is changed."""
+        group = Group(queues)
+
+        async def other() -> Topology:
+            return queues.topology(delivery_limit=10)
+
+        with pytest.raises(BrokerRefused, match="with other arguments"):
+            await commands.resize(BrokerAddress((queues.url,)), other, 6, group.write, group.heard)
+
+        assert group.told == []
+        assert await exist(queues) == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("wanted", [6, 2])
     async def test_that_was_interrupted_is_finished_by_the_next(

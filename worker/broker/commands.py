@@ -57,7 +57,7 @@ async def verify(address: BrokerAddress, topology: Topology) -> Verification:
 
     async def ask() -> Verification:
         async with _asking(address) as opened:
-            return await verification.verify(topology, opened)
+            return await verification.verify(topology, opened, beyond=True)
 
     return await _answer(ask())
 

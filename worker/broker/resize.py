@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import count
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from worker.broker.partitions import queue_of
 from worker.broker.removal import delete_empty, look, unbind
@@ -73,8 +73,11 @@ class _Resizing:
     async def grow(self, known: int) -> None:
         """Declare what is missing, tell the workers, and only then let messages in."""
         async with self._connection.channel() as channel:
-            for queue in self._wanted.work_queues:
-                await self._wanted.declare_queue(channel, queue)
+            try:
+                for queue in self._wanted.work_queues:
+                    await self._wanted.declare_queue(channel, queue)
+            except ChannelPreconditionFailed as error:
+                raise self._wanted.differs(error) from error
             if known < self._partitions:
                 self._progress(f"{_that(self._partitions, 'exists', 'exist')}.")
                 await self._tell(self._partitions)

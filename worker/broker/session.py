@@ -56,6 +56,8 @@ class Session:
     _address: BrokerAddress
     _not_permitted: tuple[str, ...]
     """What the user may not see, so that it is not asked for again."""
+    _looks_beyond: bool = True
+    """Whether to ask for a queue beyond the partitions: once, and then as long as there is one."""
 
     @asynccontextmanager
     async def beside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
@@ -105,6 +107,8 @@ class Session:
         The session attaches to the queues of new ones, and leaves those of all others when what it
         has taken from them is settled.
         """
+        if partitions != self._topology.partitions:
+            self._looks_beyond = True
         self._topology = replace(self._topology, partitions=partitions)
         self._quarantine.assign(partitions)
 
@@ -123,9 +127,17 @@ class Session:
                 except QueueClaimed as error:
                     self._life.end(error)
                     raise
-            return await verification.verify(
-                self._topology, self._asking, consumes=True, not_permitted=self._not_permitted
+            topology = self._topology
+            verified = await verification.verify(
+                topology,
+                self._asking,
+                consumes=True,
+                beyond=self._looks_beyond,
+                not_permitted=self._not_permitted,
             )
+            if topology is self._topology:
+                self._looks_beyond = verified.has_surplus
+            return verified
 
 
 def _reading(topology: Topology, address: BrokerAddress) -> AbstractContextManager[None]:

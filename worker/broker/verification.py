@@ -10,6 +10,7 @@ from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from worker.broker.partitions import queue_of
 from worker.broker.permissions import Questions
 from worker.broker.topology import Topology, bind
 from worker.errors import BrokerRefused
@@ -35,6 +36,9 @@ class Verification:
     """What could not be verified, because the user lacks the permission."""
     partitions: tuple[int | None, ...] = ()
     """How many messages wait in each partition; empty if there is one queue."""
+    has_surplus: bool = False
+    """Whether there is a queue, though empty, beyond the partitions; False if that was not asked.
+    """
 
     @property
     def waiting(self) -> str:
@@ -52,6 +56,7 @@ async def verify(
     *,
     binds: bool = False,
     consumes: bool = False,
+    beyond: bool = False,
     not_permitted: Iterable[str] = (),
 ) -> Verification:
     """Verify that everything exists as declared; creates no exchange and no queue.
@@ -60,8 +65,10 @@ async def verify(
     restored. `binds` also creates those through which messages arrive, for a first start only:
     later, that would silently undo what an operator did to stop the inflow. `consumes` leaves out
     the one question to which the broker may answer by closing the connection: whether it knows the
-    exchange type of partitions. `not_permitted` lists what the user may not see, from an earlier
-    verification. Raises `BrokerRefused` for what is missing or differs.
+    exchange type of partitions. `beyond` also asks for a queue beyond the partitions, which is a
+    fault if messages wait in it; the broker logs an error if there is none. `not_permitted` lists
+    what the user may not see, from an earlier verification. Raises `BrokerRefused` for what is
+    missing or differs.
     """
     verifying = _Verifying(topology, connection, list(not_permitted))
     async with verifying:
@@ -69,6 +76,7 @@ async def verify(
             waiting = await verifying.look()
             await verifying.compare(consumes=consumes)
             await verifying.bind(all_bindings=binds)
+            has_surplus = beyond and await _has_surplus(topology, connection)
         except ChannelNotFoundEntity as error:
             raise BrokerRefused(
                 f"An exchange or queue of the worker is missing on the broker ({error}).",
@@ -84,7 +92,32 @@ async def verify(
         waiting[topology.dead_letters],
         tuple(dict.fromkeys(verifying.not_permitted)),
         () if topology.partitions is None else tuple(work),
+        has_surplus,
     )
+
+
+async def _has_surplus(topology: Topology, connection: AbstractConnection) -> bool:
+    """Return whether the first queue beyond the partitions exists; raise if messages wait in it.
+
+    A resize has some that are empty. Any other is one of an `apply` with another number.
+    """
+    partitions = topology.partitions
+    if partitions is None:
+        return False
+    name = queue_of(topology.queue, partitions)
+    async with Questions(connection) as questions:
+        try:
+            waiting = await questions.ask(_queue(name), find_queue, name)
+        except ChannelNotFoundEntity:
+            return False
+    if waiting:
+        raise BrokerRefused(
+            f"Queue {name!r} exists and has {counted(waiting, 'message')}, but the database says "
+            f"{counted(partitions, 'partition')}: no worker consumes from it.",
+            f"run 'projection-worker topology resize {partitions}': workers empty it, and it is "
+            "deleted; or with the number of partitions that you want.",
+        )
+    return waiting is not None
 
 
 async def missing(topology: Topology, connection: AbstractConnection) -> list[str]:
