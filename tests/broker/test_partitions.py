@@ -149,11 +149,15 @@ class TestAWorker:
             await resize(quarantine, prefetch)
 
         monkeypatch.setattr(Quarantine, "resize", noted)
-        for chat in range(CHATS):
-            await queues.publish([b"x" * 1_000] * 20, f"chat-{chat}")
         async with member(queues, Ranking("a"), prefetch=20) as only:
             await attached(only)
+            for chat in range(CHATS):
+                await queues.publish([b"x" * 1_000], f"chat-{chat}")
+            # All windows are wide now.
+            await eventually(lambda: len(only.taken) == CHATS)
             only.hold()
+            for chat in range(CHATS):
+                await queues.publish([b"x" * 1_000] * 19, f"chat-{chat}")
             await eventually(lambda: only.session.consumer._intake._not_kept)
             only.go_on()
             await eventually(lambda: len(only.taken) == 20 * CHATS)

@@ -18,6 +18,7 @@ ALLOWED = {
     ("service.py", "task.cancel()"): "It is the store's, or `in_time`: neither loses it.",
     ("broker/pages.py", "asyncio.timeout(DELIVERY_SECONDS)"): "Around a queue of our own.",
     ("telemetry/http.py", "asyncio.timeout(REQUEST_SECONDS)"): "Around asyncio's own streams.",
+    ("store/postgres/connection.py", "asyncio.timeout(self._patience)"): "asyncpg loses none.",
     ("telemetry/http.py", "connection.cancel()"): "Nobody waits for it but for a bounded time.",
     ("telemetry/http.py", "oldest.cancel()"): "Nobody waits for it.",
     ("telemetry/summary.py", "self._timer.cancel()"): "A timer, and no task.",
