@@ -1,4 +1,4 @@
-"""What a worker is doing on each partition, for whoever wants to know who consumes what.
+"""What a worker is doing on each partition: shows people who consumes what.
 
 It is counted when somebody asks, so that a message costs nothing for it.
 """

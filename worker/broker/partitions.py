@@ -18,8 +18,8 @@ MAX_RANK = 2**30 - 1
 # 220 with 500, 370 with 1,000 and 690 with 2,000: from 500 on, a commit's fixed cost is spread well
 # enough. With 32 full partitions, 500 kept 13,600 messages at once, in some 10 MB.
 LEAST_WINDOW = 500
-# Before RabbitMQ 4.0, whoever is first on a queue keeps it. So workers with ordinals give way: this
-# long for each who may come after them and would take it, and then for the partitions of others.
+# Before RabbitMQ 4.0, the first worker on a queue keeps it. So a worker with an ordinal waits: this
+# long for each later worker that would take the queue, and longer for the partitions of others.
 GIVE_WAY_SECONDS = 1.0
 OTHERS_SECONDS = 3.0
 # Ranks from here up are for partitions that are a worker's own by its ordinal.
@@ -39,8 +39,8 @@ def queue_of(queue: str, partition: int) -> str:
 def own_partitions(ordinal: int, partitions: int) -> frozenset[int]:
     """Return the partitions that are a worker's own by its ordinal, until one with a higher comes.
 
-    The worker that makes them N takes floor(K/N) partitions, each from whoever has the most. So the
-    shares of N workers differ by one partition at most, and nobody needs to know N.
+    When there are N workers, the newest takes floor(K/N) of the K partitions, each from the worker
+    that has the most. So the shares differ by one partition at most, and nobody needs to know N.
     """
     return _claims(ordinal, partitions)[-1]
 

@@ -240,7 +240,7 @@ class Quarantine:
                 await self._windows.pop(partition).close()
 
     async def _narrow_silent(self) -> None:
-        """Give the narrow window back to partitions that may have moved to another worker."""
+        """Narrow the windows of partitions that may have moved to another worker."""
         if not self._plan.has_priorities:
             return  # A partition leaves this worker only with its session.
         kept = {delivery.partition for delivery, _ in self._intake.undecided()}

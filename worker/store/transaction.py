@@ -16,6 +16,8 @@ from worker.store.tables import ROWS, Values
 
 # Follows the statements that wait when nothing is asked.
 NOTHING = "SELECT 1 WHERE FALSE"
+# How many events one query reads the rows of. Few, because a row may have a megabyte.
+ROWS_AT_ONCE = 50
 
 
 class Transaction:
@@ -185,11 +187,26 @@ class StoreTransaction(Log):
     async def with_rows(self, tables: Iterable[str], event_ids: Collection[str]) -> set[str]:
         """Return the events that have a row in any of the tables, once waiting statements ran."""
 
-    @abstractmethod
     async def lone_rows(
         self, tables: Iterable[str], event_ids: Sequence[str]
     ) -> dict[str, dict[str, Values] | None]:
         """Return event -> table -> its row; None for an event with several rows in one table."""
+        found: dict[str, dict[str, Values] | None] = {event_id: {} for event_id in event_ids}
+        for start in range(0, len(event_ids), ROWS_AT_ONCE):
+            some = event_ids[start : start + ROWS_AT_ONCE]
+            for table in tables:
+                for row in await self._counted_rows(table, some):
+                    *values, count = row
+                    of_event = found[row["event_id"]]
+                    if count > 1:
+                        found[row["event_id"]] = None
+                    elif of_event is not None:
+                        of_event[table] = tuple(values)
+        return found
+
+    @abstractmethod
+    async def _counted_rows(self, table: str, event_ids: Sequence[str]) -> list[Row]:
+        """Return one row of each event that has any, followed by the number that it has."""
 
     @abstractmethod
     async def _call(

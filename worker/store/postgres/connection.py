@@ -251,8 +251,7 @@ class PostgresWriter(PostgresDatabase, Writer):
 
     def _begin(self, session: Session, snapshots: Snapshots) -> PostgresTransaction:
         if self._guard is None or self._guard[0] is not session:
-            schemas = frozenset({self.address.schema, self.address.rebuild_schema})
-            self._guard = (session, Guard(session, schemas))
+            self._guard = (session, Guard(session, frozenset({self.address.schema})))
         driver = Driver(session, self._guard[1], self.named)
         return PostgresTransaction(session, driver, self.named, snapshots)
 

@@ -191,7 +191,7 @@ async def _rights(session: Session, address: Address, tables: Collection[str]) -
 async def _give(
     session: Session, address: Address, tables: Collection[str], rights: Sequence[_Right]
 ) -> None:
-    """Give exactly these rights on tables that were just made."""
+    """Grant exactly these rights, and no others, on tables that were just made."""
     for each in await _rights(session, address, tables):
         await session.run(
             f"REVOKE ALL ON TABLE {qualified(address.schema, each.table)} FROM {each.role}"

@@ -18,7 +18,6 @@ from worker.store.postgres.register import PostgresRegister
 from worker.store.postgres.session import Session
 from worker.store.statements import Parameters, Row
 from worker.store.streams import Snapshots, Stream
-from worker.store.tables import Values
 from worker.store.transaction import NOTHING, StoreTransaction
 
 # In the order of the key, so that no two transactions wait for each other. A row that is there is
@@ -53,8 +52,6 @@ APPEND = """
         AS grown (event_id, messages, sequence, at, id)
     WHERE streams.event_id = grown.event_id
 """
-# How many events one query reads the rows of. Few, because a row may have a megabyte.
-ROWS_AT_ONCE = 50
 # The server ends a session that asks nothing for two seconds; handlers may compute for longer.
 SILENT_SECONDS = 0.5
 
@@ -183,22 +180,8 @@ class PostgresTransaction(PostgresLog, StoreTransaction):
         lacking = WITHOUT_ROWS.format(" AND ".join(parts))
         return set(event_ids) - {row[0] for row in await self.fetch_all(lacking, arrays(event_ids))}
 
-    async def lone_rows(
-        self, tables: Iterable[str], event_ids: Sequence[str]
-    ) -> dict[str, dict[str, Values] | None]:
-        """Return event -> table -> its row; None for an event with several rows in one table."""
-        found: dict[str, dict[str, Values] | None] = {event_id: {} for event_id in event_ids}
-        for start in range(0, len(event_ids), ROWS_AT_ONCE):
-            some = arrays(event_ids[start : start + ROWS_AT_ONCE])
-            for table in tables:
-                for row in await self.fetch_all(LONE_ROWS.format(table), some):
-                    *values, count = row
-                    of_event = found[row["event_id"]]
-                    if count > 1:
-                        found[row["event_id"]] = None
-                    elif of_event is not None:
-                        of_event[table] = tuple(values)
-        return found
+    async def _counted_rows(self, table: str, event_ids: Sequence[str]) -> list[Row]:
+        return await self.fetch_all(LONE_ROWS.format(table), arrays(event_ids))
 
     async def _call(
         self, sql: str, parameters: Parameters = (), author: PlainAuthor | None = None

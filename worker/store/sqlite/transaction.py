@@ -15,12 +15,9 @@ from worker.store.sqlite.register import SqliteRegister
 from worker.store.sqlite.streams import Streams
 from worker.store.statements import Parameters, Row
 from worker.store.streams import Stream
-from worker.store.tables import Values
 from worker.store.transaction import StoreTransaction
 
 COMMITS = "SELECT commits FROM file"
-# How many events one query reads the rows of. Few, because a row may have a megabyte.
-ROWS_AT_ONCE = 50
 
 # Every name in these statements comes from a registered projection, never from input.
 WITH_ROWS = "SELECT event_id FROM {} WHERE event_id IN (SELECT value FROM json_each(?1))"
@@ -89,22 +86,10 @@ class SqliteTransaction(SqliteLog, StoreTransaction):
         parameters = (json.dumps(list(event_ids), ensure_ascii=False),)
         return {row[0] for row in await self.fetch_all(" UNION ALL ".join(parts), parameters)}
 
-    async def lone_rows(
-        self, tables: Iterable[str], event_ids: Sequence[str]
-    ) -> dict[str, dict[str, Values] | None]:
-        """Return event -> table -> its row; None for an event with several rows in one table."""
-        found: dict[str, dict[str, Values] | None] = {event_id: {} for event_id in event_ids}
-        for start in range(0, len(event_ids), ROWS_AT_ONCE):
-            some = json.dumps(event_ids[start : start + ROWS_AT_ONCE], ensure_ascii=False)
-            for table in tables:
-                for row in await self.fetch_all(LONE_ROWS.format(table), (some,)):
-                    *values, count = row
-                    of_event = found[row["event_id"]]
-                    if count > 1:
-                        found[row["event_id"]] = None
-                    elif of_event is not None:
-                        of_event[table] = tuple(values)
-        return found
+    async def _counted_rows(self, table: str, event_ids: Sequence[str]) -> list[Row]:
+        return await self.fetch_all(
+            LONE_ROWS.format(table), (json.dumps(event_ids, ensure_ascii=False),)
+        )
 
     async def _call(
         self, sql: str, parameters: Parameters = (), author: PlainAuthor | None = None
