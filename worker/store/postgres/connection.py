@@ -251,7 +251,7 @@ class PostgresWriter(PostgresDatabase, Writer):
 
     def _begin(self, session: Session, snapshots: Snapshots) -> PostgresTransaction:
         if self._guard is None or self._guard[0] is not session:
-            self._guard = (session, Guard(session, frozenset({self.address.schema})))
+            self._guard = (session, Guard(session, self.address.schema))
         driver = Driver(session, self._guard[1], self.named)
         return PostgresTransaction(session, driver, self.named, snapshots)
 

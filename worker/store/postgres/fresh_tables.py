@@ -82,7 +82,7 @@ class PostgresTables(FreshTables):
             is_long=True,
             is_first=self.is_first,
         )
-        guard = Guard(session, frozenset({self._here}))
+        guard = Guard(session, self._here)
         driver = Driver(session, guard, self.named)
         self.tx = PostgresTransaction(session, driver, self.named, Snapshots())
         try:

@@ -15,10 +15,10 @@ from worker.store.tables import RESERVED
 class Guard:
     """The texts that one session has checked."""
 
-    def __init__(self, session: Session, schemas: frozenset[str]) -> None:
-        """Allow to write tables in these schemas."""
+    def __init__(self, session: Session, schema: str) -> None:
+        """Allow to write tables in this schema."""
         self._session = session
-        self._schemas = schemas
+        self._schema = schema
         self._writes: dict[str, bool] = {}
 
     def knows(self, sql: str) -> bool:
@@ -58,15 +58,15 @@ class Guard:
             return True
         targets = node.get("Target Tables", [node])
         return all(
-            _is_ours(target.get("Schema", ""), self._schemas)
+            _is_ours(target.get("Schema", ""), self._schema)
             and target["Relation Name"] not in RESERVED
             for target in targets
         )
 
 
-def _is_ours(schema: str, schemas: frozenset[str]) -> bool:
+def _is_ours(schema: str, own: str) -> bool:
     # What is temporary was made by this session, and so by the worker.
-    return schema in schemas or schema.startswith("pg_temp_")
+    return schema == own or schema.startswith("pg_temp_")
 
 
 def _refused(sql: str) -> ValueError:
