@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.topology import Binding
 from worker.errors import BrokerRefused
+
+# A message on its way from one consumer to the next is neither waiting nor unacked for a moment,
+# and so is one that the broker itself is dead-lettering. So each look is confirmed by another.
+LOOK_SECONDS = 1.0
+LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +23,17 @@ class Left:
     """How many messages wait for workers."""
     consumed: int
     """How many of the queues have a consumer, or unacked messages."""
+
+
+async def exists(connection: AbstractConnection, queue: str) -> bool:
+    """Return whether there is a queue of this name."""
+    # The broker closes the channel if there is none.
+    async with connection.channel() as channel:
+        try:
+            await channel.declare_queue(queue, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+    return True
 
 
 async def look(channel: AbstractChannel, queues: Sequence[str]) -> Left:

@@ -20,16 +20,11 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from worker.broker.partitions import queue_of
-from worker.broker.removal import delete_empty, look, unbind
+from worker.broker.removal import LOOK_SECONDS, LOOKS, delete_empty, exists, look, unbind
 from worker.broker.topology import Binding, Topology, bind
 from worker.broker.verification import find_queue
 from worker.errors import BrokerRefused
 from worker.plurals import counted
-
-# Messages that are on their way from one consumer to the next are neither waiting nor unacked for a
-# moment, so each look is confirmed by another.
-LOOK_SECONDS = 1.0
-LOOKS = 2
 
 Write = Callable[[int], Awaitable[None]]
 """Writes the number of partitions to where all workers read it, and returns when it is there."""
@@ -120,14 +115,10 @@ class _Resizing:
         """Return the numbers of the queues behind the wanted ones; an interruption leaves some."""
         found: list[int] = []
         for number in count(self._partitions):
-            try:
-                async with self._connection.channel() as channel:
-                    await find_queue(channel, queue_of(self._wanted.queue, number))
-            except ChannelNotFoundEntity:
-                if number >= known:
-                    break
-            else:
+            if await exists(self._connection, queue_of(self._wanted.queue, number)):
                 found.append(number)
+            elif number >= known:
+                break
         return found
 
     async def _settled(self, channel: AbstractChannel, surplus: Sequence[str], told: int) -> int:

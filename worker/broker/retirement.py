@@ -13,24 +13,27 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.partitions import queue_of
-from worker.broker.removal import Left, delete_empty, look, unbind
+from worker.broker.removal import (
+    LOOK_SECONDS,
+    LOOKS,
+    Left,
+    delete_empty,
+    exists,
+    look,
+    unbind,
+)
 from worker.broker.topology import Topology, bind
 from worker.errors import BrokerRefused
 from worker.plurals import counted
-
-# A message on its way from one consumer to the next is neither waiting nor unacked for a moment,
-# and so is one that the broker itself is dead-lettering.
-LOOK_SECONDS = 1.0
-LOOKS = 2
 
 
 async def old_topology(connection: AbstractConnection, topology: Topology) -> Topology | None:
     """Return what the reader has left for this topology; None if there is nothing of it."""
     if topology.partitions is not None:
         old = replace(topology, partitions=None)
-        return old if await _exists(connection, old.queue) else None
+        return old if await exists(connection, old.queue) else None
     for number in count():
-        if not await _exists(connection, queue_of(topology.queue, number)):
+        if not await exists(connection, queue_of(topology.queue, number)):
             break
     return replace(topology, partitions=number) if number else None
 
@@ -72,12 +75,3 @@ def _require_empty(old: Topology, left: Left) -> None:
         "let the old worker empty it ('projection-worker check' with its settings counts what "
         "waits) and stop it, import its log once more, and run this command again.",
     )
-
-
-async def _exists(connection: AbstractConnection, queue: str) -> bool:
-    async with connection.channel() as channel:
-        try:
-            await channel.declare_queue(queue, passive=True)
-        except ChannelNotFoundEntity:
-            return False
-    return True
